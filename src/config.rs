@@ -1,0 +1,261 @@
+//! The configuration: defaults that are compiled in, a file, the environment, flags, in this order; checked once.
+//!
+//! The only reader of the environment. Each domain owns the type of its section; this file joins them and holds the
+//! rules that cross fields.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use figment::Figment;
+use figment::providers::Env;
+use figment::providers::Format;
+use figment::providers::Serialized;
+use figment::providers::Toml;
+use serde::Deserialize;
+
+use crate::auth;
+use crate::gateway;
+use crate::supervisor;
+use crate::telemetry;
+
+/// The defaults, which are also the documentation of every key.
+pub const DEFAULTS: &str = include_str!("../config/default.toml");
+
+/// What the command line may override.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    /// `--config`
+    pub config: Option<PathBuf>,
+    /// `--data`
+    pub data: Option<PathBuf>,
+    /// `--listen`
+    pub listen: Option<String>,
+    /// `--pocketbase`
+    pub pocketbase: Option<PathBuf>,
+}
+
+/// The `[storage]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Storage {
+    /// The data directory.
+    pub path: PathBuf,
+}
+
+/// The `[pocketbase]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PocketBase {
+    /// Path of the binary; empty = look for it.
+    pub binary: String,
+    /// Version it must have.
+    pub version: String,
+    /// SHA-256 it must have; empty = any.
+    pub sha256: String,
+    /// Folder of templates; empty = `pb_templates`.
+    pub templates: String,
+    /// Template of personal instances.
+    pub personal_template: String,
+}
+
+/// The whole configuration, valid.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `[server]`
+    pub server: gateway::Config,
+    /// `[storage]`
+    pub storage: Storage,
+    /// `[log]`
+    pub log: telemetry::Config,
+    /// `[pocketbase]`
+    pub pocketbase: PocketBase,
+    /// `[instances]`
+    pub instances: supervisor::Config,
+    /// `[auth]`
+    pub auth: auth::Config,
+    /// `PATH` of the environment, for finding the binary.
+    #[serde(skip)]
+    pub search_path: String,
+}
+
+/// Why a configuration is not usable.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The named file does not exist.
+    #[error("the configuration file {0} does not exist")]
+    NoFile(PathBuf),
+    /// A key or a value is wrong; the text names it and what is allowed.
+    #[error("{0}")]
+    Invalid(String),
+    /// A rule about a value's range or about several values.
+    #[error("{key} = {value}: {rule}")]
+    Rule {
+        /// The key, with its section.
+        key: &'static str,
+        /// The value found.
+        value: String,
+        /// What is allowed.
+        rule: &'static str,
+    },
+}
+
+impl Config {
+    /// Layers and checks everything.
+    pub fn load(flags: &Flags) -> Result<Self, Error> {
+        let mut figment = Figment::from(Toml::string(DEFAULTS));
+        if let Some(path) = &flags.config {
+            if !path.is_file() {
+                return Err(Error::NoFile(path.clone()));
+            }
+            figment = figment.merge(Toml::file_exact(path));
+        }
+        // Keys without a section are not ours to judge: the environment belongs to everybody.
+        let environment = Env::prefixed("POCKETFLEET_").filter(|key| key.as_str().contains("__")).split("__");
+        figment = figment.merge(environment);
+        if let Some(data) = &flags.data {
+            figment = figment.merge(Serialized::default("storage.path", data));
+        }
+        if let Some(listen) = &flags.listen {
+            figment = figment.merge(Serialized::default("server.listen", listen));
+        }
+        if let Some(pocketbase) = &flags.pocketbase {
+            figment = figment.merge(Serialized::default("pocketbase.binary", pocketbase));
+        }
+        let mut config: Self = figment.extract().map_err(|error| Error::Invalid(describe(error)))?;
+        #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+        let search_path = std::env::var("PATH");
+        config.search_path = search_path.unwrap_or_default();
+        config.check()?;
+        config.storage.path = std::path::absolute(&config.storage.path)
+            .map_err(|error| Error::Invalid(format!("storage.path: {error}")))?;
+        Ok(config)
+    }
+
+    /// The folder of templates.
+    pub fn templates(&self) -> PathBuf {
+        if self.pocketbase.templates.is_empty() { "pb_templates".into() } else { (&self.pocketbase.templates).into() }
+    }
+
+    /// The URL that users see.
+    pub fn public_url(&self, listen: SocketAddr) -> String {
+        if self.server.public_url.is_empty() { format!("http://{listen}") } else { self.server.public_url.clone() }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let i = &self.instances;
+        let s = &self.server;
+        let a = &self.auth;
+        positive("instances.max_awake", i.max_awake as u64)?;
+        positive("instances.max_in_flight", i.max_in_flight as u64)?;
+        positive("instances.max_waiting_per_instance", i.max_waiting_per_instance as u64)?;
+        positive("instances.max_waiting", i.max_waiting as u64)?;
+        positive("instances.probe_misses", u64::from(i.probe_misses))?;
+        positive("instances.log_bytes", i.log_bytes)?;
+        positive("server.max_connections", s.max_connections as u64)?;
+        positive("server.max_connections_per_ip", s.max_connections_per_ip as u64)?;
+        positive("auth.max_concurrent", a.max_concurrent as u64)?;
+        at_least("instances.nofile", i.nofile, 64, "at least 64: PocketBase does not start with fewer open files")?;
+        if i.data_bytes > 0 {
+            let rule = "0 (not set) or at least 134217728 (128 MiB): PocketBase does not start with less";
+            at_least("instances.data_bytes", i.data_bytes, 128 << 20, rule)?;
+        }
+        at_least("server.max_uri_bytes", s.max_uri_bytes as u64, 256, "at least 256")?;
+        at_least("server.max_headers", s.max_headers as u64, 16, "at least 16")?;
+        for (key, value) in [
+            ("instances.idle_timeout", i.idle_timeout),
+            ("instances.wake_timeout", i.wake_timeout),
+            ("instances.start_timeout", i.start_timeout),
+            ("instances.probe_interval", i.probe_interval),
+            ("instances.probe_timeout", i.probe_timeout),
+            ("instances.stop_timeout", i.stop_timeout),
+            ("server.header_timeout", s.header_timeout),
+            ("server.body_idle_timeout", s.body_idle_timeout),
+            ("server.response_timeout", s.response_timeout),
+        ] {
+            if value < Duration::from_millis(10) || value > Duration::from_hours(24) {
+                return Err(rule(key, format!("{value:?}"), "between 10ms and 24h"));
+            }
+        }
+        if i.backoff_base > i.backoff_max {
+            return Err(rule("instances.backoff_base", format!("{:?}", i.backoff_base), "not above backoff_max"));
+        }
+        if !self.pocketbase.sha256.is_empty() && self.pocketbase.sha256.len() != 64 {
+            return Err(rule("pocketbase.sha256", &self.pocketbase.sha256, "empty, or 64 hexadecimal digits"));
+        }
+        if a.admin_email.is_empty() != a.admin_password.is_empty() {
+            return Err(rule("auth.admin_email", &a.admin_email, "set together with auth.admin_password, or not at all"));
+        }
+        Ok(())
+    }
+}
+
+fn positive(key: &'static str, value: u64) -> Result<(), Error> {
+    at_least(key, value, 1, "at least 1")
+}
+
+fn at_least(key: &'static str, value: u64, least: u64, text: &'static str) -> Result<(), Error> {
+    if value >= least { Ok(()) } else { Err(rule(key, value, text)) }
+}
+
+fn rule(key: &'static str, value: impl fmt::Display, rule: &'static str) -> Error {
+    Error::Rule { key, value: value.to_string(), rule }
+}
+
+/// All mistakes at once, each with its key, what was found, what is allowed, and where it came from.
+fn describe(error: figment::Error) -> String {
+    let lines: Vec<String> = error
+        .into_iter()
+        .map(|one| {
+            let source = one.metadata.as_ref().map(|metadata| metadata.name.to_string()).unwrap_or_default();
+            let key = one.path.join(".");
+            format!("{key}: {}{}{source}", one.kind, if source.is_empty() { "" } else { " in " })
+        })
+        .collect();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, Error> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Config::load(&Flags { config: Some(file.path().to_owned()), ..Flags::default() })
+    }
+
+    #[test]
+    fn defaults_are_valid_and_flags_win_over_the_file() {
+        let config = load("").unwrap();
+        assert_eq!(config.server.listen, "127.0.0.1:3000".parse().unwrap());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "[server]\nlisten = \"127.0.0.1:1\"").unwrap();
+        let flags =
+            Flags { config: Some(file.path().to_owned()), listen: Some("127.0.0.1:2".to_owned()), ..Flags::default() };
+        assert_eq!(Config::load(&flags).unwrap().server.listen, "127.0.0.1:2".parse().unwrap());
+    }
+
+    #[test]
+    fn mistakes_name_key_value_and_what_is_allowed() {
+        let error = load("[server]\nlistn = \"x\"").unwrap_err().to_string();
+        assert!(error.contains("listn") && error.contains("listen"), "{error}");
+        let error = load("[instances]\nidle_timeout = \"soon\"").unwrap_err().to_string();
+        assert!(error.contains("instances.idle_timeout") && error.contains("soon"), "{error}");
+        let error = load("[instances]\nmax_awake = 0").unwrap_err().to_string();
+        assert_eq!(error, "instances.max_awake = 0: at least 1");
+        let error = load("[instances]\nmax_awake = -3").unwrap_err().to_string();
+        assert!(error.contains("instances.max_awake") && error.contains("-3"), "{error}");
+        let missing = Flags { config: Some("/nowhere/at/all.toml".into()), ..Flags::default() };
+        assert!(Config::load(&missing).unwrap_err().to_string().contains("/nowhere/at/all.toml"));
+    }
+
+    #[test]
+    fn every_key_of_the_defaults_says_since_when() {
+        for line in DEFAULTS.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')) {
+            assert!(line.contains("# since "), "{line}");
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The registry of error codes and the two shapes in which an error leaves pocketfleet.
+//!
+//! Each domain has its own error enum; `impl From<domain::Error> for Problem` classifies every variant, so that a
+//! new one does not compile until somebody decided what the caller sees. Internals (`source` chains) are logged
+//! where they are handled and never put into a [`Problem`].
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+/// What went wrong, as a caller must distinguish it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request itself is wrong; repeating it changes nothing.
+    Client,
+    /// Too much was asked at once; the same request may work later.
+    Limit,
+    /// Something on our side of the line, or behind us, is not available.
+    Server,
+}
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $text:literal, $status:literal, $kind:ident, $message:literal;)*) => {
+        /// Every error code that a caller can meet: stable, documented, never reused.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Code {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Code {
+            /// All codes, in the order of the documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The code as callers see it.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// The HTTP status it is answered with.
+            pub fn status(self) -> u16 {
+                match self { $(Self::$name => $status,)* }
+            }
+
+            /// Who has to act.
+            pub fn kind(self) -> ErrorKind {
+                match self { $(Self::$name => ErrorKind::$kind,)* }
+            }
+
+            /// The message used when nothing more precise is known.
+            pub fn message(self) -> &'static str {
+                match self { $(Self::$name => $message,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// A malformed request line, header or path.
+    InvalidRequest = "INVALID_REQUEST", 400, Client, "the request is malformed";
+    /// A body that is not what the route takes.
+    InvalidBody = "INVALID_BODY", 400, Client, "the body is not what this route takes";
+    /// Fields that fail validation; `details` names them.
+    ValidationFailed = "VALIDATION_FAILED", 400, Client, "some fields are not valid; see details";
+    /// E-mail address or password are wrong.
+    InvalidCredentials = "INVALID_CREDENTIALS", 400, Client, "the e-mail address or the password is wrong";
+    /// No credential, or one that is not valid (any more).
+    Unauthorized = "UNAUTHORIZED", 401, Client, "sign in and send the token as `Authorization: Bearer <token>`";
+    /// A valid credential without the right.
+    Forbidden = "FORBIDDEN", 403, Client, "this account may not do that";
+    /// Nothing here, or nothing that the caller may know of.
+    NotFound = "NOT_FOUND", 404, Client, "there is nothing at this address";
+    /// The path exists, the method does not.
+    MethodNotAllowed = "METHOD_NOT_ALLOWED", 405, Client, "this path does not take this method";
+    /// The state of the thing does not allow it.
+    Conflict = "CONFLICT", 409, Client, "the current state does not allow this";
+    /// An account with this e-mail address exists.
+    EmailTaken = "EMAIL_TAKEN", 400, Client, "an account with this e-mail address exists; sign in instead";
+    /// The body is larger than the route takes.
+    BodyTooLarge = "BODY_TOO_LARGE", 413, Client, "the body is larger than this route takes";
+    /// The request target is too long.
+    UriTooLong = "URI_TOO_LONG", 414, Client, "the path and query are too long";
+    /// An Expect header other than `100-continue`.
+    ExpectationFailed = "EXPECTATION_FAILED", 417, Client, "only `Expect: 100-continue` is understood";
+    /// Too many attempts; `Retry-After` says when to come back.
+    RateLimited = "RATE_LIMITED", 429, Limit, "too many attempts; wait as long as Retry-After says";
+    /// The caller's instance has as many requests waiting as it may.
+    TenantBusy = "TENANT_BUSY", 429, Limit, "your instance has too many requests waiting; slow down";
+    /// The request head is larger than allowed.
+    HeadersTooLarge = "HEADERS_TOO_LARGE", 431, Client, "the request has too many or too large headers";
+    /// An error of ours that nobody planned.
+    Internal = "INTERNAL_ERROR", 500, Server, "something went wrong on our side; quote the request id";
+    /// Not built yet.
+    NotImplemented = "NOT_IMPLEMENTED", 501, Server, "this part is not available yet";
+    /// The instance broke off its answer.
+    BadGateway = "BAD_GATEWAY", 502, Server, "the instance broke off; try again";
+    /// The waiting room is full.
+    Overloaded = "OVERLOADED", 503, Limit, "too many requests are waiting; try again soon";
+    /// The instance did not wake in time.
+    WakeTimeout = "WAKE_TIMEOUT", 503, Server, "the instance did not wake in time; try again soon";
+    /// The instance failed and waits before it is started again.
+    TenantBackoff = "TENANT_BACKOFF", 503, Server, "the instance failed and restarts soon";
+    /// The instance failed too often; an operator has to release it.
+    TenantQuarantined = "TENANT_QUARANTINED", 503, Server, "the instance failed too often and waits for an operator";
+    /// The instance cannot start for a reason outside it.
+    TenantBlocked = "TENANT_BLOCKED", 503, Server, "the instance cannot be started; an operator has been told why";
+    /// Suspended by an operator.
+    TenantSuspended = "TENANT_SUSPENDED", 403, Client, "this instance is suspended; ask the operator";
+    /// As many instances are awake as may be, and none can sleep.
+    CapacityReached = "CAPACITY_REACHED", 503, Limit, "no room for another awake instance; try again soon";
+    /// The global instance, which holds the accounts, is away.
+    AccountsUnavailable = "ACCOUNTS_UNAVAILABLE", 503, Server, "the accounts service is away; try again soon";
+    /// Shutting down.
+    ShuttingDown = "SHUTTING_DOWN", 503, Server, "the server is shutting down; try again soon";
+    /// No answer in time.
+    GatewayTimeout = "GATEWAY_TIMEOUT", 504, Server, "the instance did not answer in time";
+}
+
+/// An error as the caller sees it: a code of the registry and a message that says what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The stable code.
+    pub code: Code,
+    /// One sentence for a person, lower case, without a full stop.
+    pub message: Cow<'static, str>,
+    /// Machine-readable particulars; an empty object when there are none.
+    pub details: Value,
+    /// When it makes sense to try again.
+    pub retry_after: Option<Duration>,
+}
+
+impl Problem {
+    /// The code with its usual message.
+    pub fn new(code: Code) -> Self {
+        Self { code, message: Cow::Borrowed(code.message()), details: Value::Object(Map::new()), retry_after: None }
+    }
+
+    /// Replaces the message by a more precise one.
+    #[must_use]
+    pub fn message(self, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { message: message.into(), ..self }
+    }
+
+    /// Adds particulars.
+    #[must_use]
+    pub fn details(self, details: Value) -> Self {
+        Self { details, ..self }
+    }
+
+    /// Says when to come back.
+    #[must_use]
+    pub fn retry_after(self, wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..self }
+    }
+
+    /// The value of a `Retry-After` header: whole seconds, rounded up, at least 1.
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        self.retry_after.map(|wait| wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0)).max(1))
+    }
+
+    /// The shape of our own routes: `{"error":{"code","type","message","details","request_id"}}`.
+    pub fn body(&self, request_id: &str) -> Value {
+        json!({ "error": {
+            "code": self.code.as_str(),
+            "type": self.code.as_str().to_ascii_lowercase(),
+            "message": self.message,
+            "details": self.details,
+            "request_id": request_id,
+        }})
+    }
+
+    /// The shape of `PocketBase`'s paths, which its SDKs understand: `{"status","message","data"}`, with the code
+    /// and the request id beside them.
+    pub fn pocketbase_body(&self, request_id: &str) -> Value {
+        let mut message = self.message.to_string();
+        if let Some(first) = message.get(..1) {
+            message = first.to_uppercase() + message.get(1..).unwrap_or_default() + ".";
+        }
+        json!({
+            "status": self.code.status(),
+            "message": message,
+            "data": self.details,
+            "code": self.code.as_str(),
+            "request_id": request_id,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_rounded_up_to_whole_seconds() {
+        let problem = |ms| Problem::new(Code::Overloaded).retry_after(Duration::from_millis(ms));
+        assert_eq!(problem(1).retry_after_seconds(), Some(1));
+        assert_eq!(problem(1_000).retry_after_seconds(), Some(1));
+        assert_eq!(problem(1_001).retry_after_seconds(), Some(2));
+    }
+
+    #[test]
+    fn codes_are_unique_and_limits_are_retryable() {
+        let mut seen = std::collections::HashSet::new();
+        for code in Code::ALL {
+            assert!(seen.insert(code.as_str()), "{code:?} twice");
+            if code.kind() == ErrorKind::Limit {
+                assert!(matches!(code.status(), 429 | 503), "{code:?}");
+            }
+        }
+    }
+}

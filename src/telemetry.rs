@@ -1,0 +1,206 @@
+//! Logs and metrics. The registry is a value handed to the components, never a global, so that tests in one
+//! process do not see each other.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::EncodeLabelValue;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use serde::Deserialize;
+use tracing_subscriber::EnvFilter;
+
+/// The `[log]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Text for people or JSON for machines.
+    pub format: Format,
+    /// A `tracing` filter directive.
+    pub filter: String,
+    /// Requests that take at least this long get a log line.
+    #[serde(with = "humantime_serde")]
+    pub slow_request: Duration,
+}
+
+/// How a log line is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// One line a person reads.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Installs the process-wide subscriber: standard error, no colours when it is not a terminal.
+pub fn install(config: &Config) -> anyhow::Result<()> {
+    use std::io::IsTerminal;
+    let filter = EnvFilter::try_new(&config.filter)?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    let result = match config.format {
+        Format::Text => builder.try_init(),
+        Format::Json => builder.json().flatten_event(true).try_init(),
+    };
+    result.map_err(|error| anyhow::anyhow!("install the log subscriber: {error}"))
+}
+
+/// How a request came to its instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(non_camel_case_types, reason = "variants are the label values, as they appear in /metrics")]
+pub enum Arrival {
+    /// The instance was awake and had room.
+    warm,
+    /// This request's arrival started the instance.
+    woken,
+    /// It waited for a start or a place that was already under way.
+    queued,
+    /// It waited too long.
+    timed_out,
+    /// It was refused: full waiting room, backoff, quarantine.
+    refused,
+}
+
+/// Label of [`Metrics::arrivals`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ArrivalLabels {
+    /// The outcome.
+    pub outcome: Arrival,
+}
+
+/// Label of [`Metrics::requests`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// `tenant`, `global` or `own`.
+    pub target: &'static str,
+    /// `2xx`, `3xx`, `4xx` or `5xx`.
+    pub class: &'static str,
+}
+
+/// Label of counters with a reason.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabels {
+    /// The reason, from a small fixed set.
+    pub reason: &'static str,
+}
+
+/// Label of [`Metrics::instances`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StateLabels {
+    /// The state's name.
+    pub state: &'static str,
+}
+
+fn seconds() -> Histogram {
+    Histogram::new([0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0])
+}
+
+/// Every metric of the process.
+pub struct Metrics {
+    registry: Registry,
+    /// Time until a request had its instance, by outcome: the cold start as callers feel it.
+    pub arrivals: Family<ArrivalLabels, Histogram, fn() -> Histogram>,
+    /// Spawn to authenticated health check.
+    pub boot: Histogram,
+    /// Answered requests.
+    pub requests: Family<RequestLabels, Counter>,
+    /// Time to the answer's head, as the gateway saw it.
+    pub request_seconds: Histogram,
+    /// Processes started.
+    pub starts: Counter,
+    /// Processes that ended without being asked, by reason.
+    pub exits: Family<ReasonLabels, Counter>,
+    /// Running processes taken over from an earlier pocketfleet.
+    pub adopted: Counter,
+    /// Instances by state, set when scraped.
+    pub instances: Family<StateLabels, Gauge>,
+    /// Requests waiting for an instance.
+    pub waiting: Gauge,
+    /// Age of the oldest of them in seconds, set when scraped.
+    pub oldest_waiter: Gauge<f64, AtomicU64>,
+    /// Open client connections.
+    pub connections: Gauge,
+    /// Connections refused, by reason.
+    pub connections_refused: Family<ReasonLabels, Counter>,
+    /// Registered tenants, set when scraped.
+    pub tenants: Gauge,
+    /// Sign-ins and registrations refused, by reason.
+    pub auth_refused: Family<ReasonLabels, Counter>,
+}
+
+impl Metrics {
+    /// A fresh set with its own registry.
+    pub fn new() -> Arc<Self> {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("pocketfleet"),
+            arrivals: Family::new_with_constructor(seconds),
+            boot: seconds(),
+            requests: Family::default(),
+            request_seconds: seconds(),
+            starts: Counter::default(),
+            exits: Family::default(),
+            adopted: Counter::default(),
+            instances: Family::default(),
+            waiting: Gauge::default(),
+            oldest_waiter: Gauge::default(),
+            connections: Gauge::default(),
+            connections_refused: Family::default(),
+            tenants: Gauge::default(),
+            auth_refused: Family::default(),
+        };
+        metrics.register();
+        for outcome in [Arrival::warm, Arrival::woken, Arrival::queued, Arrival::timed_out, Arrival::refused] {
+            drop(metrics.arrivals.get_or_create(&ArrivalLabels { outcome }));
+        }
+        Arc::new(metrics)
+    }
+
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        r.register("build", "Version of this program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        r.register("arrival_seconds", "Time until a request had its instance, by outcome", self.arrivals.clone());
+        r.register("boot_seconds", "Spawn to authenticated health check", self.boot.clone());
+        r.register("requests", "Answered requests", self.requests.clone());
+        r.register("request_seconds", "Time to the head of the answer", self.request_seconds.clone());
+        r.register("starts", "Processes started", self.starts.clone());
+        r.register("exits", "Processes that ended without being asked", self.exits.clone());
+        r.register("adopted", "Processes taken over from an earlier run", self.adopted.clone());
+        r.register("instances", "Instances by state", self.instances.clone());
+        r.register("waiting", "Requests waiting for an instance", self.waiting.clone());
+        r.register("oldest_waiter_seconds", "Age of the oldest waiting request", self.oldest_waiter.clone());
+        r.register("connections", "Open client connections", self.connections.clone());
+        r.register("connections_refused", "Connections refused", self.connections_refused.clone());
+        r.register("tenants", "Registered tenants", self.tenants.clone());
+        r.register("auth_refused", "Sign-ins and registrations refused", self.auth_refused.clone());
+    }
+
+    /// Notes how a request came to its instance.
+    pub fn arrived(&self, outcome: Arrival, after: Duration) {
+        self.arrivals.get_or_create(&ArrivalLabels { outcome }).observe(after.as_secs_f64());
+    }
+
+    /// The `OpenMetrics` text of everything.
+    pub fn render(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
