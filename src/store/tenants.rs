@@ -1,0 +1,159 @@
+//! `tenant.<id>`: which tenants there are, and how an operator wants them treated.
+//!
+//! The view is read on every request and holds a hundred thousand tenants in a few tens of megabytes. Tenants are
+//! never removed here: a record that is missing must not make anybody delete data.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::Error;
+use super::Store;
+use super::table::Step;
+use super::table::Table;
+use super::view::Record;
+use crate::ids::TenantId;
+use crate::ids::UserId;
+
+/// What a tenant is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The global instance, which holds the accounts.
+    Global,
+    /// One user's own.
+    Personal,
+}
+
+/// A tenant as the control plane knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tenant {
+    /// Its name; a personal tenant has its owner's.
+    pub id: TenantId,
+    /// What it is for.
+    pub kind: Kind,
+    /// Name of the template under `pb_templates/`.
+    pub template: String,
+    /// The user whose row the instance's `users` collection holds; none for the global instance.
+    pub owner: Option<UserId>,
+    /// Never put to sleep.
+    #[serde(default)]
+    pub pinned: bool,
+    /// Refused to everybody until an operator lifts it.
+    #[serde(default)]
+    pub suspended: bool,
+    /// When the tenant was registered.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: time::OffsetDateTime,
+}
+
+fn key_of(id: &TenantId) -> String {
+    format!("{}{id}", Tenant::PREFIX)
+}
+
+impl Record for Tenant {
+    const PREFIX: &'static str = "tenant.";
+    type Id = TenantId;
+    type Index = TenantId;
+
+    fn id(&self) -> TenantId {
+        self.id.clone()
+    }
+
+    fn key(&self) -> String {
+        key_of(&self.id)
+    }
+
+    fn parse_id(rest: &str) -> Option<TenantId> {
+        TenantId::parse(rest).ok()
+    }
+
+    fn index(&self) -> Option<TenantId> {
+        Some(self.id.clone())
+    }
+
+    fn compact(mut self) -> Self {
+        if let Some(owner) = self.owner.as_ref().filter(|owner| owner.as_str() == self.id.as_str()) {
+            self.id = TenantId::personal(owner);
+        }
+        self.template.shrink_to_fit();
+        self
+    }
+}
+
+/// The tenants: typed records plus an in-memory view fed by the watch. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Tenants {
+    table: Table<Tenant>,
+}
+
+impl Tenants {
+    /// Loads the view and follows the store, on the caller's runtime, until the last handle is gone or the store is
+    /// closed.
+    pub async fn open(store: Arc<dyn Store>) -> Result<Self, Error> {
+        Ok(Self { table: Table::open(store).await? })
+    }
+
+    /// From the view, no I/O.
+    pub fn find(&self, id: &TenantId) -> Option<Arc<Tenant>> {
+        self.table.find(id)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A page of the view in id order: at most `limit` tenants after `after`, from the start without it.
+    pub fn page(&self, after: Option<&TenantId>, limit: usize) -> Vec<Arc<Tenant>> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let ids = self.table.view().range(from, limit, |_| true);
+        ids.iter().filter_map(|id| self.find(id)).collect()
+    }
+
+    /// Creates the record; an existing one is returned unchanged (one winner of N creates).
+    pub async fn create_or_find(&self, tenant: Tenant) -> Result<Arc<Tenant>, Error> {
+        if let Some(found) = self.find(&tenant.id) {
+            return Ok(found);
+        }
+        let decide = |current: Option<&_>| {
+            Ok(match current {
+                Some(_) => Step::Keep,
+                None => Step::Write(tenant.clone()),
+            })
+        };
+        self.table.change(&tenant.key(), decide).await?.ok_or(Error::Stale)
+    }
+
+    /// Creates those that do not exist, in few commits, and leaves the others unchanged. Returns how many are new.
+    /// After an error some may have been created.
+    pub async fn create_many(&self, tenants: Vec<Tenant>) -> Result<usize, Error> {
+        self.table.create_many(tenants).await
+    }
+
+    /// Read, change, compare-and-swap, again when somebody was faster. `Ok(None)`: no such tenant. `with` may run
+    /// several times and must leave `id` alone.
+    pub async fn change(
+        &self,
+        id: &TenantId,
+        with: impl Fn(&mut Tenant) + Send + Sync,
+    ) -> Result<Option<Arc<Tenant>>, Error> {
+        let decide = |current: Option<&super::table::Read<Tenant>>| {
+            let Some(current) = current else { return Ok(Step::Keep) };
+            let mut tenant = Tenant::clone(&current.record);
+            with(&mut tenant);
+            if tenant.id != *id {
+                return Err(Error::Invalid("a tenant keeps its id"));
+            }
+            Ok(if tenant == *current.record { Step::Keep } else { Step::Write(tenant) })
+        };
+        self.table.change(&key_of(id), decide).await
+    }
+}
