@@ -1,0 +1,112 @@
+//! Taking over what an earlier pocketfleet left running.
+//!
+//! A process is adopted when the record and the kernel agree on who it is (boot, pid, start tick, pidfd inode), it
+//! runs the binary we would run, and it answers an authenticated health check. Everything else that holds a data
+//! directory is stopped first, because two processes on one directory corrupt nothing visibly and lose everything
+//! quietly.
+
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::SystemTime;
+
+use futures_util::StreamExt;
+use futures_util::stream;
+
+use crate::store::placements::Occupancy;
+use crate::store::placements::Placement;
+use crate::store::placements::ProcessIdentity;
+use crate::supervisor::fleet::Fleet;
+use crate::supervisor::health;
+use crate::supervisor::instance::Instance;
+use crate::supervisor::instance::Occupied;
+use crate::supervisor::jail;
+use crate::supervisor::launch;
+use crate::supervisor::process::Process;
+use crate::supervisor::slot::Running;
+use crate::supervisor::slot::Slot;
+use crate::supervisor::slot::mint;
+
+/// Checks under way at once.
+const CONCURRENCY: usize = 16;
+/// How long a live process may take to prove itself.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Settles every placement that says a process runs.
+pub(crate) async fn adopt_all(fleet: &Arc<Fleet>) {
+    let owned = fleet.placements.owned();
+    if owned.is_empty() {
+        return;
+    }
+    let count = owned.len();
+    stream::iter(owned).for_each_concurrent(CONCURRENCY, |placement| settle(fleet, placement)).await;
+    tracing::info!(recorded = count, adopted = fleet.metrics.adopted.get(), "settled the processes of an earlier run");
+}
+
+async fn settle(fleet: &Arc<Fleet>, placement: Arc<Placement>) {
+    let Occupancy::Owned { process, .. } = &placement.occupancy else { return };
+    let refusal = match process {
+        Some(identity) => match Process::adopt(identity) {
+            Ok(process) => match take_over(fleet, &placement, identity, process).await {
+                Ok(()) => return,
+                Err(refusal) => refusal,
+            },
+            Err(error) => error.to_string(),
+        },
+        None => "it was never noted".to_owned(),
+    };
+    let folder = fleet.folder(&placement.tenant);
+    // Whatever the record says, the lock knows whether somebody still uses the directory.
+    match jail::is_locked(&folder.join("lock")) {
+        Ok(false) => {}
+        Ok(true) | Err(_) => {
+            if let Err(error) = launch::stop_stray_process(&folder, fleet.config.stop_timeout).await {
+                tracing::error!(tenant.id = %placement.tenant, %error, "look for a stray process");
+            }
+        }
+    }
+    tracing::info!(tenant.id = %placement.tenant, reason = %refusal, "not adopted");
+    launch::release(fleet, &placement.tenant, placement.epoch).await;
+}
+
+/// Checks a process that is certainly the recorded one; stops it when it does not pass.
+async fn take_over(
+    fleet: &Arc<Fleet>,
+    placement: &Placement,
+    identity: &ProcessIdentity,
+    process: Process,
+) -> Result<(), String> {
+    let checked = async {
+        let tenant = fleet.tenants.find(&placement.tenant).ok_or("its tenant is not registered")?;
+        if tenant.suspended {
+            return Err("its tenant is suspended".to_owned());
+        }
+        if identity.binary_sha256 != fleet.binary.sha256 {
+            return Err("it runs another PocketBase binary".to_owned());
+        }
+        let path = fleet.folder(&placement.tenant).join("pb_data").join("data.db");
+        let id = placement.tenant.clone();
+        let read = tokio::task::spawn_blocking(move || launch::signers(&id, &path)).await;
+        let signers = read.map_err(|_| "the task failed")?.map_err(|error| error.to_string())?;
+        let token = mint(&signers.superuser, SystemTime::now());
+        health::check(identity.address, &token, PATIENCE).await.map_err(|error| error.to_string())?;
+        fleet.placements.adopt(&placement.tenant, placement.epoch).await.map_err(|error| error.to_string())?;
+        Ok(signers)
+    };
+    match checked.await {
+        Ok(signers) => {
+            let running = Arc::new(Running::new(identity.address, placement.epoch, signers));
+            let admission = fleet.admit_adopted(&placement.tenant);
+            let (slot, inbox) = Slot::new(placement.tenant.clone(), fleet.config.max_in_flight);
+            let occupied = Occupied { process, running, admission };
+            let instance = Instance::adopted(Arc::clone(fleet), Arc::clone(&slot), inbox, occupied);
+            fleet.registry.insert(placement.tenant.clone(), slot);
+            fleet.tasks.spawn_on(instance.run(), &fleet.runtime);
+            fleet.metrics.adopted.inc();
+            Ok(())
+        }
+        Err(refusal) => {
+            process.stop(fleet.config.stop_timeout).await;
+            Err(refusal)
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! The `[instances]` section and what the supervisor needs besides it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::ids::UserId;
+use crate::pocketbase::database::Owner;
+
+/// The `[instances]` section of the configuration; `config/default.toml` documents every key.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "each key is documented where users read it: config/default.toml")]
+pub struct Config {
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
+    pub max_awake: usize,
+    pub max_starting: usize,
+    #[serde(with = "humantime_serde")]
+    pub wake_timeout: Duration,
+    pub max_waiting_per_instance: usize,
+    pub max_waiting: usize,
+    pub max_in_flight: usize,
+    #[serde(with = "humantime_serde")]
+    pub start_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub probe_interval: Duration,
+    #[serde(with = "humantime_serde")]
+    pub probe_timeout: Duration,
+    pub probe_misses: u32,
+    #[serde(with = "humantime_serde")]
+    pub backoff_base: Duration,
+    #[serde(with = "humantime_serde")]
+    pub backoff_max: Duration,
+    #[serde(with = "humantime_serde")]
+    pub backoff_reset: Duration,
+    pub quarantine_failures: usize,
+    #[serde(with = "humantime_serde")]
+    pub quarantine_window: Duration,
+    #[serde(with = "humantime_serde")]
+    pub drain_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub stop_timeout: Duration,
+    pub nofile: u64,
+    pub nproc: u64,
+    pub data_bytes: u64,
+    pub log_bytes: u64,
+    pub log_files: u32,
+}
+
+/// The verified `PocketBase` binary.
+#[derive(Debug, Clone)]
+pub struct Binary {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its SHA-256, in hex; part of every process's identity.
+    pub sha256: String,
+    /// What `--version` said.
+    pub version: String,
+}
+
+/// The folders of the supervisor, all under the data directory.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// One folder per instance: `pb_data`, `log`, `lock`.
+    pub instances: PathBuf,
+    /// Half-made directories; swept at start.
+    pub staging: PathBuf,
+    /// An empty, read-only folder for what an instance must not have.
+    pub empty: PathBuf,
+}
+
+/// Looks up the row that a personal instance holds for its owner. The supervisor itself knows no users.
+#[derive(Clone)]
+pub struct Owners(pub Arc<FindOwner>);
+
+/// The function behind [`Owners`].
+pub type FindOwner = dyn Fn(&UserId) -> Option<Owner> + Send + Sync;
+
+impl fmt::Debug for Owners {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Owners")
+    }
+}

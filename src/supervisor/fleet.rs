@@ -1,0 +1,249 @@
+//! What all instances of one supervisor share: configuration, the registry of slots, admission under the running
+//! cap, and the way down.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use dashmap::DashMap;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::ids::TenantId;
+use crate::store::placements::Placements;
+use crate::store::tenants::Tenants;
+use crate::supervisor::Error;
+use crate::supervisor::Parts;
+use crate::supervisor::backoff::Policy;
+use crate::supervisor::config::Binary;
+use crate::supervisor::config::Config;
+use crate::supervisor::config::Layout;
+use crate::supervisor::config::Owners;
+use crate::supervisor::instance::Instance;
+use crate::supervisor::slot::Command;
+use crate::supervisor::slot::Slot;
+use crate::supervisor::starts::StartGate;
+use crate::supervisor::status::InstanceStatus;
+use crate::supervisor::template::Templates;
+use crate::supervisor::waiting::WaitingRoom;
+use crate::telemetry::Metrics;
+
+/// The shared side of the supervisor.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    pub(crate) config: Config,
+    pub(crate) layout: Layout,
+    pub(crate) binary: Binary,
+    pub(crate) templates: Templates,
+    pub(crate) tenants: Tenants,
+    pub(crate) placements: Placements,
+    pub(crate) owners: Owners,
+    pub(crate) public_url: String,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) registry: DashMap<TenantId, Arc<Slot>>,
+    pub(crate) waiting: Arc<WaitingRoom>,
+    pub(crate) starts: StartGate,
+    pub(crate) restarts: AtomicU64,
+    pub(crate) runtime: Handle,
+    /// Every task of the supervisor.
+    pub(crate) tasks: TaskTracker,
+    /// No new starts; tenants go down.
+    pub(crate) stopping: CancellationToken,
+    /// The global instance may go down too.
+    pub(crate) stopping_global: CancellationToken,
+    awake: AtomicUsize,
+    room: Notify,
+}
+
+/// Room under the running cap, held as long as there is a process.
+#[derive(Debug)]
+pub(crate) struct Admission(Option<Arc<Fleet>>);
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        if let Some(fleet) = &self.0 {
+            fleet.awake.fetch_sub(1, Ordering::SeqCst);
+            fleet.room.notify_one();
+        }
+    }
+}
+
+impl Fleet {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let starts = if parts.config.max_starting == 0 { cores.max(2) } else { parts.config.max_starting };
+        let waiting = WaitingRoom::new(parts.config.max_waiting_per_instance, parts.config.max_waiting);
+        Arc::new(Self {
+            starts: StartGate::new(starts),
+            waiting,
+            config: parts.config,
+            layout: parts.layout,
+            binary: parts.binary,
+            templates: parts.templates,
+            tenants: parts.tenants,
+            placements: parts.placements,
+            owners: parts.owners,
+            public_url: parts.public_url,
+            metrics: parts.metrics,
+            registry: DashMap::new(),
+            restarts: AtomicU64::new(0),
+            runtime: Handle::current(),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            stopping_global: CancellationToken::new(),
+            awake: AtomicUsize::new(0),
+            room: Notify::new(),
+        })
+    }
+
+    pub(crate) fn policy(&self) -> Policy {
+        Policy {
+            base: self.config.backoff_base,
+            max: self.config.backoff_max,
+            reset: self.config.backoff_reset,
+            failures: self.config.quarantine_failures,
+            window: self.config.quarantine_window,
+        }
+    }
+
+    /// Folder of an instance.
+    pub(crate) fn folder(&self, tenant: &TenantId) -> PathBuf {
+        self.layout.instances.join(tenant.as_str())
+    }
+
+    /// The slot of a tenant, made with its task when there is none, with `waiting` already raised for the caller:
+    /// that happens under the registry's lock, and so does forgetting, so a slot never goes while somebody waits.
+    pub(crate) fn slot(self: &Arc<Self>, tenant: &TenantId) -> Result<Arc<Slot>, Error> {
+        if self.stopping.is_cancelled() {
+            return Err(Error::ShuttingDown);
+        }
+        let slot = self.registry.entry(tenant.clone()).or_insert_with(|| {
+            let (slot, inbox) = Slot::new(tenant.clone(), self.config.max_in_flight);
+            let instance = Instance::asleep(Arc::clone(self), Arc::clone(&slot), inbox);
+            self.tasks.spawn_on(instance.run(), &self.runtime);
+            slot
+        });
+        slot.waiting.fetch_add(1, Ordering::SeqCst);
+        Ok(Arc::clone(&slot))
+    }
+
+    /// Drops a sleeping slot unless somebody waits on it.
+    pub(crate) fn forget(&self, tenant: &TenantId) -> bool {
+        self.registry.remove_if(tenant, |_, slot| slot.waiting.load(Ordering::SeqCst) == 0).is_some()
+    }
+
+    /// Makes room for one more process, putting the least recently used one to sleep when the cap is reached.
+    pub(crate) async fn admit(self: &Arc<Self>, tenant: &TenantId) -> Result<Admission, Error> {
+        if tenant.is_global() {
+            return Ok(Admission(None));
+        }
+        let deadline = Instant::now() + self.config.wake_timeout;
+        loop {
+            if let Some(admission) = self.try_admit() {
+                return Ok(admission);
+            }
+            let freed = self.room.notified();
+            let Some(victim) = self.least_recently_used() else {
+                // Everything awake is in use or pinned; one of them may finish.
+                if tokio::time::timeout_at(deadline.into(), freed).await.is_err() {
+                    return Err(Error::Capacity);
+                }
+                continue;
+            };
+            tracing::debug!(tenant.id = %victim.tenant, "evict the least recently used instance");
+            let evicted = tokio::time::timeout_at(deadline.into(), self.sleep(&victim)).await;
+            if evicted.is_err() {
+                return Err(Error::Capacity);
+            }
+        }
+    }
+
+    /// Counts a process in without a question: an adopted one already runs.
+    pub(crate) fn admit_adopted(self: &Arc<Self>, tenant: &TenantId) -> Admission {
+        if tenant.is_global() {
+            return Admission(None);
+        }
+        self.awake.fetch_add(1, Ordering::SeqCst);
+        Admission(Some(Arc::clone(self)))
+    }
+
+    fn try_admit(self: &Arc<Self>) -> Option<Admission> {
+        let max = self.config.max_awake;
+        let more = |awake| (awake < max).then_some(awake + 1);
+        self.awake.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok()?;
+        Some(Admission(Some(Arc::clone(self))))
+    }
+
+    fn least_recently_used(&self) -> Option<Arc<Slot>> {
+        self.registry
+            .iter()
+            .filter(|slot| !slot.tenant.is_global() && slot.running().is_some() && slot.in_flight() == 0)
+            .filter(|slot| self.tenants.find(&slot.tenant).is_none_or(|tenant| !tenant.pinned))
+            .max_by_key(|slot| slot.unused_for())
+            .map(|slot| Arc::clone(&slot))
+    }
+
+    /// Asks an instance to drain and stop.
+    pub(crate) async fn sleep(&self, slot: &Slot) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        let patience = self.config.start_timeout + self.config.drain_timeout + self.config.stop_timeout * 2;
+        let asked = tokio::time::timeout(patience, async {
+            match slot.mail.send(Command::Sleep(reply)).await {
+                Ok(()) => answer.await.unwrap_or(Ok(())),
+                // The task has ended: it is asleep and forgotten.
+                Err(_) => Ok(()),
+            }
+        });
+        asked.await.unwrap_or(Err(Error::TenantBusy))
+    }
+
+    pub(crate) fn status(&self, tenant: &TenantId) -> Result<InstanceStatus, Error> {
+        let record = self.tenants.find(tenant).ok_or(Error::UnknownTenant)?;
+        let slot = self.registry.get(tenant).map(|slot| Arc::clone(&slot));
+        let view = slot.as_ref().map(|slot| slot.view.load_full());
+        let running = slot.as_ref().and_then(|slot| slot.running());
+        let state = view.as_ref().map_or("asleep", |view| view.state);
+        let wait = view.as_ref().and_then(|view| view.until).map(|at| at.saturating_duration_since(Instant::now()));
+        Ok(InstanceStatus {
+            tenant: tenant.clone(),
+            state: if record.suspended { "suspended" } else { state },
+            reason: view.as_ref().and_then(|view| view.reason.clone()),
+            last_log: view.as_ref().map(|view| view.last_log.clone()).unwrap_or_default(),
+            template: record.template.clone(),
+            pinned: record.pinned,
+            pid: view.as_ref().and_then(|view| view.pid),
+            address: running.as_ref().map(|running| running.address.to_string()),
+            epoch: self.placements.find(tenant).map_or(0, |placement| placement.epoch),
+            in_flight: slot.as_ref().map_or(0, |slot| slot.in_flight()),
+            waiting: slot.as_ref().map_or(0, |slot| slot.waiting.load(Ordering::SeqCst)),
+            restarts: view.as_ref().map_or(0, |view| view.restarts),
+            idle_seconds: running.and(slot).map(|slot| slot.unused_for().as_secs()),
+            retry_after_seconds: wait.map(|wait| wait.as_secs()),
+        })
+    }
+
+    /// Tenants first, then the global instance, which their users' last requests may still need.
+    pub(crate) async fn stop(&self, patience: Duration) {
+        self.stopping.cancel();
+        self.tasks.close();
+        let tenants_gone = async {
+            while self.awake.load(Ordering::SeqCst) > 0 {
+                self.room.notified().await;
+            }
+        };
+        if tokio::time::timeout(patience, tenants_gone).await.is_err() {
+            tracing::error!(awake = self.awake.load(Ordering::SeqCst), "instances did not stop in time");
+        }
+        self.stopping_global.cancel();
+        if tokio::time::timeout(patience, self.tasks.wait()).await.is_err() {
+            tracing::error!(tasks = self.tasks.len(), "supervisor tasks did not end in time");
+        }
+    }
+}

@@ -1,0 +1,424 @@
+//! The task that owns one instance. Everything that changes it passes through here, one thing at a time.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::supervisor::Error;
+use crate::supervisor::fleet::Admission;
+use crate::supervisor::fleet::Fleet;
+use crate::supervisor::health;
+use crate::supervisor::launch;
+use crate::supervisor::launch::Launched;
+use crate::supervisor::logs;
+use crate::supervisor::process::Process;
+use crate::supervisor::slot::Command;
+use crate::supervisor::slot::Phase;
+use crate::supervisor::slot::Running;
+use crate::supervisor::slot::Slot;
+use crate::supervisor::slot::View;
+use crate::supervisor::state::Action;
+use crate::supervisor::state::Event;
+use crate::supervisor::state::Failure;
+use crate::supervisor::state::Machine;
+use crate::supervisor::state::Recovery;
+use crate::supervisor::state::State;
+use crate::telemetry::ReasonLabels;
+
+/// How long a sleeping instance without a past worth remembering keeps its slot.
+const FORGET_AFTER: Duration = Duration::from_secs(30);
+/// Lines of the log that go into a failure report.
+const REPORT_LINES: usize = 12;
+
+/// A process with what belongs to it.
+#[derive(Debug)]
+pub(crate) struct Occupied {
+    pub(crate) process: Process,
+    pub(crate) running: Arc<Running>,
+    pub(crate) admission: Admission,
+}
+
+/// The owner of one instance.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    fleet: Arc<Fleet>,
+    slot: Arc<Slot>,
+    inbox: mpsc::Receiver<Command>,
+    machine: Machine,
+    occupied: Option<Occupied>,
+    misses: u32,
+    probe_at: Instant,
+    since: Instant,
+    restarts: u64,
+    last_log: Vec<String>,
+    /// Who asked for the sleep under way.
+    sleeper: Option<oneshot::Sender<Result<(), Error>>>,
+    stop: CancellationToken,
+}
+
+impl Instance {
+    /// An instance without a process.
+    pub(crate) fn asleep(fleet: Arc<Fleet>, slot: Arc<Slot>, inbox: mpsc::Receiver<Command>) -> Self {
+        Self::new(fleet, slot, inbox, State::Asleep, None)
+    }
+
+    /// An instance whose process an earlier pocketfleet started and this one has checked.
+    pub(crate) fn adopted(
+        fleet: Arc<Fleet>,
+        slot: Arc<Slot>,
+        inbox: mpsc::Receiver<Command>,
+        occupied: Occupied,
+    ) -> Self {
+        slot.open(Arc::clone(&occupied.running));
+        let mut instance = Self::new(fleet, slot, inbox, State::Awake, Some(occupied));
+        instance.publish();
+        instance
+    }
+
+    fn new(
+        fleet: Arc<Fleet>,
+        slot: Arc<Slot>,
+        inbox: mpsc::Receiver<Command>,
+        state: State,
+        occupied: Option<Occupied>,
+    ) -> Self {
+        let is_global = slot.tenant.is_global();
+        let recovery = if is_global { Recovery::Periodic } else { Recovery::Manual };
+        let stop = if is_global { fleet.stopping_global.clone() } else { fleet.stopping.clone() };
+        let now = Instant::now();
+        Self {
+            machine: Machine::new(state, fleet.policy(), recovery),
+            fleet,
+            slot,
+            inbox,
+            occupied,
+            misses: 0,
+            probe_at: now,
+            since: now,
+            restarts: 0,
+            last_log: Vec::new(),
+            sleeper: None,
+            stop,
+        }
+    }
+
+    /// Owns the instance until it is forgotten or pocketfleet goes down.
+    pub(crate) async fn run(mut self) {
+        loop {
+            let timer = tokio::time::sleep_until(self.timer().into());
+            let stop = self.stop.clone();
+            tokio::select! {
+                biased;
+                () = exited(self.occupied.as_ref()) => {
+                    let failure = self.buried().await;
+                    self.feed(Event::Failed(failure)).await;
+                }
+                () = stop.cancelled() => return self.go_down().await,
+                Some(command) = self.inbox.recv() => self.obey(command).await,
+                () = self.slot.want.notified() => self.feed(Event::Wanted).await,
+                () = timer => {
+                    if self.on_timer().await.is_break() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn obey(&mut self, command: Command) {
+        match command {
+            Command::Release(reply) => {
+                self.feed(Event::Released).await;
+                // Whoever asked may have gone; the release stands.
+                let _ = reply.send(());
+            }
+            Command::Sleep(reply) => {
+                if self.occupied.is_none() {
+                    drop(reply.send(Ok(())));
+                    return;
+                }
+                self.sleeper = Some(reply);
+                self.feed(Event::SleepAsked).await;
+                self.answer_sleeper(Ok(()));
+            }
+        }
+    }
+
+    fn answer_sleeper(&mut self, outcome: Result<(), Error>) {
+        if let Some(reply) = self.sleeper.take() {
+            drop(reply.send(outcome));
+        }
+    }
+
+    /// Feeds an event and carries out what follows, until the machine rests.
+    async fn feed(&mut self, event: Event) {
+        let mut next = Some(event);
+        while let Some(event) = next {
+            let action = self.machine.on(event, Instant::now(), rand::random());
+            match action {
+                Action::Rest => return,
+                Action::Open => {
+                    if let Some(occupied) = &self.occupied {
+                        self.slot.open(Arc::clone(&occupied.running));
+                    }
+                    self.misses = 0;
+                    self.probe_at = Instant::now() + self.probe_interval();
+                }
+                Action::Drain | Action::Bury => self.slot.close(),
+                Action::Start | Action::Terminate => {}
+            }
+            self.since = Instant::now();
+            self.publish();
+            next = match action {
+                Action::Start => Some(self.start().await),
+                Action::Drain => Some(self.drain().await),
+                Action::Terminate => Some(self.terminate().await),
+                Action::Rest | Action::Open | Action::Bury => None,
+            };
+        }
+    }
+
+    async fn start(&mut self) -> Event {
+        match Box::pin(launch::launch(&self.fleet, &self.slot, &self.stop)).await {
+            Ok(Launched { occupied, took }) => {
+                tracing::info!(
+                    tenant.id = %self.slot.tenant,
+                    instance.pid = occupied.process.identity().pid,
+                    instance.address = %occupied.running.address,
+                    instance.epoch = occupied.running.epoch,
+                    duration_ms = took.as_millis(),
+                    "instance is awake"
+                );
+                self.occupied = Some(occupied);
+                Event::Ready
+            }
+            Err(failure) => Event::Failed(self.report(failure)),
+        }
+    }
+
+    /// Notes a failure for operators and says it once in the log.
+    fn report(&mut self, failure: Failure) -> Failure {
+        let (reason, label) = match &failure {
+            Failure::Crash(reason) => (reason, "crash"),
+            Failure::Fatal(reason) => (reason, "fatal"),
+            Failure::Outside(reason, _) => (reason, "outside"),
+            Failure::Suspended => return failure,
+        };
+        if self.stop.is_cancelled() {
+            return failure;
+        }
+        self.last_log = logs::tail(&self.fleet.folder(&self.slot.tenant), REPORT_LINES);
+        self.fleet.metrics.exits.get_or_create(&ReasonLabels { reason: label }).inc();
+        self.fleet.restarts.fetch_add(1, Ordering::Relaxed);
+        self.restarts += 1;
+        tracing::warn!(tenant.id = %self.slot.tenant, kind = label, reason = %reason, "instance failed");
+        failure
+    }
+
+    /// After its exit was seen: reaps, releases, classifies.
+    async fn buried(&mut self) -> Failure {
+        let Some(occupied) = self.occupied.take() else { return Failure::Crash("ended".to_owned()) };
+        self.slot.close();
+        let epoch = occupied.running.epoch;
+        let exit = occupied.process.bury();
+        launch::release(&self.fleet, &self.slot.tenant, epoch).await;
+        drop(occupied.admission);
+        let lines = logs::tail(&self.fleet.folder(&self.slot.tenant), REPORT_LINES);
+        self.report(launch::classify(exit, &lines))
+    }
+
+    /// Lets requests finish. Someone who wants the instance meanwhile keeps it, and so does a request that does not
+    /// finish in time: an idle stop never cuts anybody.
+    async fn drain(&mut self) -> Event {
+        let deadline = tokio::time::Instant::now() + self.fleet.config.drain_timeout;
+        loop {
+            if self.slot.in_flight() == 0 {
+                return Event::Drained;
+            }
+            tokio::select! {
+                biased;
+                () = exited(self.occupied.as_ref()) => return Event::Failed(self.buried().await),
+                () = self.slot.idle.notified() => {}
+                () = self.stop.cancelled() => return Event::Drained,
+                () = self.slot.want.notified() => {
+                    self.answer_sleeper(Err(Error::TenantBusy));
+                    return Event::Wanted;
+                }
+                () = tokio::time::sleep_until(deadline) => {
+                    self.answer_sleeper(Err(Error::TenantBusy));
+                    return Event::Wanted;
+                }
+            }
+        }
+    }
+
+    async fn terminate(&mut self) -> Event {
+        if let Some(occupied) = self.occupied.take() {
+            let epoch = occupied.running.epoch;
+            let exit = occupied.process.stop(self.fleet.config.stop_timeout).await;
+            launch::release(&self.fleet, &self.slot.tenant, epoch).await;
+            drop(occupied.admission);
+            tracing::info!(tenant.id = %self.slot.tenant, %exit, "instance sleeps");
+        }
+        Event::Gone
+    }
+
+    /// The way down: what is in flight gets the drain time, then the process stops. The route stays closed.
+    async fn go_down(mut self) {
+        self.slot.close();
+        let deadline = tokio::time::Instant::now() + self.fleet.config.drain_timeout;
+        while self.occupied.is_some() && self.slot.in_flight() > 0 {
+            if tokio::time::timeout_at(deadline, self.slot.idle.notified()).await.is_err() {
+                break;
+            }
+        }
+        self.terminate().await;
+        self.answer_sleeper(Ok(()));
+        self.slot.phase.send_replace(Phase::Refusing { error: Error::ShuttingDown, until: None });
+    }
+
+    /// When something is due without anybody asking.
+    fn timer(&self) -> Instant {
+        match self.machine.state() {
+            State::Awake => self.probe_at.min(self.sleep_at()),
+            State::Backoff { until, .. } => *until,
+            State::Quarantined { retry_at: Some(at), .. } => *at,
+            _ => (self.since + FORGET_AFTER).max(Instant::now()),
+        }
+    }
+
+    fn sleep_at(&self) -> Instant {
+        let idle = self.fleet.config.idle_timeout;
+        Instant::now() + idle.saturating_sub(self.slot.unused_for())
+    }
+
+    async fn on_timer(&mut self) -> std::ops::ControlFlow<()> {
+        let now = Instant::now();
+        match self.machine.state() {
+            State::Awake => {
+                if self.sleep_at() <= now {
+                    if self.may_sleep() {
+                        self.feed(Event::SleepAsked).await;
+                    } else {
+                        self.slot.touch();
+                    }
+                } else if self.probe_at <= now {
+                    self.probe().await;
+                }
+            }
+            State::Backoff { .. } | State::Quarantined { .. } => self.feed(Event::Elapsed).await,
+            State::Asleep if self.machine.is_forgettable(now) && self.fleet.forget(&self.slot.tenant) => {
+                return std::ops::ControlFlow::Break(());
+            }
+            _ => self.since = now,
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    fn may_sleep(&self) -> bool {
+        let pinned = self.fleet.tenants.find(&self.slot.tenant).is_some_and(|tenant| tenant.pinned);
+        !pinned && !self.slot.tenant.is_global() && self.slot.in_flight() == 0
+    }
+
+    fn probe_interval(&self) -> Duration {
+        // Spread, so that a thousand instances adopted together are not probed together.
+        self.fleet.config.probe_interval.mul_f64(0.9 + 0.2 * rand::random::<f64>())
+    }
+
+    /// Liveness of a running instance: a recent answer to a request is proof enough, else we ask.
+    async fn probe(&mut self) {
+        self.probe_at = Instant::now() + self.probe_interval();
+        self.rotate_log().await;
+        let Some(occupied) = &self.occupied else { return };
+        if self.slot.silent_for() < self.fleet.config.probe_interval {
+            self.misses = 0;
+            return;
+        }
+        let token = occupied.running.superuser_token();
+        let check = health::check(occupied.running.address, &token, self.fleet.config.probe_timeout);
+        let outcome = tokio::select! {
+            outcome = check => outcome,
+            // The main loop sees the exit next and deals with it.
+            () = occupied.process.exited() => return,
+        };
+        match outcome {
+            Ok(_) => {
+                self.misses = 0;
+                self.slot.heard();
+            }
+            Err(error) => {
+                self.misses += 1;
+                let misses = self.misses;
+                tracing::warn!(tenant.id = %self.slot.tenant, misses, %error, "health probe missed");
+                if misses >= self.fleet.config.probe_misses {
+                    self.give_up_on(&format!("no answer to {misses} health probes ({error})")).await;
+                }
+            }
+        }
+    }
+
+    async fn give_up_on(&mut self, reason: &str) {
+        self.slot.close();
+        if let Some(occupied) = self.occupied.take() {
+            let epoch = occupied.running.epoch;
+            occupied.process.dump_and_kill(Duration::from_secs(1)).await;
+            launch::release(&self.fleet, &self.slot.tenant, epoch).await;
+            drop(occupied.admission);
+        }
+        let failure = self.report(Failure::Crash(reason.to_owned()));
+        self.feed(Event::Failed(failure)).await;
+    }
+
+    async fn rotate_log(&self) {
+        let folder = self.fleet.folder(&self.slot.tenant);
+        let (limit, keep) = (self.fleet.config.log_bytes, self.fleet.config.log_files);
+        let rotated = tokio::task::spawn_blocking(move || logs::rotate(&folder, limit, keep)).await;
+        if let Ok(Err(error)) = rotated {
+            tracing::warn!(tenant.id = %self.slot.tenant, %error, "rotate an instance's log");
+        }
+    }
+
+    /// Tells waiters and operators where the instance is.
+    fn publish(&mut self) {
+        let (phase, reason, until) = match self.machine.state() {
+            State::Asleep | State::Starting | State::Draining | State::Stopping => (Phase::Pending, None, None),
+            State::Awake => (Phase::Open, None, None),
+            State::Backoff { until, reason } => {
+                let error = Error::Backoff { retry_after: Duration::ZERO, reason: reason.clone() };
+                // Waiters are refused while it lasts; the start that follows is ours to make, not theirs.
+                (Phase::Refusing { error, until: Some(*until) }, Some(reason.clone()), Some(*until))
+            }
+            State::Quarantined { reason, retry_at } => {
+                let error = Error::Quarantined { reason: reason.clone() };
+                (Phase::Refusing { error, until: None }, Some(reason.clone()), *retry_at)
+            }
+            State::Blocked { reason, retry_at } => {
+                let error = Error::Blocked { reason: reason.clone() };
+                (Phase::Refusing { error, until: Some(*retry_at) }, Some(reason.clone()), Some(*retry_at))
+            }
+            State::Suspended => (Phase::Refusing { error: Error::Suspended, until: None }, None, None),
+        };
+        self.slot.view.store(Arc::new(View {
+            state: self.machine.state().name(),
+            last_log: if reason.is_some() { self.last_log.clone() } else { Vec::new() },
+            reason,
+            pid: self.occupied.as_ref().map(|occupied| occupied.process.identity().pid),
+            until,
+            restarts: self.restarts,
+        }));
+        self.slot.phase.send_replace(phase);
+    }
+}
+
+/// Resolves when the process has exited; never, when there is none.
+async fn exited(occupied: Option<&Occupied>) {
+    match occupied {
+        Some(occupied) => occupied.process.exited().await,
+        None => std::future::pending().await,
+    }
+}

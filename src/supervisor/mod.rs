@@ -1,0 +1,315 @@
+//! Supervision of one `PocketBase` process per tenant.
+//!
+//! # Theory of operation
+//! [`Supervisor`] is a cheap handle. The first caller that needs a sleeping tenant makes its slot and one task that
+//! owns it (`instance`); everybody else joins the wait. The task feeds a pure state machine (`state`), starts
+//! processes through the jailer (`jail`, `process`), opens the route after an authenticated health check
+//! (`health`), and forgets a sleeping instance that nothing has to be remembered of, so that a hundred thousand
+//! sleeping tenants cost nothing here. A [`Lease`] is what keeps an instance awake.
+//!
+//! # Invariants
+//! One process per data directory, ever: the jailer holds an flock that the process inherits, and every start takes
+//! a new epoch in the control database first. A route opens only to a process that proved itself. Requests never
+//! bypass backoff or quarantine. No request is cut by an idle stop. No instance directory is ever deleted here.
+//!
+//! Deliberately absent: users, HTTP routing, and any idea of why somebody wants an instance.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::ids::TenantId;
+use crate::store::placements::Placements;
+use crate::store::tenants::Tenants;
+use crate::supervisor::fleet::Fleet;
+use crate::supervisor::slot::Attempt;
+use crate::supervisor::slot::Command;
+use crate::supervisor::slot::Phase;
+use crate::supervisor::slot::Slot;
+use crate::telemetry::Arrival;
+use crate::telemetry::Metrics;
+
+mod adoption;
+pub mod backoff;
+mod bake;
+pub mod binary;
+pub mod config;
+mod error;
+mod excerpt;
+mod files;
+mod fleet;
+pub mod health;
+mod instance;
+pub mod jail;
+mod launch;
+pub mod logs;
+pub mod oneshot;
+pub mod process;
+pub mod provision;
+mod slot;
+pub mod starts;
+pub mod state;
+pub mod status;
+pub mod template;
+#[cfg(test)]
+mod testing;
+mod waiting;
+
+pub use config::Config;
+pub use error::Error;
+pub use slot::Lease;
+pub use status::FleetStatus;
+pub use status::InstanceStatus;
+
+/// A backoff of at most this long is waited for like a start; a longer one is answered with its `Retry-After`.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Who waits for a wake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    /// A client waits. Goes first.
+    Client,
+    /// Nobody waits: a pinned instance, an operator, a job.
+    Background,
+}
+
+/// What the supervisor is built from.
+#[derive(Debug)]
+pub struct Parts {
+    /// The `[instances]` section.
+    pub config: Config,
+    /// The folders.
+    pub layout: config::Layout,
+    /// The verified `PocketBase`.
+    pub binary: config::Binary,
+    /// The baked templates.
+    pub templates: template::Templates,
+    /// The tenants.
+    pub tenants: Tenants,
+    /// Who runs what.
+    pub placements: Placements,
+    /// The rows of owners.
+    pub owners: config::Owners,
+    /// The URL users see, for links in mails.
+    pub public_url: String,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The handle. Cheap to clone; usable from any Tokio runtime.
+#[derive(Debug, Clone)]
+pub struct Supervisor {
+    fleet: Arc<Fleet>,
+}
+
+impl Supervisor {
+    /// A supervisor whose tasks run on the current runtime.
+    pub fn new(parts: Parts) -> Self {
+        Self { fleet: Fleet::new(parts) }
+    }
+
+    /// Takes over what an earlier pocketfleet left running and stops what fails the checks. Resolves when every
+    /// recorded process is settled; call it before anything else.
+    pub async fn adopt(&self) {
+        adoption::adopt_all(&self.fleet).await;
+    }
+
+    /// The hot path: a lease of an awake instance that has room. Never waits.
+    pub fn try_lease(&self, tenant: &TenantId) -> Option<Lease> {
+        let slot = self.fleet.registry.get(tenant)?;
+        match slot.try_take() {
+            Attempt::Taken(lease) => Some(lease),
+            Attempt::Full | Attempt::Closed => None,
+        }
+    }
+
+    /// Waits for a wake and for a place, at most as long as `instances.wake_timeout`.
+    pub async fn lease(&self, tenant: &TenantId, priority: Priority) -> Result<Lease, Error> {
+        let begun = Instant::now();
+        let record = self.fleet.tenants.find(tenant).ok_or(Error::UnknownTenant)?;
+        if record.suspended {
+            return Err(Error::Suspended);
+        }
+        let (outcome, lease) = self.wait(tenant, priority, begun).await;
+        let arrival = match (&lease, outcome) {
+            (Ok(_), arrival) => arrival,
+            (Err(Error::WakeTimeout), _) => Arrival::timed_out,
+            (Err(_), _) => Arrival::refused,
+        };
+        self.fleet.metrics.arrived(arrival, begun.elapsed());
+        lease
+    }
+
+    async fn wait(&self, tenant: &TenantId, priority: Priority, begun: Instant) -> (Arrival, Result<Lease, Error>) {
+        let mut arrival = Arrival::queued;
+        let slot = match self.fleet.slot(tenant) {
+            Ok(slot) => slot,
+            Err(error) => return (arrival, Err(error)),
+        };
+        let _ticket = match self.fleet.waiting.enter(&slot) {
+            Ok(ticket) => ticket,
+            Err(error) => return (arrival, Err(error)),
+        };
+        if slot.view.load().state == "asleep" && slot.waiting.load(Ordering::SeqCst) == 1 {
+            arrival = Arrival::woken;
+        }
+        let deadline = begun + self.fleet.config.wake_timeout;
+        let outcome = tokio::time::timeout_at(deadline.into(), self.take(&slot, priority)).await;
+        (arrival, outcome.unwrap_or(Err(Error::WakeTimeout)))
+    }
+
+    async fn take(&self, slot: &Arc<Slot>, priority: Priority) -> Result<Lease, Error> {
+        let mut phase = slot.phase.subscribe();
+        loop {
+            let now = phase.borrow_and_update().clone();
+            match (slot.try_take(), now) {
+                (Attempt::Taken(lease), _) => return Ok(lease),
+                (Attempt::Full, _) => {
+                    tokio::select! {
+                        () = slot.place_freed() => {}
+                        _ = phase.changed() => {}
+                    }
+                }
+                (Attempt::Closed, Phase::Refusing { error, until }) => match until {
+                    Some(until) if until <= Instant::now() => {
+                        slot.want(priority);
+                        // The task either starts or refuses anew; both change the phase.
+                        drop(phase.changed().await);
+                    }
+                    // A short backoff is waited out, never shortened.
+                    Some(until) if until.duration_since(Instant::now()) <= PATIENCE && error.is_backoff() => {
+                        drop(phase.changed().await);
+                    }
+                    _ => return Err(refresh(error, until)),
+                },
+                (Attempt::Closed, Phase::Pending | Phase::Open) => {
+                    slot.want(priority);
+                    drop(phase.changed().await);
+                }
+            }
+        }
+    }
+
+    /// Makes sure that the instance runs.
+    pub async fn wake(&self, tenant: &TenantId) -> Result<(), Error> {
+        self.lease(tenant, Priority::Background).await.map(drop)
+    }
+
+    /// Drains and stops; resolves when the process is gone. Refused with [`Error::TenantBusy`] when requests do not
+    /// finish in time.
+    pub async fn sleep(&self, tenant: &TenantId) -> Result<(), Error> {
+        self.fleet.tenants.find(tenant).ok_or(Error::UnknownTenant)?;
+        let Some(slot) = self.fleet.registry.get(tenant).map(|slot| Arc::clone(&slot)) else { return Ok(()) };
+        self.fleet.sleep(&slot).await
+    }
+
+    /// Keeps an instance awake for good, or lets it sleep again. Pinning wakes it.
+    pub async fn pin(&self, tenant: &TenantId, pinned: bool) -> Result<(), Error> {
+        let changed = self.fleet.tenants.change(tenant, |tenant| tenant.pinned = pinned).await?;
+        changed.ok_or(Error::UnknownTenant)?;
+        if pinned { self.wake(tenant).await } else { Ok(()) }
+    }
+
+    /// Ends quarantine, backoff or a block, so that the next request starts it.
+    pub async fn release(&self, tenant: &TenantId) -> Result<(), Error> {
+        self.fleet.tenants.find(tenant).ok_or(Error::UnknownTenant)?;
+        let Some(slot) = self.fleet.registry.get(tenant).map(|slot| Arc::clone(&slot)) else { return Ok(()) };
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let patience = self.fleet.config.start_timeout + self.fleet.config.stop_timeout;
+        let asked = tokio::time::timeout(patience, async {
+            if slot.mail.send(Command::Release(reply)).await.is_ok() {
+                drop(answer.await);
+            }
+        });
+        asked.await.map_err(|_| Error::WakeTimeout)
+    }
+
+    /// The last lines of an instance's log, redacted.
+    pub async fn logs(&self, tenant: &TenantId, lines: usize) -> Result<Vec<String>, Error> {
+        self.fleet.tenants.find(tenant).ok_or(Error::UnknownTenant)?;
+        let folder = self.fleet.folder(tenant);
+        let read = tokio::task::spawn_blocking(move || logs::tail(&folder, lines));
+        Ok(read.await.unwrap_or_default())
+    }
+
+    /// One instance, as it is now.
+    pub fn status(&self, tenant: &TenantId) -> Result<status::InstanceStatus, Error> {
+        self.fleet.status(tenant)
+    }
+
+    /// The fleet in numbers.
+    pub fn fleet(&self) -> status::FleetStatus {
+        let mut states: BTreeMap<String, usize> = BTreeMap::new();
+        let mut troubled = Vec::new();
+        let mut remembered = 0;
+        for slot in &self.fleet.registry {
+            if slot.tenant.is_global() {
+                continue;
+            }
+            remembered += 1;
+            let state = slot.view.load().state;
+            *states.entry(state.to_owned()).or_default() += 1;
+            if matches!(state, "backoff" | "quarantined" | "blocked") {
+                troubled.push(slot.tenant.clone());
+            }
+        }
+        let registered = self.fleet.tenants.len().saturating_sub(1);
+        *states.entry("asleep".to_owned()).or_default() += registered.saturating_sub(remembered);
+        let (waiting, oldest) = self.fleet.waiting.queue();
+        status::FleetStatus {
+            registered,
+            states,
+            waiting,
+            oldest_waiter_ms: u64::try_from(oldest.as_millis()).unwrap_or(u64::MAX),
+            starts: self.fleet.metrics.starts.get(),
+            restarts: self.fleet.restarts.load(Ordering::Relaxed),
+            adopted: self.fleet.metrics.adopted.get(),
+            troubled: troubled.iter().filter_map(|tenant| self.fleet.status(tenant).ok()).collect(),
+            broken_templates: self.fleet.templates.broken(),
+        }
+    }
+
+    /// Path of the instance's database file, also while it sleeps.
+    pub fn database(&self, tenant: &TenantId) -> PathBuf {
+        self.fleet.folder(tenant).join("pb_data").join("data.db")
+    }
+
+    /// Wakes the global instance and every pinned one, in the background.
+    pub fn wake_pinned(&self) {
+        let mut after = None;
+        loop {
+            let page = self.fleet.tenants.page(after.as_ref(), 1_000);
+            let Some(last) = page.last() else { return };
+            after = Some(last.id.clone());
+            for tenant in page.iter().filter(|tenant| tenant.pinned && !tenant.suspended) {
+                let (supervisor, id) = (self.clone(), tenant.id.clone());
+                self.fleet.tasks.spawn_on(
+                    async move {
+                        if let Err(error) = supervisor.wake(&id).await {
+                            tracing::warn!(tenant.id = %id, %error, "wake a pinned instance");
+                        }
+                    },
+                    &self.fleet.runtime,
+                );
+            }
+        }
+    }
+
+    /// Stops all instances, the global one last, and awaits every task. Bounded by `patience` for each of the two.
+    pub async fn stop(&self, patience: Duration) {
+        self.fleet.stop(patience).await;
+    }
+}
+
+/// A refusal with the time that is left now.
+fn refresh(error: Error, until: Option<Instant>) -> Error {
+    match (error, until) {
+        (Error::Backoff { reason, retry_after: _ }, Some(until)) => {
+            Error::Backoff { reason, retry_after: until.saturating_duration_since(Instant::now()) }
+        }
+        (error, _) => error,
+    }
+}

@@ -1,0 +1,312 @@
+//! One running process: started through the jailer or adopted from an earlier pocketfleet, watched by pidfd.
+//!
+//! A pid alone proves nothing (it is reused, and a zombie still answers `kill(pid, 0)`); identity is boot id, start
+//! tick and the pidfd's inode together, and signals go through the pidfd.
+
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::Pid;
+use rustix::process::PidfdFlags;
+use rustix::process::Signal;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::store::placements::ProcessIdentity;
+use crate::supervisor::jail;
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// With this status.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+    /// It was not our child, so the kernel told us only that it is gone.
+    Unknown,
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit status {code}"),
+            Self::Signal(signal) => write!(f, "killed by signal {signal}"),
+            Self::Unknown => f.write_str("ended (status unknown: the process was adopted)"),
+        }
+    }
+}
+
+/// Why a recorded process is not taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum NotOurs {
+    /// The machine restarted since.
+    #[error("the record is from another boot")]
+    OtherBoot,
+    /// No such process, or a zombie.
+    #[error("the process is gone")]
+    Gone,
+    /// The pid belongs to somebody else now.
+    #[error("the pid was reused")]
+    Reused,
+    /// `/proc` could not be read.
+    #[error("inspect the process")]
+    Io(#[from] io::Error),
+}
+
+/// A live process that is certainly the one meant.
+#[derive(Debug)]
+pub struct Process {
+    pid: Pid,
+    pidfd: AsyncFd<OwnedFd>,
+    /// Set when it is our child and has to be reaped.
+    child: Option<Child>,
+    identity: ProcessIdentity,
+}
+
+impl Process {
+    /// Starts the jailer, which becomes the program. Needs a Tokio runtime with I/O.
+    pub fn spawn(jailer: &Path, spec: &jail::Spec, log: &File, address: SocketAddr, sha256: &str) -> io::Result<Self> {
+        let spec = serde_json::to_string(spec)?;
+        // No pre_exec, uid or gid here: they would turn posix_spawn into fork. `kill_on_drop` does not exist on the
+        // standard library's Child, which is what lets tenants outlive a crash of ours.
+        #[expect(clippy::disallowed_methods, reason = "the one place that starts instances")]
+        let child = Command::new(jailer)
+            .arg(jail::SUBCOMMAND)
+            .arg(spec)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log.try_clone()?)
+            .spawn()?;
+        let pid = Pid::from_child(&child);
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+        let identity = ProcessIdentity {
+            boot_id: boot_id()?,
+            pid: pid.as_raw_nonzero().get(),
+            start_tick: start_tick(pid)?.1,
+            pidfd_inode: rustix::fs::fstat(&pidfd)?.st_ino,
+            address,
+            binary_sha256: sha256.to_owned(),
+        };
+        let pidfd = watch(pidfd)?;
+        Ok(Self { pid, pidfd, child: Some(child), identity })
+    }
+
+    /// Takes over a recorded process if it is certainly still the same one.
+    pub fn adopt(identity: &ProcessIdentity) -> Result<Self, NotOurs> {
+        if boot_id()? != identity.boot_id {
+            return Err(NotOurs::OtherBoot);
+        }
+        let pid = Pid::from_raw(identity.pid).ok_or(NotOurs::Gone)?;
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|_| NotOurs::Gone)?;
+        let (letter, tick) = start_tick(pid).map_err(|_| NotOurs::Gone)?;
+        if letter == 'Z' || letter == 'X' {
+            return Err(NotOurs::Gone);
+        }
+        let inode = rustix::fs::fstat(&pidfd).map_err(io::Error::from)?.st_ino;
+        if tick != identity.start_tick || inode != identity.pidfd_inode {
+            return Err(NotOurs::Reused);
+        }
+        let pidfd = watch(pidfd)?;
+        Ok(Self { pid, pidfd, child: None, identity: identity.clone() })
+    }
+
+    /// What proves it later.
+    pub fn identity(&self) -> &ProcessIdentity {
+        &self.identity
+    }
+
+    /// Resolves when the process has exited. Cancel safe; leaves the zombie for [`bury`](Self::bury).
+    pub async fn exited(&self) {
+        // Readiness of a pidfd never goes away again, and an error here means that the runtime is going down.
+        if self.pidfd.readable().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Sends a signal to exactly this process.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        match rustix::process::pidfd_send_signal(self.pidfd.get_ref(), signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// After [`exited`](Self::exited): kills what is left of its session's group and reaps it.
+    pub fn bury(mut self) -> Exit {
+        let Some(mut child) = self.child.take() else { return Exit::Unknown };
+        // The zombie still owns its pid, so the group number cannot have been given away. Stragglers are programs
+        // that a hook started; usually there are none and the call answers ESRCH.
+        if let Err(error) = rustix::process::kill_process_group(self.pid, Signal::KILL)
+            && error != rustix::io::Errno::SRCH
+            && error != rustix::io::Errno::PERM
+        {
+            tracing::warn!(pid = self.identity.pid, %error, "kill the rest of an instance's process group");
+        }
+        match child.wait() {
+            Ok(status) => {
+                status.code().map(Exit::Code).or_else(|| status.signal().map(Exit::Signal)).unwrap_or(Exit::Unknown)
+            }
+            Err(_) => Exit::Unknown,
+        }
+    }
+
+    /// SIGTERM (and SIGCONT, in case it is stopped), then SIGKILL after `patience`; resolves when it is gone.
+    pub async fn stop(self, patience: Duration) -> Exit {
+        let asked = self.signal(Signal::TERM).and_then(|()| self.signal(Signal::CONT));
+        if asked.is_err() || tokio::time::timeout(patience, self.exited()).await.is_err() {
+            return self.kill().await;
+        }
+        self.bury()
+    }
+
+    /// SIGQUIT first, so that Go writes every goroutine into the log, then SIGKILL.
+    pub async fn dump_and_kill(self, patience: Duration) -> Exit {
+        if self.signal(Signal::QUIT).is_ok() && tokio::time::timeout(patience, self.exited()).await.is_ok() {
+            return self.bury();
+        }
+        self.kill().await
+    }
+
+    async fn kill(self) -> Exit {
+        if let Err(error) = self.signal(Signal::KILL) {
+            tracing::error!(pid = self.identity.pid, %error, "kill an instance");
+        }
+        // SIGKILL cannot be refused; only a process stuck in the kernel outlives this, and then waiting is wrong.
+        if tokio::time::timeout(Duration::from_secs(10), self.exited()).await.is_err() {
+            tracing::error!(pid = self.identity.pid, "an instance survives SIGKILL: stuck in the kernel");
+            return Exit::Unknown;
+        }
+        self.bury()
+    }
+}
+
+/// Lets the runtime wait for a pidfd.
+fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    #[expect(unsafe_code, reason = "the safe constructors are deprecated: they trust any AsRawFd")]
+    // SAFETY: an OwnedFd answers the same, open descriptor for as long as it lives, and the AsyncFd owns it.
+    let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
+    watched.map_err(io::Error::from)
+}
+
+/// Identifies this boot of the machine.
+pub fn boot_id() -> io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// State letter and start tick (fields 3 and 22 of `/proc/<pid>/stat`). The command name in field 2 may contain
+/// anything, so parsing begins behind its last parenthesis.
+fn start_tick(pid: Pid) -> io::Result<(char, u64)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat", pid = pid.as_raw_nonzero()))?;
+    parse_stat(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unexpected /proc/<pid>/stat"))
+}
+
+fn parse_stat(text: &str) -> Option<(char, u64)> {
+    let mut fields = text.rsplit_once(") ")?.1.split(' ');
+    let letter = fields.next()?.chars().next()?;
+    Some((letter, fields.nth(18)?.parse().ok()?))
+}
+
+/// The process that holds the lock of a data directory, found through the kernel's table. For a child whose
+/// record was lost because we died between starting and noting it.
+pub fn lock_holder(lock: &Path) -> io::Result<Option<i32>> {
+    use std::os::unix::fs::MetadataExt;
+    let inode = match std::fs::metadata(lock) {
+        Ok(metadata) => metadata.ino(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let locks = std::fs::read_to_string("/proc/locks")?;
+    Ok(locks.lines().find_map(|line| parse_lock(line, inode)))
+}
+
+fn parse_lock(line: &str, inode: u64) -> Option<i32> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [_, "FLOCK", _, "WRITE", pid, file, ..] = fields[..] else { return None };
+    (file.rsplit(':').next()?.parse::<u64>().ok()? == inode).then(|| pid.parse().ok())?
+}
+
+/// Opens a process found by [`lock_holder`] if its command line names the data directory, so that a stranger who
+/// happens to lock the file is never signalled.
+pub fn find_stray(lock: &Path, data: &Path) -> io::Result<Option<Process>> {
+    let Some(pid) = lock_holder(lock)? else { return Ok(None) };
+    let Some(id) = Pid::from_raw(pid) else { return Ok(None) };
+    let pidfd = match rustix::process::pidfd_open(id, PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        Err(rustix::io::Errno::SRCH) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let command = std::fs::read(format!("/proc/{pid}/cmdline"))?;
+    let data = data.as_os_str().as_encoded_bytes();
+    if data.is_empty() || !command.windows(data.len()).any(|window| window == data) {
+        return Ok(None);
+    }
+    let identity = ProcessIdentity {
+        boot_id: boot_id()?,
+        pid,
+        start_tick: start_tick(id)?.1,
+        pidfd_inode: rustix::fs::fstat(pidfd.as_fd())?.st_ino,
+        address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        binary_sha256: String::new(),
+    };
+    let pidfd = watch(pidfd)?;
+    Ok(Some(Process { pid: id, pidfd, child: None, identity }))
+}
+
+/// Where the jailer is: this program itself, by a path that survives an upgrade of the file.
+pub fn own_program() -> PathBuf {
+    PathBuf::from("/proc/self/exe")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_is_read_behind_a_hostile_command_name() {
+        let line = "42 (a) R 1 (b) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1000 20";
+        assert_eq!(parse_stat(line), Some(('S', 987_654)));
+        assert_eq!(parse_stat("garbage"), None);
+    }
+
+    #[test]
+    fn own_process_is_its_own_identity_and_another_tick_is_not() {
+        let pid = rustix::process::getpid();
+        let (letter, tick) = start_tick(pid).unwrap();
+        assert!(letter.is_ascii_alphabetic());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
+            let identity = ProcessIdentity {
+                boot_id: boot_id().unwrap(),
+                pid: pid.as_raw_nonzero().get(),
+                start_tick: tick,
+                pidfd_inode: rustix::fs::fstat(&pidfd).unwrap().st_ino,
+                address: SocketAddr::from(([127, 0, 0, 1], 1)),
+                binary_sha256: String::new(),
+            };
+            assert!(Process::adopt(&identity).is_ok());
+            let reused = ProcessIdentity { start_tick: tick + 1, ..identity.clone() };
+            assert!(matches!(Process::adopt(&reused), Err(NotOurs::Reused)));
+            let rebooted = ProcessIdentity { boot_id: "other".into(), ..identity };
+            assert!(matches!(Process::adopt(&rebooted), Err(NotOurs::OtherBoot)));
+        });
+    }
+
+    #[test]
+    fn lock_table_line_names_the_holder() {
+        assert_eq!(parse_lock("1: FLOCK  ADVISORY  WRITE 708 fe:00:13241 0 EOF", 13_241), Some(708));
+        assert_eq!(parse_lock("1: POSIX  ADVISORY  WRITE 708 fe:00:13241 0 EOF", 13_241), None);
+        assert_eq!(parse_lock("1: FLOCK  ADVISORY  WRITE 708 fe:00:13241 0 EOF", 1), None);
+    }
+}

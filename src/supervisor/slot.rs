@@ -1,0 +1,302 @@
+//! What callers and the owning task of one instance share: the route, the places, the waiting room.
+//!
+//! The hot path touches atomics only. Closing a route is race-free because both sides write before they read: a
+//! caller counts itself in and then looks whether the route is open; the task closes the route and then looks
+//! whether anybody is counted in.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
+use hyper::header::HeaderValue;
+use tokio::sync::Notify;
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc;
+use tokio::sync::oneshot;
+use tokio::sync::watch;
+
+use crate::ids::TenantId;
+use crate::ids::UserId;
+use crate::pocketbase::database::Signers;
+use crate::pocketbase::token::Signer;
+use crate::supervisor::Error;
+use crate::supervisor::Priority;
+
+/// How long a minted token lives, and how much of that must be left for it to be used again.
+const TOKEN_TTL: Duration = Duration::from_mins(1);
+const TOKEN_MARGIN: Duration = Duration::from_secs(20);
+
+/// An operator's command to the owning task.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Drain and stop; the reply says whether it did.
+    Sleep(oneshot::Sender<Result<(), Error>>),
+    /// Lift backoff, quarantine or block.
+    Release(oneshot::Sender<()>),
+}
+
+/// What a waiter is told.
+#[derive(Debug, Clone)]
+pub(crate) enum Phase {
+    /// Not open, but on its way or startable.
+    Pending,
+    /// The route is open.
+    Open,
+    /// Refused; after `until`, if set, asking again makes sense.
+    Refusing { error: Error, until: Option<Instant> },
+}
+
+/// One running, proved process.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
+    pub(crate) epoch: u64,
+    signers: Signers,
+    minted: ArcSwapOption<Minted>,
+}
+
+#[derive(Debug)]
+struct Minted {
+    user: UserId,
+    header: HeaderValue,
+    usable_until: SystemTime,
+}
+
+impl Running {
+    pub(crate) fn new(address: SocketAddr, epoch: u64, signers: Signers) -> Self {
+        Self { address, epoch, signers, minted: ArcSwapOption::empty() }
+    }
+
+    /// A fresh token of the control superuser.
+    pub(crate) fn superuser_token(&self) -> HeaderValue {
+        mint(&self.signers.superuser, SystemTime::now())
+    }
+
+    /// The token of a user's row, minted again shortly before it expires.
+    fn user_token(&self, user: &UserId) -> Option<HeaderValue> {
+        let now = SystemTime::now();
+        if let Some(minted) = &*self.minted.load()
+            && minted.user == *user
+            && now < minted.usable_until
+        {
+            return Some(minted.header.clone());
+        }
+        let header = mint(self.signers.users.get(user)?, now);
+        let usable_until = now + (TOKEN_TTL - TOKEN_MARGIN);
+        self.minted.store(Some(Arc::new(Minted { user: user.clone(), header: header.clone(), usable_until })));
+        Some(header)
+    }
+}
+
+pub(crate) fn mint(signer: &Signer, now: SystemTime) -> HeaderValue {
+    // A token is base64url and dots, which a header value always takes.
+    let mut value = HeaderValue::try_from(signer.mint(now, TOKEN_TTL)).unwrap_or(HeaderValue::from_static("-"));
+    value.set_sensitive(true);
+    value
+}
+
+/// What operators see, as the task last published it.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    pub(crate) state: &'static str,
+    pub(crate) reason: Option<String>,
+    pub(crate) last_log: Vec<String>,
+    pub(crate) pid: Option<i32>,
+    pub(crate) until: Option<Instant>,
+    pub(crate) restarts: u64,
+}
+
+/// The shared side of one instance that is awake, starting, or remembered for its failures.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) tenant: TenantId,
+    running: ArcSwapOption<Running>,
+    places: Semaphore,
+    in_flight: AtomicU32,
+    pub(crate) waiting: AtomicU32,
+    /// Milliseconds since `origin`.
+    last_used: AtomicU64,
+    last_answer: AtomicU64,
+    origin: Instant,
+    client_waits: AtomicBool,
+    pub(crate) want: Notify,
+    pub(crate) idle: Notify,
+    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) view: ArcSwap<View>,
+    pub(crate) mail: mpsc::Sender<Command>,
+}
+
+/// What an attempt to take a place came to.
+pub(crate) enum Attempt {
+    Taken(Lease),
+    Full,
+    Closed,
+}
+
+impl Slot {
+    pub(crate) fn new(tenant: TenantId, places: usize) -> (Arc<Self>, mpsc::Receiver<Command>) {
+        let (mail, inbox) = mpsc::channel(16);
+        let view = View { state: "asleep", reason: None, last_log: Vec::new(), pid: None, until: None, restarts: 0 };
+        let slot = Self {
+            tenant,
+            running: ArcSwapOption::empty(),
+            places: Semaphore::new(places),
+            in_flight: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            last_used: AtomicU64::new(0),
+            last_answer: AtomicU64::new(0),
+            origin: Instant::now(),
+            client_waits: AtomicBool::new(false),
+            want: Notify::new(),
+            idle: Notify::new(),
+            phase: watch::Sender::new(Phase::Pending),
+            view: ArcSwap::from_pointee(view),
+            mail,
+        };
+        (Arc::new(slot), inbox)
+    }
+
+    /// Takes a place if the route is open and one is free.
+    pub(crate) fn try_take(self: &Arc<Self>) -> Attempt {
+        let Ok(place) = self.places.try_acquire() else {
+            return if self.running.load().is_some() { Attempt::Full } else { Attempt::Closed };
+        };
+        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        place.forget();
+        std::sync::atomic::fence(Ordering::SeqCst);
+        let running = self.running.load_full();
+        // From here on the drop of the lease undoes the counting, also when the route turns out to be closed.
+        let slot = Arc::clone(self);
+        match running {
+            Some(running) => Attempt::Taken(Lease { slot, running }),
+            None => {
+                slot.leave();
+                Attempt::Closed
+            }
+        }
+    }
+
+    /// Asks the task for a start. The priority sticks until the start is through.
+    pub(crate) fn want(&self, priority: Priority) {
+        if priority == Priority::Client {
+            self.client_waits.store(true, Ordering::Relaxed);
+        }
+        self.want.notify_one();
+    }
+
+    /// The priority that the next start has.
+    pub(crate) fn priority(&self) -> Priority {
+        if self.client_waits.swap(false, Ordering::Relaxed) { Priority::Client } else { Priority::Background }
+    }
+
+    /// Resolves when a place may be free. The place itself is taken by [`try_take`](Self::try_take).
+    pub(crate) async fn place_freed(&self) {
+        // The semaphore is never closed; the permit is given straight back to whoever tries next.
+        drop(self.places.acquire().await);
+    }
+
+    fn leave(&self) {
+        self.touch();
+        if self.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.idle.notify_one();
+        }
+        self.places.add_permits(1);
+    }
+
+    pub(crate) fn open(&self, running: Arc<Running>) {
+        self.touch();
+        self.last_answer.store(self.elapsed(), Ordering::Relaxed);
+        self.running.store(Some(running));
+    }
+
+    pub(crate) fn close(&self) {
+        self.running.store(None);
+        // Pairs with the fence in `try_take`.
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
+
+    pub(crate) fn running(&self) -> Option<Arc<Running>> {
+        self.running.load_full()
+    }
+
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn touch(&self) {
+        self.last_used.store(self.elapsed(), Ordering::Relaxed);
+    }
+
+    /// How long nobody used it.
+    pub(crate) fn unused_for(&self) -> Duration {
+        Duration::from_millis(self.elapsed().saturating_sub(self.last_used.load(Ordering::Relaxed)))
+    }
+
+    /// How long no request proved it healthy.
+    pub(crate) fn silent_for(&self) -> Duration {
+        Duration::from_millis(self.elapsed().saturating_sub(self.last_answer.load(Ordering::Relaxed)))
+    }
+
+    pub(crate) fn heard(&self) {
+        self.last_answer.store(self.elapsed(), Ordering::Relaxed);
+    }
+
+    fn elapsed(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Keeps an instance awake and counts as one request in flight, until dropped.
+#[derive(Debug)]
+pub struct Lease {
+    slot: Arc<Slot>,
+    running: Arc<Running>,
+}
+
+impl Lease {
+    /// Where the instance listens.
+    pub fn address(&self) -> SocketAddr {
+        self.running.address
+    }
+
+    /// With the address names one process: a pool keyed by both never reuses a connection to a dead one.
+    pub fn epoch(&self) -> u64 {
+        self.running.epoch
+    }
+
+    /// A token of this user's own row in the instance, good for some 20 seconds at least. `None` when the instance
+    /// has no such row.
+    pub fn user_authorization(&self, user: &UserId) -> Option<HeaderValue> {
+        self.running.user_token(user)
+    }
+
+    /// A token of the control superuser. The instance accepts it only from a loopback address, so it is for calls
+    /// of ours without `X-Forwarded-For`, never for forwarded requests.
+    pub fn superuser_authorization(&self) -> HeaderValue {
+        self.running.superuser_token()
+    }
+
+    /// Base URL for direct calls.
+    pub fn base_url(&self) -> String {
+        format!("http://{}", self.running.address)
+    }
+
+    /// The instance answered something: as good as a health probe.
+    pub fn answered(&self) {
+        self.slot.heard();
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.slot.leave();
+    }
+}

@@ -1,0 +1,64 @@
+//! What operators see of instances and of the fleet.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::ids::TenantId;
+
+/// One instance.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct InstanceStatus {
+    /// The tenant.
+    #[schema(value_type = String)]
+    pub tenant: TenantId,
+    /// `asleep`, `starting`, `awake`, `draining`, `backoff`, `quarantined`, `blocked` or `suspended`.
+    pub state: &'static str,
+    /// Why, for backoff, quarantined and blocked.
+    pub reason: Option<String>,
+    /// Last lines of its log when it failed, redacted.
+    pub last_log: Vec<String>,
+    /// Its template.
+    pub template: String,
+    /// Whether it is kept awake.
+    pub pinned: bool,
+    /// The process, if there is one.
+    pub pid: Option<i32>,
+    /// Where it listens, if it is awake.
+    pub address: Option<String>,
+    /// How often it was started since it exists.
+    pub epoch: u64,
+    /// Requests at work.
+    pub in_flight: u32,
+    /// Requests waiting.
+    pub waiting: u32,
+    /// Restarts after failures since pocketfleet started.
+    pub restarts: u64,
+    /// How long nobody used it, if it is awake.
+    pub idle_seconds: Option<u64>,
+    /// When the next attempt is due, in backoff, quarantine or blocked.
+    pub retry_after_seconds: Option<u64>,
+}
+
+/// The fleet in numbers.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct FleetStatus {
+    /// Tenants in the control database, the global instance not counted.
+    pub registered: usize,
+    /// How many are in each state.
+    pub states: BTreeMap<String, usize>,
+    /// Requests waiting for an instance.
+    pub waiting: usize,
+    /// How long the oldest of them waits, in milliseconds.
+    pub oldest_waiter_ms: u64,
+    /// Processes started since pocketfleet started.
+    pub starts: u64,
+    /// Processes that ended without being asked.
+    pub restarts: u64,
+    /// Processes taken over from an earlier pocketfleet.
+    pub adopted: u64,
+    /// Instances in backoff, quarantine or blocked.
+    pub troubled: Vec<InstanceStatus>,
+    /// Templates that could not be baked: name and error.
+    pub broken_templates: Vec<(String, String)>,
+}
