@@ -156,7 +156,7 @@ impl Config {
         positive("instances.log_bytes", i.log_bytes)?;
         positive("server.max_connections", s.max_connections as u64)?;
         positive("server.max_connections_per_ip", s.max_connections_per_ip as u64)?;
-        positive("auth.max_concurrent", a.max_concurrent as u64)?;
+        
         at_least("instances.nofile", i.nofile, 64, "at least 64: PocketBase does not start with fewer open files")?;
         if i.data_bytes > 0 {
             let rule = "0 (not set) or at least 134217728 (128 MiB): PocketBase does not start with less";

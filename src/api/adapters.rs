@@ -1,0 +1,37 @@
+//! Lets a handler extract the part of [`AppState`] it needs, so that its signature says what it can touch.
+
+use std::sync::Arc;
+
+use axum::extract::FromRef;
+
+use crate::api::About;
+use crate::api::AppState;
+use crate::api::Limits;
+use crate::auth::Verifier;
+use crate::auth::accounts::Accounts;
+use crate::shutdown::Shutdown;
+use crate::store::sessions::Sessions;
+use crate::store::tenants::Tenants;
+use crate::supervisor::Supervisor;
+use crate::telemetry::Metrics;
+
+/// Implements `FromRef` for one field.
+macro_rules! part {
+    ($field:ident: $part:ty) => {
+        impl FromRef<AppState> for $part {
+            fn from_ref(state: &AppState) -> Self {
+                state.$field.clone()
+            }
+        }
+    };
+}
+
+part!(accounts: Accounts);
+part!(verifier: Verifier);
+part!(supervisor: Supervisor);
+part!(tenants: Tenants);
+part!(sessions: Sessions);
+part!(metrics: Arc<Metrics>);
+part!(shutdown: Shutdown);
+part!(limits: Limits);
+part!(about: Arc<About>);

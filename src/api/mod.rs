@@ -1,0 +1,91 @@
+//! The HTTP API that is ours: accounts and sessions, the accounts paths of `PocketBase`'s own API, health, metrics,
+//! the `OpenAPI` document, and the operators' control socket.
+//!
+//! Handlers extract, make one call into a domain, and shape the reply. Every error leaves through [`frame`], which
+//! knows the request's id and the shape its path speaks. Deliberately absent: requests to a user's own instance
+//! (`gateway` forwards those before this router is asked) and every decision about processes or accounts.
+
+pub mod adapters;
+pub mod auth;
+pub mod control;
+pub mod control_socket;
+pub mod error;
+pub mod extractors;
+pub mod frame;
+pub mod health;
+pub mod json;
+pub mod later;
+pub mod metrics;
+pub mod openapi;
+pub mod pocketbase;
+pub mod router;
+pub mod sessions;
+pub mod welcome;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use time::OffsetDateTime;
+
+use crate::auth::Verifier;
+use crate::auth::accounts::Accounts;
+use crate::shutdown::Shutdown;
+use crate::store::sessions::Sessions;
+use crate::store::tenants::Tenants;
+use crate::supervisor::Supervisor;
+use crate::telemetry::Metrics;
+
+/// Largest bodies that handlers take, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// A JSON body of our own routes (`server.max_json_bytes`).
+    pub json: usize,
+    /// A sign-up, which may carry an avatar (`server.max_account_bytes`).
+    pub account: usize,
+}
+
+/// What this process says of itself.
+#[derive(Debug, Clone)]
+pub struct About {
+    /// When it started, for the uptime.
+    pub started: Instant,
+    /// The same as a date.
+    pub started_at: OffsetDateTime,
+    /// The address it listens on, as bound.
+    pub listen: String,
+}
+
+impl About {
+    /// A process that starts now and listens on `listen`.
+    pub fn new(listen: impl Into<String>) -> Self {
+        Self { started: Instant::now(), started_at: OffsetDateTime::now_utc(), listen: listen.into() }
+    }
+
+    /// Whole seconds since the start.
+    pub fn uptime_seconds(&self) -> u64 {
+        self.started.elapsed().as_secs()
+    }
+}
+
+/// Everything that handlers may ask for; each asks for its part only (see [`adapters`]). Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct AppState {
+    /// Sign-in, registration, logout.
+    pub accounts: Accounts,
+    /// Who a token speaks for.
+    pub verifier: Verifier,
+    /// The instances.
+    pub supervisor: Supervisor,
+    /// The tenants' records.
+    pub tenants: Tenants,
+    /// The sessions' records.
+    pub sessions: Sessions,
+    /// What `/metrics` shows.
+    pub metrics: Arc<Metrics>,
+    /// Whether we are about to stop.
+    pub shutdown: Shutdown,
+    /// Largest bodies.
+    pub limits: Limits,
+    /// This process.
+    pub about: Arc<About>,
+}

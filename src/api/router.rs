@@ -1,0 +1,72 @@
+//! Puts the routers of the files together, and the frame around them.
+
+use axum::Extension;
+use axum::Router;
+use axum::middleware::from_fn;
+use bytes::Bytes;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::api::AppState;
+use crate::api::auth;
+use crate::api::error::ApiError;
+use crate::api::frame::frame;
+use crate::api::health;
+use crate::api::later;
+use crate::api::metrics;
+use crate::api::openapi;
+use crate::api::openapi::Document;
+use crate::api::openapi::alias;
+use crate::api::pocketbase;
+use crate::api::sessions;
+use crate::api::welcome;
+use crate::error::Code;
+use crate::error::Problem;
+
+const AUTH: &str = "/api/v1/auth";
+const USERS: &str = "/api/collections/users";
+/// The id of the `users` collection, which SDKs may use in place of its name.
+const USERS_BY_ID: &str = "/api/collections/_pb_users_auth_";
+
+/// Every route with its documentation.
+fn routes() -> OpenApiRouter<AppState> {
+    let auth = || auth::router().merge(sessions::router());
+    OpenApiRouter::with_openapi(openapi::base())
+        .nest(AUTH, auth())
+        .nest("/auth", alias(auth(), "alias", AUTH))
+        .nest(USERS, pocketbase::router())
+        .nest(USERS_BY_ID, alias(pocketbase::router(), "by_collection_id", USERS))
+        .merge(pocketbase::health_router())
+        .merge(health::router())
+        .merge(metrics::router())
+        .merge(openapi::router())
+        .merge(welcome::router())
+        .merge(later::router())
+}
+
+/// The `OpenAPI` document of the routes.
+pub fn document() -> OpenApi {
+    let mut document = routes().into_openapi();
+    openapi::complete(&mut document);
+    document
+}
+
+/// The router that serves everything of ours.
+pub fn router(state: AppState) -> Router {
+    let document = serde_json::to_vec(&document()).unwrap_or_default();
+    let (router, _) = routes().split_for_parts();
+    framed(router.layer(Extension(Document(Bytes::from(document)))).with_state(state))
+}
+
+/// Adds the answers for wrong paths and methods, and the frame around everything.
+pub(crate) fn framed(router: Router) -> Router {
+    router.fallback(nothing_here).method_not_allowed_fallback(wrong_method).layer(from_fn(frame))
+}
+
+async fn nothing_here() -> ApiError {
+    ApiError(Problem::new(Code::NotFound))
+}
+
+async fn wrong_method() -> ApiError {
+    ApiError(Problem::new(Code::MethodNotAllowed))
+}

@@ -1,0 +1,352 @@
+//! The composition root: from a configuration to a running server, and down again in order.
+//!
+//! Start: data directory and its lock, listener, control database, `PocketBase` and templates, adoption, the global
+//! instance, the gateway, the control socket. Stop: no new connections, requests drain, tenants stop, the global
+//! instance stops, the control database closes.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::net::TcpListener;
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::Context;
+use anyhow::anyhow;
+use rustix::fs::FlockOperation;
+use time::OffsetDateTime;
+
+use crate::api;
+use crate::api::About;
+use crate::api::AppState;
+use crate::api::Limits;
+use crate::api::control_socket;
+use crate::api::control_socket::ControlSocket;
+use crate::auth::Verifier;
+use crate::auth::accounts;
+use crate::auth::accounts::Accounts;
+use crate::config::Config;
+use crate::gateway::Gateway;
+use crate::ids::TenantId;
+use crate::pocketbase::database;
+use crate::shutdown::Shutdown;
+use crate::store::Store;
+use crate::store::placements::Placements;
+use crate::store::sessions::Sessions;
+use crate::store::sqlite::ControlDatabase;
+use crate::store::tenants::Kind;
+use crate::store::tenants::Tenant;
+use crate::store::tenants::Tenants;
+use crate::supervisor;
+use crate::supervisor::Supervisor;
+use crate::supervisor::binary;
+use crate::supervisor::config::Layout;
+use crate::supervisor::config::Owners;
+use crate::supervisor::template::Locations;
+use crate::supervisor::template::Templates;
+use crate::telemetry;
+use crate::telemetry::Metrics;
+use crate::tenancy::Tenancy;
+
+/// The folders of a data directory.
+#[derive(Debug)]
+struct Folders {
+    root: PathBuf,
+    is_new: bool,
+}
+
+impl Folders {
+    fn make(root: &Path) -> anyhow::Result<Self> {
+        let is_new = !root.join("control.db").exists();
+        for folder in ["", "run", "golden", "staging", "empty", "instances"] {
+            let path = root.join(folder);
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&path)
+                .with_context(|| format!("make the folder {}", path.display()))?;
+        }
+        Ok(Self { root: root.to_owned(), is_new })
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Takes the data directory for this process, as long as the file stays open.
+    fn lock(&self) -> anyhow::Result<File> {
+        let path = self.at("lock");
+        let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+        rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+            anyhow!(
+                "the data directory {} is in use by another pocketfleet; stop that one, or choose another with --data",
+                self.root.display()
+            )
+        })?;
+        Ok(file)
+    }
+}
+
+/// Runs the server until it is told to stop.
+pub fn serve(config: Config) -> anyhow::Result<()> {
+    telemetry::install(&config.log)?;
+    raise_file_limit();
+    let folders = Folders::make(&config.storage.path)?;
+    let lock = folders.lock()?;
+    let listener = bind(config.server.listen)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("build the control runtime")?;
+    let outcome = runtime.block_on(Box::pin(run(config, &folders, listener)));
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    drop(lock);
+    outcome
+}
+
+fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            anyhow!("{address} is in use by another program; stop it, or choose another address with --listen")
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            anyhow!("not allowed to listen on {address}; ports below 1024 need CAP_NET_BIND_SERVICE")
+        }
+        _ => anyhow!("listen on {address}: {error}"),
+    })?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Thousands of connections and instances need more than the usual soft limit of 1,024 files.
+fn raise_file_limit() {
+    use nix::sys::resource::Resource;
+    use nix::sys::resource::getrlimit;
+    use nix::sys::resource::setrlimit;
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_err()
+    {
+        tracing::warn!(soft, hard, "the open-files limit could not be raised");
+    }
+}
+
+/// What runs, in the order in which it is stopped.
+struct Running {
+    shutdown: Shutdown,
+    supervisor: Supervisor,
+    database: Arc<ControlDatabase>,
+    accounts: Accounts,
+    gateway: Gateway,
+    state: AppState,
+}
+
+async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let listen = listener.local_addr()?;
+    let signals = Signals::install()?;
+    let running = build(&config, folders, listen).await?;
+    let Running { shutdown, supervisor, database, accounts, gateway, state } = running;
+    supervisor.adopt().await;
+    let front = tokio::spawn(gateway.run(listener, shutdown.clone()));
+    let socket = ControlSocket::bind(&control_socket::path_in(&folders.root)).await.context("bind the control socket")?;
+    let control = tokio::spawn(socket.serve(api::control::router(state), shutdown.clone()));
+    supervisor.wake_pinned();
+    std::fs::write(folders.at("run").join("address"), listen.to_string())?;
+    tracing::info!(listen = %listen, data = %folders.root.display(), duration_ms = begun.elapsed().as_millis(), "listening");
+    shutdown.spawn(first_admin(config.auth.clone(), accounts, supervisor.clone()));
+    welcome(&config, folders, listen);
+
+    signals.received(&shutdown).await;
+    tracing::info!("stopping: requests finish, then the instances, then the global instance");
+    shutdown.begin();
+    let bound = config.server.drain_timeout + Duration::from_secs(5);
+    match tokio::time::timeout(bound, front).await {
+        Ok(Ok(outcome)) => outcome.context("serve")?,
+        Ok(Err(error)) => return Err(error).context("serve"),
+        Err(_) => tracing::warn!("connections did not end in time"),
+    }
+    supervisor.stop(config.server.stop_timeout).await;
+    if tokio::time::timeout(bound, shutdown.finished()).await.is_err() {
+        tracing::warn!("background tasks did not end in time");
+    }
+    match tokio::time::timeout(bound, control).await {
+        Ok(Ok(outcome)) => outcome.context("serve the control socket")?,
+        Ok(Err(error)) => return Err(error).context("serve the control socket"),
+        Err(_) => tracing::warn!("the control socket did not close in time"),
+    }
+    database.close().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow::Result<Running> {
+    let shutdown = Shutdown::new();
+    let metrics = Metrics::new();
+    let path = binary::find(&config.pocketbase.binary, &config.pocketbase.version, &config.search_path)?;
+    let binary = binary::verify(&path, &config.pocketbase.version, &config.pocketbase.sha256).await?;
+    let templates = Templates::open(&Locations {
+        templates: config.templates(),
+        golden: folders.at("golden"),
+        staging: folders.at("staging"),
+        binary: binary.path.clone(),
+        version: binary.version.clone(),
+    })
+    .await?;
+    templates.golden("global").context("the global template, without which nobody can sign in")?;
+
+    let database = Arc::new(ControlDatabase::open(&folders.at("control.db")).context("open the control database")?);
+    let store: Arc<dyn Store> = Arc::clone(&database) as Arc<dyn Store>;
+    let tenants = Tenants::open(Arc::clone(&store)).await?;
+    let placements = Placements::open(Arc::clone(&store), incarnation()).await?;
+    let sessions = Sessions::open(Arc::clone(&store)).await?;
+    tenants.create_or_find(global_tenant()).await?;
+
+    let global_db = folders.at("instances").join("global").join("pb_data").join("data.db");
+    let owners_db = global_db.clone();
+    let owners = Owners(Arc::new(move |user| database::account(&owners_db, user).ok().flatten()));
+    let supervisor = Supervisor::new(supervisor::Parts {
+        config: config.instances.clone(),
+        layout: Layout {
+            instances: folders.at("instances"),
+            staging: folders.at("staging"),
+            empty: folders.at("empty"),
+        },
+        binary,
+        templates,
+        tenants: tenants.clone(),
+        placements,
+        owners,
+        public_url: config.public_url(listen),
+        metrics: Arc::clone(&metrics),
+    });
+    let (verifier, keeper) = Verifier::new(&config.auth, global_db, sessions.clone());
+    shutdown.spawn(keeper.run(shutdown.clone()));
+    let tenancy = Tenancy::new(tenants.clone(), config.pocketbase.personal_template.clone());
+    let accounts = Accounts::new(
+        &config.auth,
+        accounts::Parts {
+            supervisor: supervisor.clone(),
+            verifier: verifier.clone(),
+            sessions: sessions.clone(),
+            tenancy: tenancy.clone(),
+            metrics: Arc::clone(&metrics),
+            shutdown: shutdown.clone(),
+        },
+    )?;
+    let state = AppState {
+        accounts: accounts.clone(),
+        verifier: verifier.clone(),
+        supervisor: supervisor.clone(),
+        tenants,
+        sessions,
+        metrics: Arc::clone(&metrics),
+        shutdown: shutdown.clone(),
+        limits: Limits {
+            json: usize::try_from(config.server.max_json_bytes)?,
+            account: usize::try_from(config.server.max_account_bytes)?,
+        },
+        about: Arc::new(About::new(listen.to_string())),
+    };
+    let router = api::router::router(state.clone());
+    let gateway = Gateway::new(
+        config.server.clone(),
+        supervisor.clone(),
+        verifier,
+        tenancy,
+        metrics,
+        config.log.slow_request,
+        router,
+    );
+    Ok(Running { shutdown, supervisor, database, accounts, gateway, state })
+}
+
+fn incarnation() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+fn global_tenant() -> Tenant {
+    Tenant {
+        id: TenantId::global(),
+        kind: Kind::Global,
+        template: "global".to_owned(),
+        owner: None,
+        pinned: true,
+        suspended: false,
+        created_at: OffsetDateTime::now_utc(),
+    }
+}
+
+/// Makes the admin of the configuration once the global instance answers, unless there is one.
+async fn first_admin(config: crate::auth::Config, accounts: Accounts, supervisor: Supervisor) {
+    if config.admin_email.is_empty() {
+        return;
+    }
+    if let Err(error) = supervisor.wake(&TenantId::global()).await {
+        tracing::error!(%error, "make the first admin: the global instance is away");
+        return;
+    }
+    match accounts.any_admin() {
+        Ok(true) => {}
+        Ok(false) => match accounts.create_admin(&config.admin_email, &config.admin_password).await {
+            Ok(()) => tracing::info!("made the first admin from the configuration"),
+            Err(error) => tracing::error!(%error, "make the first admin"),
+        },
+        Err(error) => tracing::error!(%error, "look for an admin"),
+    }
+}
+
+/// Tells a person at a terminal what was made and what to try.
+fn welcome(config: &Config, folders: &Folders, listen: SocketAddr) {
+    use std::io::IsTerminal;
+    use std::io::Write;
+    let mut out = std::io::stdout();
+    if !out.is_terminal() && !folders.is_new {
+        return;
+    }
+    let url = config.public_url(listen);
+    let data = folders.root.display();
+    let made = if folders.is_new {
+        format!("Made the data directory {data}: control.db (who is who and where), instances/ (one folder per user),\ngolden/ (baked templates). Delete nothing in it by hand; back it up as a whole.\n")
+    } else {
+        format!("Data directory: {data}\n")
+    };
+    let text = format!(
+        "\npocketfleet {version} listens on {url}\n{made}\n\
+         Try:\n  curl -X POST {url}/auth/register -H 'Content-Type: application/json' \\\n    \
+         -d '{{\"email\":\"ada@example.com\",\"password\":\"correct horse\",\"name\":\"Ada\"}}'\n  \
+         pocketfleet --data {data} tenants list\n  pocketfleet --data {data} admin create --email you@example.com\n  \
+         pocketfleet --data {data} doctor\nCtrl-C stops everything in order.\n\n",
+        version = env!("CARGO_PKG_VERSION"),
+    );
+    // A closed standard output is no reason to stop serving.
+    let _ = out.write_all(text.as_bytes());
+}
+
+/// SIGINT and SIGTERM, from before anything is started.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn install() -> anyhow::Result<Self> {
+        use tokio::signal::unix::SignalKind;
+        use tokio::signal::unix::signal;
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn received(mut self, shutdown: &Shutdown) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            () = shutdown.begun() => {}
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Accounts as records: registered, read and changed by their users.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use hyper::Method;
+use serde_json::Value;
+use serde_json::json;
+use time::OffsetDateTime;
+
+use super::Accounts;
+use super::Answer;
+use super::Client;
+use super::Error;
+use super::Registration;
+use super::forms;
+use super::upstream::Call;
+use crate::auth::Principal;
+use crate::auth::gate::AccountKey;
+use crate::auth::gate::Permit;
+use crate::ids::UserId;
+
+impl Accounts {
+    /// Registers an account from our own form and returns its record. The account has its personal tenant.
+    pub async fn register(&self, fields: Registration, client: &Client) -> Result<Value, Error> {
+        forms::check_registration(&fields)?;
+        let call = Call::user(Method::POST, "/records", client).json(&forms::registration_body(&fields));
+        let answer = self.create(call, client).await?;
+        match answer.status {
+            200 => answer.json().ok_or(Error::Unexpected),
+            _ => Err(forms::creation_error(answer)),
+        }
+    }
+
+    /// Registers an account from a body as the SDK sends it; the answer is `PocketBase`'s own, whatever it says.
+    pub async fn sign_up_raw(
+        &self,
+        content_type: Option<&str>,
+        body: Bytes,
+        query: Option<&str>,
+        client: &Client,
+    ) -> Result<Answer, Error> {
+        let call = Call::user(Method::POST, "/records", client).query_with_fields(query, "id").raw(content_type, body);
+        self.create(call, client).await
+    }
+
+    /// The ways of signing in, as `PocketBase` lists them.
+    pub async fn auth_methods(&self, query: Option<&str>) -> Result<Answer, Error> {
+        let client = Client::new([0, 0, 0, 0].into(), None);
+        self.shared.upstream.call(Call::user(Method::GET, "/auth-methods", &client).query(query)).await
+    }
+
+    /// The caller's own record, as `PocketBase` answers it.
+    pub async fn read_own(
+        &self,
+        principal: &Principal,
+        token: &str,
+        query: Option<&str>,
+        client: &Client,
+    ) -> Result<Answer, Error> {
+        let call = Call::user(Method::GET, &own(principal), client).query(query).token(token);
+        self.shared.upstream.call(call).await
+    }
+
+    /// Changes the caller's own record with a body as the SDK sends it; the answer is `PocketBase`'s own. A change of
+    /// the password checks the old one, so this passes the gate like a sign-in.
+    pub async fn update_own(
+        &self,
+        principal: &Principal,
+        token: &str,
+        content: (Option<&str>, Bytes),
+        query: Option<&str>,
+        client: &Client,
+    ) -> Result<Answer, Error> {
+        let account = AccountKey::of(&principal.email);
+        self.shared.gate.attempt(client.ip, Instant::now())?;
+        self.shared.gate.account(&account, Instant::now())?;
+        let permit = self.shared.gate.permit().await?;
+        self.shared.gate.account(&account, Instant::now())?;
+        let (content_type, body) = content;
+        let call = Call::user(Method::PATCH, &own(principal), client).query(query).token(token).raw(content_type, body);
+        self.to_its_end(|accounts| async move {
+            let answer = accounts.write(call, permit).await?;
+            if answer.status == 400 && wrong_old_password(&answer) {
+                accounts.shared.gate.failed(&account, Instant::now());
+            }
+            Ok(answer)
+        })
+        .await
+    }
+
+    /// Creates an account under the limits of registration and gives it its tenant.
+    async fn create(&self, call: Call, client: &Client) -> Result<Answer, Error> {
+        self.shared.gate.registration(client.ip, Instant::now())?;
+        let permit = self.shared.gate.permit().await?;
+        self.to_its_end(|accounts| async move {
+            let begun = OffsetDateTime::now_utc();
+            let answer = accounts.write(call, permit).await?;
+            match created(&answer) {
+                Some(user) if accounts.inherits(&user, begun) => accounts.undo(&user).await,
+                Some(user) => {
+                    accounts.give_tenant(&user).await;
+                    Ok(answer)
+                }
+                None => Ok(answer),
+            }
+        })
+        .await
+    }
+
+    async fn write(&self, call: Call, permit: Permit) -> Result<Answer, Error> {
+        let answer = self.shared.upstream.call(call).await;
+        drop(permit);
+        self.shared.verifier.accounts_changed();
+        answer
+    }
+
+    /// Whether a new account has the id of a deleted one, whose tenant is still there. `PocketBase` lets clients
+    /// choose ids, so without this check a stranger could register into somebody's data.
+    fn inherits(&self, user: &UserId, begun: OffsetDateTime) -> bool {
+        self.shared.tenancy.personal_since(user).is_some_and(|since| since < begun)
+    }
+
+    async fn undo(&self, user: &UserId) -> Result<Answer, Error> {
+        tracing::warn!(user.id = %user, "a registration chose the id of a deleted account and is undone");
+        let answer = self.shared.upstream.call(Call::superuser(Method::DELETE, &format!("/records/{user}"))).await?;
+        self.shared.verifier.accounts_changed();
+        if answer.status != 204 {
+            tracing::error!(user.id = %user, http.status = answer.status, "the registration cannot be undone");
+        }
+        let complaint = json!({ "id": { "code": "validation_not_unique", "message": "Value must be unique." } });
+        let body = json!({ "data": complaint, "message": "Failed to create record.", "status": 400 });
+        Ok(Answer { status: 400, body: Bytes::from(body.to_string()) })
+    }
+}
+
+fn own(principal: &Principal) -> String {
+    format!("/records/{}", principal.user)
+}
+
+fn created(answer: &Answer) -> Option<UserId> {
+    let record = (answer.status == 200).then(|| answer.json())??;
+    UserId::parse(record.get("id")?.as_str()?).ok()
+}
+
+fn wrong_old_password(answer: &Answer) -> bool {
+    answer.json().is_some_and(|body| body.get("data").is_some_and(|data| data.get("oldPassword").is_some()))
+}

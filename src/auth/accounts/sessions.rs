@@ -1,0 +1,74 @@
+//! Sessions as their user sees them: listed, ended one by one, ended all at once.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use hyper::Method;
+use serde_json::Value;
+use serde_json::json;
+
+use super::Accounts;
+use super::Error;
+use super::upstream::Call;
+use crate::auth::Principal;
+use crate::auth::keeper::adopted;
+use crate::auth::keeper::calendar;
+use crate::store::sessions::Session;
+use crate::store::sessions::Status;
+
+impl Accounts {
+    /// Ends the session of this principal.
+    pub async fn logout(&self, principal: &Principal) -> Result<(), Error> {
+        // The session may not be registered yet; what never was cannot be marked as ended.
+        self.shared.sessions.register(adopted(principal, SystemTime::now())).await?;
+        Ok(self.shared.sessions.set_status(&principal.session, Status::Revoked).await?)
+    }
+
+    /// Ends all sessions: first the known ones, durably; then every token there is, by changing the account's key.
+    /// Returns how many sessions were known. [`Error::OnlyKnownEnded`] when the second step failed.
+    pub async fn logout_everywhere(&self, principal: &Principal) -> Result<usize, Error> {
+        self.shared.sessions.register(adopted(principal, SystemTime::now())).await?;
+        let ended = self.shared.sessions.revoke_all(&principal.user).await?;
+        let call = Call::superuser(Method::PATCH, &format!("/records/{}", principal.user))
+            .json(&json!({ "tokenKey:autogenerate": "" }));
+        self.to_its_end(|accounts| async move {
+            let answer = accounts.shared.upstream.call(call).await;
+            accounts.shared.verifier.accounts_changed();
+            match answer {
+                Ok(answer) if answer.status == 200 => Ok(ended),
+                Ok(answer) => {
+                    tracing::error!(http.status = answer.status, "an account's key cannot be changed");
+                    Err(Error::OnlyKnownEnded)
+                }
+                Err(_) => Err(Error::OnlyKnownEnded),
+            }
+        })
+        .await
+    }
+
+    /// The user's record, read from the accounts database: also while the accounts service is away.
+    pub fn me(&self, principal: &Principal) -> Result<Value, Error> {
+        Ok(self.shared.verifier.profile(&principal.user)?)
+    }
+
+    /// The user's sessions that still work, the latest first.
+    pub fn sessions(&self, principal: &Principal) -> Vec<Arc<Session>> {
+        let now = calendar(SystemTime::now());
+        let works = |session: &Session| match session.status {
+            Status::Live => true,
+            Status::Superseded { until } => until > now,
+            Status::Revoked => false,
+        };
+        let mut sessions = self.shared.sessions.of_user(&principal.user);
+        sessions.retain(|session| session.expires_at > now && works(session));
+        sessions.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.id.cmp(&b.id)));
+        sessions
+    }
+
+    /// Ends one of the user's sessions, named by its id.
+    pub async fn end_session(&self, principal: &Principal, id: &str) -> Result<(), Error> {
+        let sessions = self.shared.sessions.of_user(&principal.user);
+        let session = sessions.iter().find(|session| session.id.as_str() == id).ok_or(Error::NoSession)?;
+        Ok(self.shared.sessions.set_status(&session.id, Status::Revoked).await?)
+    }
+}

@@ -1,0 +1,327 @@
+//! The accounts as the global instance's database file has them: read there, never asked of the process.
+//!
+//! A read-only connection (WAL, so it neither blocks the instance nor waits for it) reads an account when it is first
+//! needed; `PRAGMA data_version` tells when anything may have changed, and then everything is forgotten. So accounts
+//! are known while the global instance is down, and a changed password counts within one check interval.
+//!
+//! Invariants:
+//! - An account found in memory costs no lock beyond its shard.
+//! - The memory is filled and emptied under one mutex, so a row that was read before [`Directory::changed`] cannot be
+//!   put back after it.
+//! - No statement outlives a call: an open read transaction would hide changes for ever and block checkpoints.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use dashmap::DashMap;
+use rusqlite::Connection;
+use rusqlite::OpenFlags;
+use rusqlite::OptionalExtension;
+use rusqlite::config::DbConfig;
+use rusqlite::types::ValueRef;
+use serde_json::Map;
+use serde_json::Value;
+
+use super::Error;
+use super::Role;
+use crate::ids::UserId;
+use crate::pocketbase::token::Key;
+
+/// Most accounts that are kept in memory. Beyond, all are forgotten and read again as needed.
+const MAX_CACHED: usize = 100_000;
+
+/// How long a read waits for a lock. Readers meet one only during recovery after a crash.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// At most one log line in this time says that the database cannot be read.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The columns of a user's row that the user may see.
+const PUBLIC_COLUMNS: [&str; 9] =
+    ["id", "email", "emailVisibility", "verified", "name", "avatar", "role", "created", "updated"];
+
+/// What a request needs to know of an account.
+pub(super) struct Account {
+    pub(super) user: UserId,
+    /// Id of the `users` collection.
+    pub(super) collection: Arc<str>,
+    /// Key of the account's auth tokens.
+    pub(super) key: Key,
+    pub(super) role: Role,
+    pub(super) email: Arc<str>,
+}
+
+/// Why a read failed; callers see [`Error::AccountsUnreadable`], the log sees this.
+#[derive(Debug, thiserror::Error)]
+enum Unreadable {
+    #[error("find the database file: {0}")]
+    File(#[from] io::Error),
+    #[error("read the database: {0}")]
+    Database(#[from] rusqlite::Error),
+    #[error("the users collection has no token secret")]
+    NoSecret,
+}
+
+/// An open connection and what was read through it.
+struct Open {
+    connection: Connection,
+    /// Device and inode: the file may be replaced under its name.
+    file: (u64, u64),
+    version: i64,
+    users: Option<Users>,
+}
+
+/// The `users` collection: its id and the secret of its auth tokens.
+#[derive(Clone)]
+struct Users {
+    id: Arc<str>,
+    secret: Arc<str>,
+}
+
+/// Reader of the accounts database.
+pub(super) struct Directory {
+    path: PathBuf,
+    check_interval: Duration,
+    cache: DashMap<Arc<str>, Arc<Account>>,
+    open: Mutex<Option<Open>>,
+    started: Instant,
+    /// Microseconds after `started` at which the next check is due.
+    next_check: AtomicU64,
+    /// Microseconds after `started` from which on a failure is logged again.
+    next_complaint: AtomicU64,
+}
+
+impl fmt::Debug for Directory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Directory").field("path", &self.path).field("cached", &self.cache.len()).finish_non_exhaustive()
+    }
+}
+
+impl Directory {
+    /// A directory over `path`, which need not exist yet.
+    pub(super) fn new(path: PathBuf, check_interval: Duration) -> Self {
+        Self {
+            path,
+            check_interval,
+            cache: DashMap::new(),
+            open: Mutex::new(None),
+            started: Instant::now(),
+            next_check: AtomicU64::new(0),
+            next_complaint: AtomicU64::new(0),
+        }
+    }
+
+    /// The account with this id, from memory when possible.
+    pub(super) fn account(&self, id: &str) -> Result<Arc<Account>, Error> {
+        if self.due(&self.next_check, self.check_interval) {
+            self.check();
+        }
+        // The guard of the shard is dropped here: taking the mutex while holding it could deadlock with a clear.
+        let known = self.cache.get(id).map(|entry| Arc::clone(&entry));
+        if let Some(account) = known {
+            return Ok(account);
+        }
+        let user = UserId::parse(id).map_err(|_| Error::UnknownUser)?;
+        self.read(|open, cache| {
+            let Some(account) = open.account(user)? else { return Ok(None) };
+            let account = Arc::new(account);
+            if cache.len() >= MAX_CACHED {
+                cache.clear();
+            }
+            cache.insert(id.into(), Arc::clone(&account));
+            Ok(Some(account))
+        })?
+        .ok_or(Error::UnknownUser)
+    }
+
+    /// The user's row as the user may see it, in `PocketBase`'s shape.
+    pub(super) fn profile(&self, user: &UserId) -> Result<Value, Error> {
+        self.read(|open, _| open.profile(user))?.ok_or(Error::UnknownUser)
+    }
+
+    /// The id of the account with this e-mail address.
+    pub(super) fn find_by_email(&self, email: &str) -> Result<Option<UserId>, Error> {
+        self.read(|open, _| {
+            // Whether spellings are one account is the collection's choice; the exact one comes first.
+            let sql = "SELECT id FROM users WHERE email = ?1 COLLATE NOCASE ORDER BY email = ?1 DESC LIMIT 1";
+            let mut statement = open.connection.prepare_cached(sql)?;
+            let id = statement.query_row([email], |row| row.get::<_, String>(0)).optional()?;
+            Ok(id.and_then(|id| UserId::parse(&id).ok()))
+        })
+    }
+
+    /// Whether any account has the role `admin`.
+    pub(super) fn any_admin(&self) -> Result<bool, Error> {
+        self.read(|open, _| {
+            let sql = "SELECT EXISTS (SELECT 1 FROM users WHERE role = 'admin')";
+            Ok(open.connection.query_row(sql, [], |row| row.get(0))?)
+        })
+    }
+
+    /// Forgets everything: the next call for any account reads what is on disk now.
+    pub(super) fn changed(&self) {
+        let mut open = self.lock();
+        self.cache.clear();
+        if let Some(open) = open.as_mut() {
+            open.users = None;
+        }
+    }
+
+    /// Looks whether the database changed. A failure keeps what is known, so that signed-in users go on.
+    fn check(&self) {
+        let mut open = self.lock();
+        if let Err(error) = self.refresh(&mut open) {
+            self.complain(&error);
+        }
+    }
+
+    /// Runs `with` on an up-to-date connection. A failed one is closed and opened anew by the next call.
+    fn read<T>(
+        &self,
+        with: impl FnOnce(&mut Open, &DashMap<Arc<str>, Arc<Account>>) -> Result<T, Unreadable>,
+    ) -> Result<T, Error> {
+        let mut guard = self.lock();
+        let result = self.refresh(&mut guard).and_then(|open| with(open, &self.cache));
+        result.map_err(|error| {
+            *guard = None;
+            self.complain(&error);
+            Error::AccountsUnreadable
+        })
+    }
+
+    /// Opens the database if it is not open or was replaced, and empties the memory if anything was written.
+    fn refresh<'a>(&self, slot: &'a mut Option<Open>) -> Result<&'a mut Open, Unreadable> {
+        let file = match fs::metadata(&self.path) {
+            Ok(metadata) => (metadata.dev(), metadata.ino()),
+            Err(error) => {
+                *slot = None;
+                return Err(error.into());
+            }
+        };
+        let current = if let Some(mut open) = slot.take().filter(|open| open.file == file) {
+            let version = data_version(&open.connection)?;
+            if version != open.version {
+                open.version = version;
+                open.users = None;
+                self.cache.clear();
+            }
+            open
+        } else {
+            let open = Open::new(&self.path, file)?;
+            self.cache.clear();
+            open
+        };
+        Ok(slot.insert(current))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Open>> {
+        // A panic under the mutex leaves nothing half-done: the connection is replaced or re-checked on each use.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn complain(&self, error: &Unreadable) {
+        if self.due(&self.next_complaint, COMPLAINT_INTERVAL) {
+            tracing::warn!(%error, "the accounts database cannot be read; only accounts in memory are known");
+        }
+    }
+
+    /// Whether `clock` has come; of all callers that see it so, one gets `true` and moves it on.
+    fn due(&self, clock: &AtomicU64, interval: Duration) -> bool {
+        let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let now = micros(self.started.elapsed());
+        let due = clock.load(Ordering::Relaxed);
+        let next = now.saturating_add(micros(interval));
+        now >= due && clock.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
+
+impl Open {
+    fn new(path: &Path, file: (u64, u64)) -> Result<Self, Unreadable> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        // The write-ahead log belongs to the instance: closing our connection must neither fold nor remove it.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        let version = data_version(&connection)?;
+        Ok(Self { connection, file, version, users: None })
+    }
+
+    fn users(&mut self) -> Result<Users, Unreadable> {
+        if let Some(users) = &self.users {
+            return Ok(users.clone());
+        }
+        let sql = "SELECT id, json_extract(options, '$.authToken.secret') FROM _collections \
+                   WHERE name = 'users' AND type = 'auth'";
+        let (id, secret) = self
+            .connection
+            .query_row(sql, [], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?)))?;
+        // A key without the collection's half would be forgeable by whoever knows a tokenKey alone.
+        let secret = secret.filter(|secret| !secret.is_empty()).ok_or(Unreadable::NoSecret)?;
+        let users = Users { id: id.into(), secret: secret.into() };
+        self.users = Some(users.clone());
+        Ok(users)
+    }
+
+    fn account(&mut self, user: UserId) -> Result<Option<Account>, Unreadable> {
+        let users = self.users()?;
+        let mut statement = self.connection.prepare_cached("SELECT tokenKey, role, email FROM users WHERE id = ?1")?;
+        let row = statement
+            .query_row([user.as_str()], |row| {
+                Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?, row.get::<_, Option<String>>(2)?))
+            })
+            .optional()?;
+        // An account without a key of its own has no valid tokens.
+        Ok(row.filter(|(token_key, ..)| !token_key.is_empty()).map(|(token_key, role, email)| Account {
+            user,
+            collection: users.id,
+            key: Key::new(&token_key, &users.secret),
+            role: Role::of(role.as_deref().unwrap_or_default()),
+            email: email.unwrap_or_default().into(),
+        }))
+    }
+
+    fn profile(&mut self, user: &UserId) -> Result<Option<Value>, Unreadable> {
+        let users = self.users()?;
+        let mut statement = self.connection.prepare_cached("SELECT * FROM users WHERE id = ?1")?;
+        let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
+        let mut rows = statement.query([user.as_str()])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        let mut record = Map::new();
+        for (at, column) in columns.into_iter().enumerate() {
+            if PUBLIC_COLUMNS.contains(&column.as_str()) {
+                let value = json(&column, row.get_ref(at)?);
+                record.insert(column, value);
+            }
+        }
+        record.insert("collectionId".to_owned(), Value::from(&*users.id));
+        record.insert("collectionName".to_owned(), Value::from("users"));
+        Ok(Some(Value::Object(record)))
+    }
+}
+
+fn data_version(connection: &Connection) -> Result<i64, rusqlite::Error> {
+    connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))
+}
+
+/// A column as `PocketBase` shows it: its booleans are stored as integers.
+fn json(column: &str, value: ValueRef<'_>) -> Value {
+    match value {
+        ValueRef::Integer(number) if matches!(column, "verified" | "emailVisibility") => Value::from(number != 0),
+        ValueRef::Integer(number) => Value::from(number),
+        ValueRef::Real(number) => Value::from(number),
+        ValueRef::Text(text) => Value::from(String::from_utf8_lossy(text)),
+        ValueRef::Null | ValueRef::Blob(_) => Value::from(""),
+    }
+}

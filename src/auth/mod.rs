@@ -1,0 +1,201 @@
+//! Who a request speaks for.
+//!
+//! A user's bearer token is the token of the global instance's `users` collection. It is verified here, without a
+//! round trip: [`directory`] reads the two halves of its key from the global database, and the session registry says
+//! whether the session was ended. So signed-in users keep working while the global instance is down.
+//!
+//! What sign-in, refresh and logout mean is in [`accounts`]; how much of it may happen at once is in [`gate`].
+//!
+//! Invariants:
+//! - A token counts only if kind, collection, account, signature, expiry and session all hold; callers learn of a
+//!   failure nothing but that there is one.
+//! - A valid token of an unknown session is adopted without delaying its request.
+//!
+//! Deliberately absent: which tenant a user acts in (see `tenancy`), and tokens of tenants (see `supervisor`).
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
+
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use crate::error::Code;
+use crate::error::Problem;
+use crate::ids::UserId;
+use crate::pocketbase::token;
+use crate::pocketbase::token::Unverified;
+use crate::store::sessions::SessionId;
+use crate::store::sessions::Sessions;
+use crate::store::sessions::Status;
+
+pub mod accounts;
+mod config;
+mod directory;
+pub mod gate;
+mod keeper;
+#[cfg(test)]
+mod tests;
+
+pub use config::Config;
+pub use keeper::Keeper;
+
+use directory::Directory;
+use keeper::Adoptions;
+
+/// What an account may do, from least to most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Looks around.
+    Guest,
+    /// The usual.
+    User,
+    /// Looks after other users.
+    Moderator,
+    /// Operates the fleet.
+    Admin,
+}
+
+impl Role {
+    /// The role as the accounts database spells it; anything unknown is an ordinary user.
+    fn of(text: &str) -> Self {
+        match text {
+            "guest" => Self::Guest,
+            "moderator" => Self::Moderator,
+            "admin" => Self::Admin,
+            _ => Self::User,
+        }
+    }
+
+    /// The role as the accounts database spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Guest => "guest",
+            Self::User => "user",
+            Self::Moderator => "moderator",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// Who a valid token speaks for.
+#[derive(Clone)]
+pub struct Principal {
+    /// The account.
+    pub user: UserId,
+    /// Its role at this moment.
+    pub role: Role,
+    /// Its e-mail address. Not for logs.
+    pub email: Arc<str>,
+    /// The session that the token stands for.
+    pub session: SessionId,
+    /// When the token dies by itself.
+    pub expires: SystemTime,
+}
+
+impl fmt::Debug for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Principal").field("user", &self.user).field("role", &self.role).finish_non_exhaustive()
+    }
+}
+
+/// Why a token is not accepted.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// Malformed, expired or not signed by us.
+    #[error("the token is not valid")]
+    Token(#[from] token::Error),
+    /// A file token, a superuser's token, ...
+    #[error("the token is of another kind or collection")]
+    Foreign,
+    /// Deleted, or never there.
+    #[error("the account does not exist")]
+    UnknownUser,
+    /// Logged out, or refreshed away longer ago than the grace.
+    #[error("the session was ended")]
+    Revoked,
+    /// Neither on disk nor in memory: nobody can be recognised.
+    #[error("the accounts database cannot be read")]
+    AccountsUnreadable,
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Token(_) | Error::Foreign | Error::UnknownUser | Error::Revoked => Self::new(Code::Unauthorized),
+            Error::AccountsUnreadable => Self::new(Code::AccountsUnavailable).retry_after(Duration::from_secs(1)),
+        }
+    }
+}
+
+/// Verifies user tokens locally: no round trip, also while the global instance is down. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Verifier {
+    directory: Arc<Directory>,
+    sessions: Sessions,
+    adoptions: Adoptions,
+}
+
+impl Verifier {
+    /// A verifier over the global instance's database file (which need not exist yet), and the task that registers
+    /// the sessions it adopts, to be run by the caller.
+    pub fn new(config: &Config, global_db: PathBuf, sessions: Sessions) -> (Self, Keeper) {
+        let (adoptions, keeper) = keeper::pair(sessions.clone());
+        let directory = Arc::new(Directory::new(global_db, config.directory_check));
+        (Self { directory, sessions, adoptions }, keeper)
+    }
+
+    /// Who this token speaks for.
+    pub fn verify(&self, token: &str, now: SystemTime) -> Result<Principal, Error> {
+        let unverified = Unverified::parse(token)?;
+        if unverified.claims().kind != "auth" {
+            return Err(Error::Foreign);
+        }
+        let account = self.directory.account(&unverified.claims().id)?;
+        let collection = &unverified.claims().collection_id;
+        if *collection != *account.collection && collection != "users" {
+            return Err(Error::Foreign);
+        }
+        let claims = unverified.verify(&account.key, now)?;
+        let expires = UNIX_EPOCH.checked_add(Duration::from_secs(claims.exp)).ok_or(token::Error::Malformed)?;
+        let principal = Principal {
+            user: account.user.clone(),
+            role: account.role,
+            email: Arc::clone(&account.email),
+            session: SessionId::of(token),
+            expires,
+        };
+        match self.sessions.find(&principal.session).as_deref().map(|session| &session.status) {
+            Some(Status::Live) => Ok(principal),
+            Some(Status::Superseded { until }) if *until > OffsetDateTime::from(now) => Ok(principal),
+            Some(Status::Superseded { .. } | Status::Revoked) => Err(Error::Revoked),
+            None => {
+                self.adoptions.adopt(&principal, now);
+                Ok(principal)
+            }
+        }
+    }
+
+    /// Forgets cached accounts: something wrote to the global instance through us, and counts from this moment on.
+    pub fn accounts_changed(&self) {
+        self.directory.changed();
+    }
+
+    /// The user's row as the user may see it.
+    fn profile(&self, user: &UserId) -> Result<Value, Error> {
+        self.directory.profile(user)
+    }
+
+    /// The account with this e-mail address.
+    fn find_by_email(&self, email: &str) -> Result<Option<UserId>, Error> {
+        self.directory.find_by_email(email)
+    }
+
+    /// Whether any account is an admin.
+    fn any_admin(&self) -> Result<bool, Error> {
+        self.directory.any_admin()
+    }
+}

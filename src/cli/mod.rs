@@ -1,0 +1,172 @@
+//! The command line. `serve` runs the server; everything else talks to the running one through its control socket,
+//! or looks at the machine (`doctor`).
+//!
+//! No secret is taken from the arguments, which every user of the machine can read. Exit codes: 0 done, 1 failed,
+//! 2 wrong usage.
+
+pub mod admin;
+pub mod client;
+pub mod doctor;
+pub mod output;
+pub mod tenants;
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use clap::Parser;
+use clap::Subcommand;
+use serde_json::json;
+
+use crate::cli::client::Control;
+use crate::cli::output::Output;
+use crate::config::Config;
+use crate::config::Flags;
+
+/// One private `PocketBase` for every user, behind one URL.
+#[derive(Debug, Parser)]
+#[command(name = "pocketfleet", version, about, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Args)]
+struct Global {
+    /// Data directory; everything pocketfleet keeps is in it.
+    #[arg(long, global = true, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Configuration file, layered over the built-in defaults.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+/// Flags that override the configuration of a server.
+#[derive(Debug, Args)]
+struct Overrides {
+    /// Address to listen on, such as 127.0.0.1:3000.
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+    /// The `PocketBase` binary.
+    #[arg(long, value_name = "PATH")]
+    pocketbase: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server until Ctrl-C or SIGTERM.
+    Serve(Overrides),
+    /// List and operate the instances of the running server.
+    #[command(subcommand)]
+    Tenants(tenants::Command),
+    /// Manage administrators.
+    #[command(subcommand)]
+    Admin(admin::Command),
+    /// Check this machine and say what to do about each finding; exits 1 when something must be fixed.
+    Doctor(Overrides),
+    /// Ask the running server whether it is ready; exits 1 when it is not.
+    Healthcheck,
+    /// Read the configuration and say whether it is valid.
+    CheckConfig(Overrides),
+}
+
+/// Runs the command line and says how it went.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come this way as well; a closed terminal is nobody to complain to.
+            drop(error.print());
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let output = Output::new(if cli.global.json { output::Form::Json } else { output::Form::Human });
+    match dispatch(cli, output) {
+        Ok(code) => code,
+        Err(error) => output.failure(&error),
+    }
+}
+
+fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
+    let Global { data, config, .. } = cli.global;
+    let flags = |overrides: Option<Overrides>| {
+        let (listen, pocketbase) = overrides.map_or((None, None), |found| (found.listen, found.pocketbase));
+        Flags { config: config.clone(), data: data.clone(), listen, pocketbase }
+    };
+    match cli.command {
+        Command::Serve(overrides) => {
+            crate::app::serve(Config::load(&flags(Some(overrides)))?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Tenants(command) => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(tenants::run(command, &control, output))
+        }
+        Command::Admin(command) => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(admin::run(command, &control, output))
+        }
+        Command::Healthcheck => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(healthcheck(&control, output))
+        }
+        Command::Doctor(overrides) => {
+            let inputs = doctor::Inputs::of(&Config::load(&flags(Some(overrides)))?);
+            on_runtime(doctor::run(&inputs, output))
+        }
+        Command::CheckConfig(overrides) => {
+            let config = Config::load(&flags(Some(overrides)))?;
+            let data = config.storage.path.display().to_string();
+            output.done(&json!({ "valid": true, "data": data }), &format!("the configuration is valid; data in {data}"))
+        }
+    }
+}
+
+/// Runs a command that waits for the control socket.
+fn on_runtime(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}
+
+async fn healthcheck(control: &Control, output: Output) -> anyhow::Result<ExitCode> {
+    let (status, readiness) = control.ask("GET", "/ready", None).await?;
+    if status == 200 {
+        return output.done(&readiness, "ready");
+    }
+    let reasons: Vec<_> =
+        readiness["reasons"].as_array().into_iter().flatten().filter_map(|text| text.as_str()).collect();
+    output.done(&readiness, &format!("not ready: {}", reasons.join("; ")))?;
+    Ok(ExitCode::FAILURE)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_are_taken_after_the_command_too() {
+        let cli = Cli::try_parse_from(["pocketfleet", "tenants", "list", "--json", "--data", "/d"]).unwrap();
+        assert!(cli.global.json);
+        assert_eq!(cli.global.data, Some(PathBuf::from("/d")));
+    }
+
+    #[test]
+    fn a_password_is_not_an_argument() {
+        let args = ["pocketfleet", "admin", "create", "--email", "a@b.c", "--password", "x"];
+        assert!(Cli::try_parse_from(args).is_err());
+    }
+}

@@ -1,0 +1,158 @@
+//! The response body in its four forms. Nothing is buffered: a relayed body passes frame by frame and holds the
+//! instance's lease until its last one.
+
+use std::fmt;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::Body as HttpBody;
+use http_body::Frame;
+use http_body::SizeHint;
+use hyper::body::Incoming;
+
+use super::pool::Key;
+use super::pool::Pool;
+use super::pool::Upstream;
+use super::stall::Stall;
+use super::upload::Standing;
+use super::upload::Upload;
+use crate::supervisor::Lease;
+
+/// Why a response body ended early; hyper closes the client's connection on it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    #[error("the instance broke off its answer")]
+    Upstream(#[source] hyper::Error),
+    #[error("the instance's answer stood still")]
+    Stalled,
+    #[error("the router broke off its answer")]
+    Own(#[source] axum::Error),
+}
+
+/// The body of an answer.
+#[derive(Debug)]
+pub(crate) enum Body {
+    Empty,
+    Full(Bytes),
+    Relayed(Box<Relay>),
+    Own(axum::body::Body),
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+            Self::Relayed(relay) => relay.poll_frame(cx),
+            Self::Own(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Own),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(bytes) => bytes.is_empty(),
+            Self::Relayed(relay) => relay.incoming.is_end_stream(),
+            Self::Own(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Relayed(relay) => relay.incoming.size_hint(),
+            Self::Own(body) => body.size_hint(),
+        }
+    }
+}
+
+/// What a relayed answer holds until it has passed: the connection it comes on, which then goes back to the pool,
+/// and the lease that keeps the instance awake. Dropped early (the client left), it closes that connection.
+pub(crate) struct Held {
+    pub(crate) upstream: Upstream,
+    pub(crate) pool: Rc<Pool>,
+    pub(crate) key: Key,
+    pub(crate) upload: Option<Arc<Upload>>,
+    pub(crate) lease: Option<Lease>,
+}
+
+impl Held {
+    /// The answer has passed. A connection that still carries the request's body cannot be used again.
+    pub(crate) fn finish(self) {
+        let Self { upstream, pool, key, upload, lease } = self;
+        drop(lease);
+        if upload.is_none_or(|upload| upload.standing() == Standing::Done) {
+            pool.put(key, upstream);
+        }
+    }
+}
+
+/// An instance's answer as it passes through.
+pub(crate) struct Relay {
+    incoming: Incoming,
+    stall: Stall,
+    held: Option<Held>,
+}
+
+impl Relay {
+    /// The body to answer with; what was held is given back at once when there is nothing to relay.
+    pub(crate) fn start(incoming: Incoming, idle: Duration, held: Held) -> Body {
+        if incoming.is_end_stream() {
+            held.finish();
+            return Body::Empty;
+        }
+        Body::Relayed(Box::new(Self { incoming, stall: Stall::new(idle), held: Some(held) }))
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Pending => {
+                if self.stall.poll_stalled(cx).is_ready() {
+                    self.held = None;
+                    return Poll::Ready(Some(Err(BodyError::Stalled)));
+                }
+                Poll::Pending
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                self.stall.moved(1);
+                // The last frame of a sized body is not followed by another poll.
+                if self.incoming.is_end_stream() {
+                    self.finish();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.held = None;
+                Poll::Ready(Some(Err(BodyError::Upstream(error))))
+            }
+            Poll::Ready(None) => {
+                self.finish();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(held) = self.held.take() {
+            held.finish();
+        }
+    }
+}
+
+impl fmt::Debug for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay").field("held", &self.held.is_some()).finish_non_exhaustive()
+    }
+}

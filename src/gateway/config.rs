@@ -1,0 +1,144 @@
+//! The `[server]` section.
+
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// The `[server]` section of the configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Threads that serve connections; 0 = one per core.
+    pub workers: usize,
+    /// The URL that users see; empty = `http://<listen>`.
+    pub public_url: String,
+    /// Proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpAddr>,
+    /// Origins that browsers may call from; `*` = any.
+    pub cors_origins: Vec<String>,
+    /// Open connections in all.
+    pub max_connections: usize,
+    /// Open connections from one client address (IPv6: from one /64).
+    pub max_connections_per_ip: usize,
+    /// Time for a whole request head, also the idle time between requests.
+    #[serde(with = "humantime_serde")]
+    pub header_timeout: Duration,
+    /// Time that a body may stand still.
+    #[serde(with = "humantime_serde")]
+    pub body_idle_timeout: Duration,
+    /// Time for an instance to start its answer.
+    #[serde(with = "humantime_serde")]
+    pub response_timeout: Duration,
+    /// Largest request target in bytes.
+    pub max_uri_bytes: usize,
+    /// Most request headers.
+    pub max_headers: usize,
+    /// Largest body of our own JSON routes.
+    pub max_json_bytes: u64,
+    /// Largest body of a sign-up or an account update.
+    pub max_account_bytes: u64,
+    /// Largest body forwarded to an instance.
+    pub max_body_bytes: u64,
+    /// At shutdown: how long running requests may take.
+    #[serde(with = "humantime_serde")]
+    pub drain_timeout: Duration,
+    /// At shutdown: how long instances may take to stop.
+    #[serde(with = "humantime_serde")]
+    pub stop_timeout: Duration,
+}
+
+/// A setting that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("server.{key} = {value:?} is not usable; allowed is {allowed}")]
+pub struct Invalid {
+    /// The key within the section.
+    pub key: &'static str,
+    /// What it was set to.
+    pub value: String,
+    /// What it may be.
+    pub allowed: &'static str,
+}
+
+impl Config {
+    /// Checks what the types cannot say. The first setting that is not usable is the error.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        let checks = [
+            ("max_connections", self.max_connections, 1),
+            ("max_connections_per_ip", self.max_connections_per_ip, 1),
+            ("max_uri_bytes", self.max_uri_bytes, 64),
+            ("max_headers", self.max_headers, 8),
+        ];
+        for (key, value, least) in checks {
+            if value < least || value > 1_000_000 {
+                return Err(Invalid { key, value: value.to_string(), allowed: "a number from 1, 64 or 8 to 1000000" });
+            }
+        }
+        for (key, value) in [
+            ("header_timeout", self.header_timeout),
+            ("body_idle_timeout", self.body_idle_timeout),
+            ("response_timeout", self.response_timeout),
+        ] {
+            if value.is_zero() {
+                return Err(Invalid { key, value: "0s".to_owned(), allowed: "a duration above zero" });
+            }
+        }
+        if let Some(origin) = self.cors_origins.iter().find(|origin| !is_origin(origin)) {
+            let allowed = "\"*\" or an origin such as \"https://app.example.com\"";
+            return Err(Invalid { key: "cors_origins", value: origin.clone(), allowed });
+        }
+        Ok(())
+    }
+
+    /// Number of worker threads.
+    pub(crate) fn worker_count(&self) -> usize {
+        match self.workers {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            count => count,
+        }
+    }
+}
+
+/// `*`, or `scheme://host[:port]` without a path, in visible ASCII.
+fn is_origin(text: &str) -> bool {
+    if text == "*" {
+        return true;
+    }
+    text.split_once("://").is_some_and(|(scheme, host)| {
+        matches!(scheme, "http" | "https")
+            && !host.is_empty()
+            && host.bytes().all(|byte| byte.is_ascii_graphic() && !b"/?#@*,\\".contains(&byte))
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The shipped defaults.
+    pub(crate) fn defaults() -> Config {
+        use figment::providers::Format;
+        let toml = figment::providers::Toml::string(include_str!("../../config/default.toml"));
+        figment::Figment::from(toml).focus("server").extract().unwrap()
+    }
+
+    #[test]
+    fn shipped_defaults_are_usable() {
+        assert_eq!(defaults().validate(), Ok(()));
+    }
+
+    #[test]
+    fn unusable_settings_are_named() {
+        for origin in ["", "app.example.com", "https://", "https://a/b", "ftp://a", "https://a b", "https://*.a"] {
+            let config = Config { cors_origins: vec![origin.to_owned()], ..defaults() };
+            assert_eq!(config.validate().unwrap_err().key, "cors_origins", "{origin}");
+        }
+        let config = Config { max_connections: 0, ..defaults() };
+        assert_eq!(config.validate().unwrap_err().key, "max_connections");
+        let config = Config { header_timeout: Duration::ZERO, ..defaults() };
+        assert_eq!(config.validate().unwrap_err().key, "header_timeout");
+    }
+}

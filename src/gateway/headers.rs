@@ -1,0 +1,284 @@
+//! Header rules, pure: what a request must have, what is stripped in each direction, what only we may set.
+//!
+//! Order matters: everything that a caller (or an instance) might have smuggled is stripped first, also what
+//! `Connection` names, and the trusted headers are added after.
+
+use hyper::HeaderMap;
+use hyper::Uri;
+use hyper::header;
+use hyper::header::HeaderName;
+use hyper::header::HeaderValue;
+
+use crate::error::Code;
+use crate::error::Problem;
+
+/// The client's address, as instances see it.
+pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// `http` or `https`, as the client spoke to the outermost proxy.
+pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Checks what hyper leaves open: exactly one sound `Host`, agreement with an absolute target, one credential at
+/// most, no unknown expectation.
+pub(crate) fn check(headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else {
+        return Err(malformed("a request needs exactly one Host header"));
+    };
+    if !is_host(host.as_bytes()) {
+        return Err(malformed("the Host header is not a host name with an optional port"));
+    }
+    if uri.authority().is_some_and(|target| !target.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes())) {
+        return Err(malformed("the request target and the Host header name different hosts"));
+    }
+    if headers.get_all(header::AUTHORIZATION).iter().nth(1).is_some() {
+        return Err(malformed("a request may have one Authorization header"));
+    }
+    match headers.get(header::EXPECT) {
+        Some(expect) if !expect.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
+            Err(Problem::new(Code::ExpectationFailed))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn malformed(message: &'static str) -> Problem {
+    Problem::new(Code::InvalidRequest).message(message)
+}
+
+/// `name`, `name:port`, `[v6]` or `[v6]:port`: no path, no user information, no empty name.
+fn is_host(host: &[u8]) -> bool {
+    if host.len() > 261 {
+        return false;
+    }
+    let (name_is_valid, port) = match host.strip_prefix(b"[") {
+        Some(rest) => {
+            let Some(end) = rest.iter().position(|&byte| byte == b']') else { return false };
+            let (address, port) = (&rest[..end], &rest[end + 1..]);
+            let valid = std::str::from_utf8(address).is_ok_and(|text| text.parse::<std::net::Ipv6Addr>().is_ok());
+            (valid, port)
+        }
+        None => {
+            let end = host.iter().position(|&byte| byte == b':').unwrap_or(host.len());
+            let (name, port) = host.split_at(end);
+            let valid =
+                !name.is_empty() && name.iter().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(byte));
+            (valid, port)
+        }
+    };
+    let port_is_valid = match port.strip_prefix(b":") {
+        Some(digits) => {
+            (1..=5).contains(&digits.len())
+                && digits.iter().all(u8::is_ascii_digit)
+                && std::str::from_utf8(digits).is_ok_and(|text| text.parse::<u16>().is_ok_and(|port| port > 0))
+        }
+        None => port.is_empty(),
+    };
+    name_is_valid && port_is_valid
+}
+
+/// Headers of one hop (RFC 9110 7.6.1), plus what old clients use in their place.
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+    )
+}
+
+/// Headers that only we may set, and names with an underscore, which some readers take for the same as a hyphen.
+fn is_forged(name: &str) -> bool {
+    name.starts_with("x-forwarded-") || matches!(name, "forwarded" | "x-real-ip" | "x-request-id") || name.contains('_')
+}
+
+/// Whether a request's header list carries anything that our own routes must not see.
+pub(crate) fn strip_forged(headers: &mut HeaderMap) {
+    remove_where(headers, is_forged);
+}
+
+/// Strips a request for an instance: hop-by-hop, what `Connection` names, and everything forged.
+pub(crate) fn strip_request(headers: &mut HeaderMap) {
+    strip_named_by_connection(headers);
+    remove_where(headers, |name| is_hop_by_hop(name) || is_forged(name) || name == "expect");
+}
+
+/// Strips an instance's answer: hop-by-hop, what `Connection` names, CORS (which we decide), and cookie domains.
+pub(crate) fn strip_response(headers: &mut HeaderMap) {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        // With both lengths hyper went by the chunks; the other one must not be passed on.
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    strip_named_by_connection(headers);
+    remove_where(headers, |name| {
+        is_hop_by_hop(name) || name.starts_with("access-control-") || name == "x-request-id" || name.starts_with("x-pocketfleet-")
+    });
+    if headers.contains_key(header::SET_COOKIE) {
+        strip_cookie_domains(headers);
+    }
+}
+
+fn remove_where(headers: &mut HeaderMap, doomed: impl Fn(&str) -> bool) {
+    // One pass to find them: most messages have one or two, and a Vec of none allocates nothing.
+    let names: Vec<HeaderName> = headers.keys().filter(|name| doomed(name.as_str())).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+}
+
+fn strip_named_by_connection(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|token| !token.eq_ignore_ascii_case(b"close") && !token.eq_ignore_ascii_case(b"keep-alive"))
+        .filter_map(|token| HeaderName::from_bytes(token).ok())
+        // Without these two the message itself could no longer be understood.
+        .filter(|name| name != header::HOST && name != header::CONTENT_LENGTH)
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+}
+
+/// A cookie for a parent domain would reach other tenants, so every cookie is for the exact host.
+fn strip_cookie_domains(headers: &mut HeaderMap) {
+    let header::Entry::Occupied(mut cookies) = headers.entry(header::SET_COOKIE) else { return };
+    for cookie in cookies.iter_mut() {
+        let is_domain = |part: &&[u8]| {
+            part.trim_ascii().get(..6).is_some_and(|start| start.eq_ignore_ascii_case(b"domain"))
+        };
+        let parts: Vec<&[u8]> = cookie.as_bytes().split(|&byte| byte == b';').collect();
+        if parts.iter().skip(1).any(is_domain) {
+            let mut kept: Vec<&[u8]> = parts.first().copied().into_iter().collect();
+            kept.extend(parts.iter().skip(1).filter(|part| !is_domain(part)));
+            if let Ok(value) = HeaderValue::from_bytes(&kept.join(&b';')) {
+                *cookie = value;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in lines {
+            map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        map
+    }
+
+    fn names(map: &HeaderMap) -> Vec<&str> {
+        let mut names: Vec<&str> = map.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn hosts() {
+        for good in ["a", "a.example.com", "A-b_c.d.", "a:80", "127.0.0.1:3000", "[::1]", "[::1]:80", "xn--e1a"] {
+            assert!(is_host(good.as_bytes()), "{good}");
+        }
+        let long = "a".repeat(300);
+        for bad in ["", "a/b", "a@b", ":80", "a:", "a:b", "a:0", "a:65536", "a b", "[::1", "[x]", "a,b", "é", "a%20", &long] {
+            assert!(!is_host(bad.as_bytes()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn requests_without_one_clear_host_are_refused() {
+        let origin: Uri = "/x".parse().unwrap();
+        let absolute: Uri = "http://Evil.example/x".parse().unwrap();
+        let code = |headers: &HeaderMap, uri| check(headers, uri).map_err(|problem| problem.code);
+        assert_eq!(code(&headers(&[("host", "a")]), &origin), Ok(()));
+        assert_eq!(code(&headers(&[]), &origin), Err(Code::InvalidRequest));
+        assert_eq!(code(&headers(&[("host", "a"), ("host", "a")]), &origin), Err(Code::InvalidRequest));
+        assert_eq!(code(&headers(&[("host", "a")]), &absolute), Err(Code::InvalidRequest));
+        assert_eq!(code(&headers(&[("host", "evil.example")]), &absolute), Ok(()));
+        let user: Uri = "http://me@a/x".parse().unwrap();
+        assert_eq!(code(&headers(&[("host", "a")]), &user), Err(Code::InvalidRequest));
+    }
+
+    #[test]
+    fn two_credentials_and_odd_expectations_are_refused() {
+        let uri: Uri = "/".parse().unwrap();
+        let two = headers(&[("host", "a"), ("authorization", "x"), ("authorization", "x")]);
+        assert_eq!(check(&two, &uri).unwrap_err().code, Code::InvalidRequest);
+        let odd = headers(&[("host", "a"), ("expect", "junk")]);
+        assert_eq!(check(&odd, &uri).unwrap_err().code, Code::ExpectationFailed);
+        assert!(check(&headers(&[("host", "a"), ("expect", "100-Continue")]), &uri).is_ok());
+    }
+
+    #[test]
+    fn requests_are_stripped_of_hops_and_forgeries() {
+        let mut map = headers(&[
+            ("host", "a"),
+            ("accept", "*/*"),
+            ("content-length", "3"),
+            ("connection", "keep-alive, X-Secret , Host, content-length"),
+            ("x-secret", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("trailer", "x"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "AAA"),
+            ("proxy-authorization", "x"),
+            ("expect", "100-continue"),
+            ("x-forwarded-for", "127.0.0.1"),
+            ("x-forwarded-host", "evil"),
+            ("x_forwarded_for", "127.0.0.1"),
+            ("forwarded", "for=127.0.0.1"),
+            ("x-real-ip", "127.0.0.1"),
+            ("x-request-id", "a b"),
+        ]);
+        strip_request(&mut map);
+        assert_eq!(names(&map), ["accept", "content-length", "host"]);
+    }
+
+    #[test]
+    fn upgrades_survive_for_our_own_routes() {
+        let mut map = headers(&[("connection", "upgrade"), ("upgrade", "websocket"), ("x-real-ip", "1"), ("a_b", "1")]);
+        strip_forged(&mut map);
+        assert_eq!(names(&map), ["connection", "upgrade"]);
+    }
+
+    #[test]
+    fn answers_are_stripped_of_hops_and_cors() {
+        let mut map = headers(&[
+            ("content-type", "text/plain"),
+            ("content-length", "3"),
+            ("transfer-encoding", "chunked"),
+            ("connection", "close, x-internal"),
+            ("x-internal", "1"),
+            ("access-control-allow-origin", "*"),
+            ("access-control-allow-credentials", "true"),
+            ("x-request-id", "theirs"),
+            ("x-pocketfleet-error", "FORGED"),
+        ]);
+        strip_response(&mut map);
+        assert_eq!(names(&map), ["content-type"]);
+    }
+
+    #[test]
+    fn cookies_are_for_the_exact_host() {
+        let mut map = headers(&[
+            ("set-cookie", "a=domain; Path=/; DOMAIN=example.com; Secure"),
+            ("set-cookie", "b=1; Path=/"),
+            ("set-cookie", "domain=x"),
+        ]);
+        strip_response(&mut map);
+        let cookies: Vec<&str> =
+            map.get_all("set-cookie").iter().map(|cookie| cookie.to_str().unwrap()).collect();
+        assert_eq!(cookies, ["a=domain; Path=/; Secure", "b=1; Path=/", "domain=x"]);
+    }
+}

@@ -1,0 +1,176 @@
+//! A worker thread: one event loop that serves the connections handed to it, with connections to instances of its
+//! own, so that a request never changes threads.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use hyper_util::rt::TokioTimer;
+use tokio::net::TcpStream;
+use tokio::runtime::Builder;
+use tokio::runtime::LocalOptions;
+use tokio::runtime::LocalRuntime;
+use tokio::sync::mpsc;
+use tokio::sync::oneshot;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::accept::Accepted;
+use super::accept::Lane;
+use super::config::Config;
+use super::io::ClientIo;
+use super::io::Upgraded;
+use super::service::Blueprint;
+use super::service::Service;
+
+/// Connections that may wait for a worker to look at them.
+const QUEUE: usize = 256;
+/// Largest request head, and the read buffer of a connection.
+const MAX_BUFFER: usize = 64 * 1024;
+/// hyper keeps up to this many headers on the stack; any other limit costs an allocation per request.
+const HYPER_MAX_HEADERS: usize = 100;
+/// How often idle connections to instances are looked through.
+const SWEEP: Duration = Duration::from_secs(30);
+/// How long blocking work of handlers may hold up the end of a drained worker.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
+
+/// A running worker.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    thread: JoinHandle<()>,
+    /// Closed when the thread has nothing more to do.
+    ended: oneshot::Receiver<()>,
+}
+
+impl Worker {
+    /// Starts a worker. It ends when its lane is dropped and its connections are done, at most the drain timeout
+    /// after that.
+    pub(crate) fn start(
+        index: usize,
+        blueprint: Blueprint,
+        drain: CancellationToken,
+    ) -> io::Result<(Self, Lane)> {
+        let (connections, queue) = mpsc::channel(QUEUE);
+        let (end, ended) = oneshot::channel();
+        let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new().name(format!("gateway-{index}")).spawn(move || {
+            let _end: oneshot::Sender<()> = end;
+            match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+                Ok(runtime) => {
+                    // The starter waits for this; if it is gone, the queue is closed as well.
+                    let _ = ready.send(Ok(()));
+                    run(runtime, blueprint, queue, drain);
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            }
+        })?;
+        is_ready.recv().unwrap_or_else(|_| Err(io::Error::other("the worker thread ended at once")))?;
+        Ok((Self { thread, ended }, Lane { connections, load: Arc::new(AtomicUsize::new(0)) }))
+    }
+
+    /// Resolves when the worker has ended.
+    pub(crate) async fn join(self) {
+        // An error here is the sender's end, which is what is waited for.
+        let _ = self.ended.await;
+        if self.thread.join().is_err() {
+            tracing::error!("a gateway worker panicked");
+        }
+    }
+}
+
+fn run(runtime: LocalRuntime, blueprint: Blueprint, queue: mpsc::Receiver<Accepted>, drain: CancellationToken) {
+    let config = Arc::clone(&blueprint.config);
+    runtime.block_on(async move {
+        let service = Rc::new(Service::new(blueprint));
+        let tasks = TaskTracker::new();
+        serve(&service, queue, &config, &drain, &tasks).await;
+        tasks.close();
+        if tokio::time::timeout(config.drain_timeout, tasks.wait()).await.is_err() {
+            tracing::warn!(connections = tasks.len(), "cut connections that did not finish in time");
+        }
+    });
+    runtime.shutdown_timeout(LAST_MOMENT);
+}
+
+/// Serves what is queued until the acceptor is gone.
+async fn serve(
+    service: &Rc<Service>,
+    mut queue: mpsc::Receiver<Accepted>,
+    config: &Arc<Config>,
+    drain: &CancellationToken,
+    tasks: &TaskTracker,
+) {
+    let http = Rc::new(server(config));
+    let mut sweep = tokio::time::interval(SWEEP);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let accepted = tokio::select! {
+            accepted = queue.recv() => accepted,
+            _ = sweep.tick() => {
+                service.forwarder().pool().sweep();
+                continue;
+            }
+        };
+        let Some(accepted) = accepted else { return };
+        let (service, http, drain) = (Rc::clone(service), Rc::clone(&http), drain.clone());
+        let write_stall = config.body_idle_timeout;
+        tasks.spawn_local(async move {
+            if let Err(error) = connection(service, &http, accepted, write_stall, drain).await {
+                tracing::debug!(%error, "take over a connection");
+            }
+        });
+    }
+}
+
+fn server(config: &Config) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    // The header timer also runs before the first byte and between requests: it is the idle limit too.
+    http.timer(TokioTimer::new())
+        .header_read_timeout(config.header_timeout)
+        .max_buf_size(MAX_BUFFER)
+        .half_close(false);
+    if config.max_headers != HYPER_MAX_HEADERS {
+        http.max_headers(config.max_headers);
+    }
+    http
+}
+
+async fn connection(
+    service: Rc<Service>,
+    http: &http1::Builder,
+    accepted: Accepted,
+    write_stall: Duration,
+    drain: CancellationToken,
+) -> io::Result<()> {
+    let Accepted { stream, peer, permit } = accepted;
+    stream.set_nodelay(true)?;
+    let stream = TcpStream::from_std(stream)?;
+    let upgraded = Upgraded::default();
+    let peer = Rc::new(service.peer(peer, upgraded.clone()));
+    let io = TokioIo::new(ClientIo::new(stream, upgraded, write_stall, permit));
+    let answer = service_fn(move |request| {
+        let (service, peer) = (Rc::clone(&service), Rc::clone(&peer));
+        async move { Ok::<_, Infallible>(service.serve(&peer, request).await) }
+    });
+    let mut serving = pin!(http.serve_connection(io, answer).with_upgrades());
+    // How a connection ends is the client's affair: broken pipes and timeouts are not worth a line each.
+    tokio::select! {
+        _ = serving.as_mut() => {}
+        () = drain.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            let _ = serving.await;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,24 @@
+//! pocketfleet: one private `PocketBase` for every user, behind one URL.
+//!
+//! `ARCHITECTURE.md` is the map: what each module owns, what it may import, and what must always hold.
+
+pub mod error;
+pub mod ids;
+pub mod shutdown;
+pub mod telemetry;
+
+pub mod limits;
+pub mod pocketbase;
+pub mod store;
+
+pub mod supervisor;
+pub mod tenancy;
+
+pub mod auth;
+pub mod gateway;
+
+pub mod api;
+
+pub mod app;
+pub mod cli;
+pub mod config;

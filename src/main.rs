@@ -1,0 +1,16 @@
+//! The program: the jailer when started as such by itself, the command line otherwise.
+
+use std::process::ExitCode;
+
+use pocketfleet::cli;
+use pocketfleet::supervisor::jail;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os();
+    // Before anything else, without parsing the command line: a start of an instance passes through here.
+    if args.nth(1).is_some_and(|first| first == jail::SUBCOMMAND) {
+        let spec = args.next().and_then(|spec| spec.into_string().ok()).unwrap_or_default();
+        return ExitCode::from(jail::run(&spec));
+    }
+    cli::run(std::env::args_os())
+}

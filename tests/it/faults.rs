@@ -1,0 +1,326 @@
+//! Faults injected for real: processes killed and stopped, files damaged.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use futures_util::StreamExt;
+use futures_util::stream;
+use serde_json::Value;
+
+use crate::support::TestApp;
+use crate::support::User;
+use crate::support::eventually;
+use crate::support::pause;
+use crate::support::signal;
+
+fn pid(app: &TestApp, tenant: &str) -> Option<i32> {
+    app.tenant(tenant)["pid"].as_i64().map(|pid| i32::try_from(pid).unwrap())
+}
+
+/// Creates notes until told to stop; the titles that were acknowledged.
+async fn write_until(user: User, stop: Arc<AtomicBool>) -> BTreeSet<String> {
+    let mut acknowledged = BTreeSet::new();
+    for n in 0.. {
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
+        let title = format!("note-{n:05}");
+        let body = serde_json::json!({ "title": title });
+        let sent = user.request(reqwest::Method::POST, "/api/collections/notes/records").json(&body).send().await;
+        match sent {
+            Ok(answer) if answer.status() == 200 => {
+                acknowledged.insert(title);
+            }
+            Ok(answer) => assert!(matches!(answer.status().as_u16(), 502..=504), "{}", answer.status()),
+            Err(_) => pause().await,
+        }
+    }
+    acknowledged
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_of_an_instance_under_load_loses_nothing_acknowledged_and_disturbs_nobody() {
+    let mut app = TestApp::start().await;
+    app.expect_log("instance failed");
+    app.expect_log("502");
+    app.expect_log("503");
+    let ada = app.user("ada").await;
+    let bob = app.user("bob").await;
+    ada.note("first").await;
+    bob.note("bob's").await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = tokio::spawn(write_until(ada.clone(), Arc::clone(&stop)));
+    let reader_stop = Arc::clone(&stop);
+    let reader = tokio::spawn(async move {
+        while !reader_stop.load(Ordering::SeqCst) {
+            assert_eq!(bob.titles().await, ["bob's"]);
+        }
+    });
+    for _ in 0..3 {
+        let old = eventually("ada's instance is awake", async || {
+            let shown = app.tenant(&ada.id);
+            (shown["state"] == "awake").then(|| i32::try_from(shown["pid"].as_i64().unwrap()).unwrap())
+        })
+        .await;
+        for _ in 0..10 {
+            pause().await;
+        }
+        signal(old, "KILL");
+        eventually("another process took over", async || {
+            pid(&app, &ada.id).filter(|new| *new != old)
+        })
+        .await;
+    }
+    stop.store(true, Ordering::SeqCst);
+    let acknowledged = writer.await.unwrap();
+    reader.await.unwrap();
+    assert!(acknowledged.len() > 10, "{}", acknowledged.len());
+    let stored = all_titles(&ada).await;
+    let lost: Vec<_> = acknowledged.iter().filter(|title| !stored.contains(*title)).collect();
+    assert!(lost.is_empty(), "lost: {lost:?}");
+}
+
+async fn all_titles(user: &User) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    for page in 1.. {
+        let path = format!("/api/collections/notes/records?perPage=500&page={page}&sort=title&fields=title");
+        let body: Value = user.get(&path).await.json().await.unwrap();
+        let items = body["items"].as_array().unwrap_or_else(|| panic!("{body}"));
+        all.extend(items.iter().map(|item| item["title"].as_str().unwrap().to_owned()));
+        if items.len() < 500 {
+            break;
+        }
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_of_pocketfleet_leaves_twenty_instances_serving_and_the_next_one_adopts_them() {
+    let mut app = TestApp::start().await;
+    app.expect_log("the instance broke off");
+    let users: Vec<User> = stream::iter(0..20)
+        .map(|n| {
+            let app = &app;
+            async move { app.user(&format!("user{n}")).await }
+        })
+        .buffered(2)
+        .collect()
+        .await;
+    for user in &users {
+        user.note("before").await;
+    }
+    let pids = |app: &TestApp| -> BTreeMap<String, i64> {
+        users.iter().map(|user| (user.id.clone(), app.tenant(&user.id)["pid"].as_i64().unwrap_or(-1))).collect()
+    };
+    let global = |app: &TestApp| app.cli_json(&["tenants", "show", "global"])["pid"].as_i64().unwrap();
+    let (before, global_before) = (pids(&app), global(&app));
+
+    // Clients write through the kill; what was acknowledged must be there afterwards.
+    let stop = Arc::new(AtomicBool::new(false));
+    let acknowledged: Arc<Mutex<Vec<(usize, BTreeSet<String>)>>> = Arc::default();
+    let mut writers = Vec::new();
+    for (n, user) in users.iter().enumerate().take(4) {
+        let (user, stop, acknowledged) = (user.clone(), Arc::clone(&stop), Arc::clone(&acknowledged));
+        writers.push(tokio::spawn(async move {
+            let titles = write_until(user, stop).await;
+            acknowledged.lock().unwrap().push((n, titles));
+        }));
+    }
+    for _ in 0..10 {
+        pause().await;
+    }
+    app.kill();
+    stop.store(true, Ordering::SeqCst);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    app.launch().await;
+    assert_eq!(pids(&app), before, "the same processes");
+    assert_eq!(global(&app), global_before);
+    assert_eq!(app.cli_json(&["status"])["fleet"]["adopted"], 21);
+    let moved: Vec<User> = users.iter().map(|user| user.at(&app)).collect();
+    let acknowledged = std::mem::take(&mut *acknowledged.lock().unwrap());
+    for (n, titles) in acknowledged {
+        assert!(!titles.is_empty());
+        let stored = all_titles(&moved[n]).await;
+        assert!(titles.is_subset(&stored), "user {n} lost acknowledged writes");
+    }
+    for user in &moved[4..] {
+        assert_eq!(user.titles().await, ["before"]);
+    }
+    // And adopted ones are stopped like any other.
+    app.sleep(&users[0].id);
+    assert_eq!(moved[0].get("/api/collections/notes/records").await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orphan_without_a_record_is_found_by_its_lock_and_stopped() {
+    let mut app = TestApp::start().await;
+    app.expect_log("stop a stray process");
+    let ada = app.user("ada").await;
+    ada.note("x").await;
+    let orphan = pid(&app, &ada.id).unwrap();
+    app.kill();
+    // As if we had died between the start and the note of it.
+    let database = rusqlite::Connection::open(app.data().join("control.db")).unwrap();
+    let key = format!("place.{}", ada.id);
+    let value: Vec<u8> =
+        database.query_row("SELECT value FROM records WHERE key = ?1", [&key], |row| row.get(0)).unwrap();
+    let mut record: Value = serde_json::from_slice(&value).unwrap();
+    record["process"] = Value::Null;
+    let value = serde_json::to_vec(&record).unwrap();
+    assert_eq!(database.execute("UPDATE records SET value = ?2 WHERE key = ?1", (&key, value)).unwrap(), 1);
+    drop(database);
+    app.launch().await;
+    let ada = ada.at(&app);
+    assert_eq!(ada.titles().await, ["x"]);
+    assert_ne!(pid(&app, &ada.id).unwrap(), orphan);
+    assert!(!std::path::Path::new(&format!("/proc/{orphan}")).exists(), "the orphan still runs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reused_pid_in_the_record_is_never_signalled() {
+    let mut app = TestApp::start().await;
+    let ada = app.user("ada").await;
+    ada.note("x").await;
+    app.sleep(&ada.id);
+    let mut bystander = crate::support::command("sleep").arg("1000").spawn().unwrap();
+    app.kill();
+    let key = format!("place.{}", ada.id);
+    let database = rusqlite::Connection::open(app.data().join("control.db")).unwrap();
+    let value: Vec<u8> =
+        database.query_row("SELECT value FROM records WHERE key = ?1", [&key], |row| row.get(0)).unwrap();
+    let mut record: Value = serde_json::from_slice(&value).unwrap();
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    record["state"] = "owned".into();
+    record["incarnation"] = "earlier".into();
+    record["process"] = serde_json::json!({
+        "boot_id": boot.trim(), "pid": bystander.id(), "start_tick": 1, "pidfd_inode": 1,
+        "address": "127.64.0.1:20000", "binary_sha256": "",
+    });
+    let value = serde_json::to_vec(&record).unwrap();
+    assert_eq!(database.execute("UPDATE records SET value = ?2 WHERE key = ?1", (&key, value)).unwrap(), 1);
+    drop(database);
+    app.launch().await;
+    assert_eq!(ada.at(&app).titles().await, ["x"]);
+    assert!(bystander.try_wait().unwrap().is_none(), "the bystander was killed");
+    bystander.kill().unwrap();
+    bystander.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_of_the_global_instance_keeps_signed_in_users_working_and_it_returns() {
+    let mut app = TestApp::with("instances.backoff_base = \"10s\"\n").await;
+    app.expect_log("instance failed");
+    let ada = app.user("ada").await;
+    ada.note("x").await;
+    signal(pid(&app, "global").unwrap(), "KILL");
+    eventually("its death is noticed", async || (app.tenant("global")["state"] != "awake").then_some(())).await;
+    assert_eq!(ada.titles().await, ["x"], "tokens are verified without it");
+    assert_eq!(ada.get("/auth/me").await.status(), 200);
+    let before = app.tenant("global")["epoch"].as_u64().unwrap();
+    assert!(app.cli(&["tenants", "release", "global"]).status.success());
+    assert!(app.cli(&["tenants", "wake", "global"]).status.success());
+    assert!(app.tenant("global")["epoch"].as_u64().unwrap() > before);
+    app.sign_in(&ada.email, &ada.password).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_instance_is_noticed_killed_and_replaced() {
+    let keys = "instances.probe_interval = \"200ms\"\ninstances.probe_timeout = \"300ms\"\n";
+    let mut app = TestApp::with(keys).await;
+    app.expect_log("health probe missed");
+    app.expect_log("instance failed");
+    app.expect_log("the instance broke off");
+    let ada = app.user("ada").await;
+    ada.note("x").await;
+    let old = pid(&app, &ada.id).unwrap();
+    signal(old, "STOP");
+    eventually("it is replaced", async || pid(&app, &ada.id).filter(|new| *new != old)).await;
+    assert_eq!(ada.titles().await, ["x"]);
+    assert!(!std::path::Path::new(&format!("/proc/{old}")).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_database_is_quarantined_with_its_reason_until_released() {
+    let mut app = TestApp::start().await;
+    app.expect_log("instance failed");
+    let ada = app.user("ada").await;
+    ada.note("x").await;
+    app.sleep(&ada.id);
+    let data = app.data().join("instances").join(&ada.id).join("pb_data").join("data.db");
+    let good = std::fs::read(&data).unwrap();
+    std::fs::write(&data, "this is not a database, whatever its name says").unwrap();
+    let answer = ada.get("/api/collections/notes/records").await;
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.json::<Value>().await.unwrap()["code"], "TENANT_QUARANTINED");
+    let shown = app.tenant(&ada.id);
+    assert_eq!(shown["state"], "quarantined");
+    assert!(shown["reason"].as_str().unwrap().contains("database"), "{shown}");
+    let health: Value = app.get("/health/pb").await.json().await.unwrap();
+    assert_eq!(health["states"]["quarantined"], 1, "{health}");
+    std::fs::write(&data, good).unwrap();
+    assert_eq!(ada.get("/api/collections/notes/records").await.status(), 503, "nobody bypasses it");
+    assert!(app.cli(&["tenants", "release", &ada.id]).status.success());
+    assert_eq!(ada.titles().await, ["x"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_data_directory_is_never_replaced_by_an_empty_one() {
+    let mut app = TestApp::start().await;
+    app.expect_log("instance failed");
+    let ada = app.user("ada").await;
+    ada.note("x").await;
+    app.sleep(&ada.id);
+    let folder = app.data().join("instances").join(&ada.id);
+    std::fs::rename(folder.join("pb_data"), folder.join("moved")).unwrap();
+    assert_eq!(ada.get("/api/collections/notes/records").await.status(), 503);
+    assert!(!folder.join("pb_data").exists());
+    std::fs::rename(folder.join("moved"), folder.join("pb_data")).unwrap();
+    assert!(app.cli(&["tenants", "release", &ada.id]).status.success());
+    assert_eq!(ada.titles().await, ["x"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_loop_ends_in_quarantine_with_the_last_log_lines() {
+    let keys = "instances.backoff_base = \"10ms\"\ninstances.quarantine_failures = 3\n";
+    let mut app = TestApp::with(keys).await;
+    app.expect_log("instance failed");
+    let ada = app.user("ada").await;
+    ada.note("x").await;
+    for _ in 0..4 {
+        let awake = eventually("awake or given up", async || {
+            let shown = app.tenant(&ada.id);
+            match shown["state"].as_str().unwrap() {
+                "awake" => Some(shown["pid"].as_i64()),
+                "quarantined" => Some(None),
+                _ => None,
+            }
+        })
+        .await;
+        let Some(pid) = awake else { break };
+        signal(i32::try_from(pid).unwrap(), "KILL");
+        eventually("its death is noticed", async || (app.tenant(&ada.id)["pid"].as_i64() != Some(pid)).then_some(())).await;
+    }
+    eventually("quarantine", async || (app.tenant(&ada.id)["state"] == "quarantined").then_some(())).await;
+    let shown = app.tenant(&ada.id);
+    assert!(shown["reason"].as_str().unwrap().contains("signal 9"), "{shown}");
+    assert!(shown["last_log"].is_array());
+    assert_eq!(ada.get("/api/collections/notes/records").await.status(), 503);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_directories_are_left_alone() {
+    let mut app = TestApp::start().await;
+    let stranger = app.data().join("instances").join("nobodyknowsthis").join("pb_data");
+    std::fs::create_dir_all(&stranger).unwrap();
+    std::fs::write(stranger.join("data.db"), "precious").unwrap();
+    assert!(app.terminate().success());
+    app.launch().await;
+    assert!(app.terminate().success());
+    assert_eq!(std::fs::read_to_string(stranger.join("data.db")).unwrap(), "precious");
+}

@@ -1,0 +1,195 @@
+//! Waking, sleeping, and who shares what.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream;
+use reqwest::Method;
+use serde_json::Value;
+use serde_json::json;
+
+use crate::support::TestApp;
+use crate::support::eventually;
+use crate::support::processes_in;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn first_request_starts_an_instance_of_ones_own_and_data_outlives_its_sleep() {
+    let app = TestApp::start().await;
+    let ada = app.user("ada").await;
+    let bob = app.user("bob").await;
+    assert_eq!(app.tenant(&ada.id)["state"], "asleep");
+    let note = ada.note("mine").await;
+    let shown = app.tenant(&ada.id);
+    assert_eq!(shown["state"], "awake");
+    assert_eq!(bob.titles().await, Vec::<String>::new());
+    assert_eq!(bob.get(&format!("/api/collections/notes/records/{note}")).await.status(), 404);
+    assert_ne!(app.tenant(&bob.id)["pid"], shown["pid"], "a process each");
+    app.sleep(&ada.id);
+    assert_eq!(ada.titles().await, ["mine"]);
+    assert_eq!(app.tenant(&ada.id)["epoch"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_first_requests_of_a_sleeping_user_are_one_start() {
+    let app = TestApp::start().await;
+    let ada = app.user("ada").await;
+    let before = app.cli_json(&["status"])["fleet"]["starts"].as_u64().unwrap();
+    let statuses: Vec<u16> = stream::iter(0..500)
+        .map(|_| async { ada.get("/api/collections/notes/records").await.status().as_u16() })
+        .buffer_unordered(500)
+        .collect()
+        .await;
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 500, "{statuses:?}");
+    let after = app.cli_json(&["status"])["fleet"]["starts"].as_u64().unwrap();
+    assert_eq!(after - before, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_users_at_once_each_get_their_own_instance() {
+    let app = TestApp::with("auth.max_waiting = 1000\n").await;
+    let users: Vec<_> = stream::iter(0..100)
+        .map(|n| {
+            let app = &app;
+            async move { app.user(&format!("user{n}")).await }
+        })
+        .buffer_unordered(4)
+        .collect()
+        .await;
+    let outcomes: Vec<bool> = stream::iter(&users)
+        .map(|user| async move {
+            user.note(&user.email).await;
+            user.titles().await == [user.email.clone()]
+        })
+        .buffer_unordered(100)
+        .collect()
+        .await;
+    assert!(outcomes.iter().all(|own| *own));
+    let list = app.cli_json(&["tenants", "list", "--limit", "500"]);
+    let pids: BTreeSet<i64> =
+        list["items"].as_array().unwrap().iter().filter_map(|tenant| tenant["pid"].as_i64()).collect();
+    assert!(pids.len() >= 100, "{} processes", pids.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_nobody_uses_sleeps_and_a_pinned_one_does_not() {
+    let app = TestApp::with("instances.idle_timeout = \"500ms\"\n").await;
+    let ada = app.user("ada").await;
+    let bob = app.user("bob").await;
+    ada.note("x").await;
+    bob.note("x").await;
+    assert!(app.cli(&["tenants", "pin", &bob.id]).status.success());
+    eventually("ada sleeps", async || (app.tenant(&ada.id)["state"] == "asleep").then_some(())).await;
+    assert_eq!(app.tenant(&bob.id)["state"], "awake");
+    assert!(app.cli(&["tenants", "unpin", &bob.id]).status.success());
+    eventually("bob sleeps", async || (app.tenant(&bob.id)["state"] == "asleep").then_some(())).await;
+    assert_eq!(ada.titles().await, ["x"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn running_cap_puts_the_least_recently_used_to_sleep() {
+    let app = TestApp::with("instances.max_awake = 2\n").await;
+    let users = [app.user("ada").await, app.user("bob").await, app.user("cyd").await];
+    users[0].note("x").await;
+    users[1].note("x").await;
+    users[0].note("y").await;
+    users[2].note("x").await;
+    let state = |n: usize| app.tenant(&users[n].id)["state"].as_str().unwrap().to_owned();
+    assert_eq!([state(0), state(1), state(2)], ["awake", "asleep", "awake"]);
+    assert_eq!(users[1].titles().await, ["x"], "and it comes back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_house_of_pinned_instances_refuses_with_a_reason() {
+    let mut app = TestApp::with("instances.max_awake = 1\ninstances.wake_timeout = \"1s\"\n").await;
+    app.expect_log("instance failed");
+    let ada = app.user("ada").await;
+    let bob = app.user("bob").await;
+    ada.note("x").await;
+    assert!(app.cli(&["tenants", "pin", &ada.id]).status.success());
+    let answer = bob.get("/api/collections/notes/records").await;
+    assert_eq!(answer.status(), 503);
+    assert!(answer.headers().contains_key("retry-after"));
+    let body: Value = answer.json().await.unwrap();
+    assert_eq!(body["status"], 503, "PocketBase's own shape: {body}");
+    assert_eq!(ada.titles().await, ["x"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_wake_nothing() {
+    let app = TestApp::start().await;
+    let ada = app.user("ada").await;
+    let starts = || app.cli_json(&["status"])["fleet"]["starts"].clone();
+    let before = starts();
+    for path in ["/api/collections/notes/records", "/api/files/notes/abc/x.txt", "/api/batch", "/api/collections/users/records"] {
+        let answer = app.get(path).await;
+        assert!(matches!(answer.status().as_u16(), 401 | 404), "{path}: {}", answer.status());
+        let forged = app.http.get(format!("{}{path}", app.base)).bearer_auth("eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.e30.x");
+        assert!(matches!(forged.send().await.unwrap().status().as_u16(), 401 | 404), "{path}");
+    }
+    assert_eq!(starts(), before);
+    assert_eq!(app.tenant(&ada.id)["state"], "asleep");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_room_is_bounded_and_says_so() {
+    // One place and one waiter: of many requests that an instance cannot take at once, most are refused with 429.
+    let keys = "instances.max_in_flight = 1\ninstances.max_waiting_per_instance = 1\n";
+    let app = TestApp::with(keys).await;
+    let ada = app.user("ada").await;
+    ada.note("x").await;
+    let answers: Vec<_> = stream::iter(0..200)
+        .map(|_| ada.get("/api/collections/notes/records"))
+        .buffer_unordered(200)
+        .collect()
+        .await;
+    let refused: Vec<_> = answers.into_iter().filter(|answer| answer.status() != 200).collect();
+    assert!(!refused.is_empty());
+    for answer in refused {
+        assert_eq!(answer.status(), 429);
+        assert!(answer.headers().contains_key("retry-after"));
+        let body: Value = answer.json().await.unwrap();
+        assert_eq!(body["code"], "TENANT_BUSY");
+    }
+    assert_eq!(ada.titles().await, ["x"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sleeping_fleet_leaves_no_process_but_the_global_one() {
+    let app = TestApp::start().await;
+    let ada = app.user("ada").await;
+    ada.note("x").await;
+    let instances = || {
+        let all = processes_in(&app.data());
+        all.into_iter().filter(|(_, line)| line.contains("--http=127.")).count()
+    };
+    assert_eq!(instances(), 2);
+    app.sleep(&ada.id);
+    assert_eq!(instances(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_in_flight_survives_the_idle_timeout() {
+    let app = TestApp::with("instances.idle_timeout = \"300ms\"\n").await;
+    let ada = app.user("ada").await;
+    // The body arrives over two seconds, far longer than the idle time.
+    let chunks = stream::iter(0..8).then(|n| async move {
+        let mut interval = tokio::time::interval(Duration::from_millis(250));
+        interval.tick().await;
+        interval.tick().await;
+        let text = match n {
+            0 => "{\"title\":\"slow".to_owned(),
+            7 => "\"}".to_owned(),
+            n => n.to_string(),
+        };
+        Ok::<_, std::io::Error>(text)
+    });
+    let request = ada
+        .request(Method::POST, "/api/collections/notes/records")
+        .header("content-type", "application/json")
+        .body(reqwest::Body::wrap_stream(chunks));
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.json::<Value>().await.unwrap()["title"], json!("slow123456"));
+    eventually("it sleeps afterwards", async || (app.tenant(&ada.id)["state"] == "asleep").then_some(())).await;
+}
