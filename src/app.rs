@@ -94,7 +94,7 @@ impl Folders {
 /// Runs the server until it is told to stop.
 pub fn serve(config: Config) -> anyhow::Result<()> {
     telemetry::install(&config.log)?;
-    raise_file_limit();
+    supervisor::process::raise_file_limit();
     let folders = Folders::make(&config.storage.path)?;
     let lock = folders.lock()?;
     let listener = bind(config.server.listen)?;
@@ -124,19 +124,6 @@ fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Thousands of connections and instances need more than the usual soft limit of 1,024 files.
-fn raise_file_limit() {
-    use nix::sys::resource::Resource;
-    use nix::sys::resource::getrlimit;
-    use nix::sys::resource::setrlimit;
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-        && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_err()
-    {
-        tracing::warn!(soft, hard, "the open-files limit could not be raised");
-    }
-}
-
 /// What runs, in the order in which it is stopped.
 struct Running {
     shutdown: Shutdown,
@@ -155,7 +142,8 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
     let Running { shutdown, supervisor, database, accounts, gateway, state } = running;
     supervisor.adopt().await;
     let front = tokio::spawn(gateway.run(listener, shutdown.clone()));
-    let socket = ControlSocket::bind(&control_socket::path_in(&folders.root)).await.context("bind the control socket")?;
+    let socket =
+        ControlSocket::bind(&control_socket::path_in(&folders.root)).await.context("bind the control socket")?;
     let control = tokio::spawn(socket.serve(api::control::router(state), shutdown.clone()));
     supervisor.wake_pinned();
     std::fs::write(folders.at("run").join("address"), listen.to_string())?;
@@ -313,7 +301,9 @@ fn welcome(config: &Config, folders: &Folders, listen: SocketAddr) {
     let url = config.public_url(listen);
     let data = folders.root.display();
     let made = if folders.is_new {
-        format!("Made the data directory {data}: control.db (who is who and where), instances/ (one folder per user),\ngolden/ (baked templates). Delete nothing in it by hand; back it up as a whole.\n")
+        format!(
+            "Made the data directory {data}: control.db (who is who and where), instances/ (one folder per user),\ngolden/ (baked templates). Delete nothing in it by hand; back it up as a whole.\n"
+        )
     } else {
         format!("Data directory: {data}\n")
     };

@@ -156,7 +156,7 @@ impl Config {
         positive("instances.log_bytes", i.log_bytes)?;
         positive("server.max_connections", s.max_connections as u64)?;
         positive("server.max_connections_per_ip", s.max_connections_per_ip as u64)?;
-        
+
         at_least("instances.nofile", i.nofile, 64, "at least 64: PocketBase does not start with fewer open files")?;
         if i.data_bytes > 0 {
             let rule = "0 (not set) or at least 134217728 (128 MiB): PocketBase does not start with less";
@@ -186,7 +186,11 @@ impl Config {
             return Err(rule("pocketbase.sha256", &self.pocketbase.sha256, "empty, or 64 hexadecimal digits"));
         }
         if a.admin_email.is_empty() != a.admin_password.is_empty() {
-            return Err(rule("auth.admin_email", &a.admin_email, "set together with auth.admin_password, or not at all"));
+            return Err(rule(
+                "auth.admin_email",
+                &a.admin_email,
+                "set together with auth.admin_password, or not at all",
+            ));
         }
         Ok(())
     }

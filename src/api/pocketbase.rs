@@ -5,6 +5,7 @@
 
 use axum::Json;
 use axum::body::Body;
+use axum::extract::Path;
 use axum::extract::RawQuery;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -29,6 +30,8 @@ use crate::api::json::invalid_field;
 use crate::auth::accounts;
 use crate::auth::accounts::Accounts;
 use crate::auth::accounts::Answer;
+use crate::error::Code;
+use crate::error::Problem;
 
 /// The calls on the `users` collection, relative to `/api/collections/users`.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -36,6 +39,7 @@ pub fn router() -> OpenApiRouter<AppState> {
         .routes(routes!(auth_with_password))
         .routes(routes!(auth_refresh))
         .routes(routes!(sign_up))
+        .routes(routes!(update_own))
         .routes(routes!(auth_methods))
 }
 
@@ -121,6 +125,29 @@ async fn sign_up(
 ) -> Result<Response, ApiError> {
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     accounts.sign_up_raw(content_type, body, query.as_deref(), &client).await.map(relay).or_else(relay_refusal)
+}
+
+/// Changes the caller's own account, as `PocketBase`'s SDKs do; JSON, or a form with an avatar.
+#[utoipa::path(patch, path = "/records/{id}", tag = "pocketbase", security(("bearer" = [])),
+    params(("id" = String, Path, description = "The caller's own id.")),
+    request_body(content = Object, description = "What changes.", example = json!({"name": "Ada"})),
+    responses((status = 200, description = "The record as `PocketBase` answers it.", body = Object)))]
+async fn update_own(
+    State(accounts): State<Accounts>,
+    ClientInfo(client): ClientInfo,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+    user: AuthUser,
+    headers: HeaderMap,
+    AccountBody(body): AccountBody,
+) -> Result<Response, ApiError> {
+    if id != user.principal.user.as_str() {
+        return Err(Problem::new(Code::NotFound).into());
+    }
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let content = (content_type, body);
+    let answer = accounts.update_own(&user.principal, &user.token, content, query.as_deref(), &client).await;
+    answer.map(relay).or_else(relay_refusal)
 }
 
 /// Lists the ways to sign in, as `PocketBase`'s SDKs ask for them.

@@ -112,12 +112,7 @@ impl Gate {
                 max_wait,
                 attempts: per_minute(config.attempts_per_ip.get()),
                 registrations: per_minute(config.registrations_per_ip.get()),
-                failures: Mutex::new(Penalty::new(
-                    config.free_failures,
-                    config.delay_base,
-                    config.delay_max,
-                    MAX_KEYS,
-                )),
+                failures: Mutex::new(Penalty::new(config.free_failures, config.delay_base, config.delay_max, MAX_KEYS)),
                 metrics,
             }),
         }

@@ -67,6 +67,8 @@ enum Command {
     /// List and operate the instances of the running server.
     #[command(subcommand)]
     Tenants(tenants::Command),
+    /// Show the running server and its fleet in numbers.
+    Status,
     /// Manage administrators.
     #[command(subcommand)]
     Admin(admin::Command),
@@ -74,6 +76,8 @@ enum Command {
     Doctor(Overrides),
     /// Ask the running server whether it is ready; exits 1 when it is not.
     Healthcheck,
+    /// Print the `OpenAPI` document of the HTTP API.
+    Openapi,
     /// Read the configuration and say whether it is valid.
     CheckConfig(Overrides),
 }
@@ -114,6 +118,14 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);
             on_runtime(admin::run(command, &control, output))
         }
+        Command::Status => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(status(&control, output))
+        }
+        Command::Openapi => {
+            let document = crate::api::router::document();
+            output.done(&serde_json::to_value(&document)?, &document.to_pretty_json()?)
+        }
         Command::Healthcheck => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);
             on_runtime(healthcheck(&control, output))
@@ -133,6 +145,27 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
 /// Runs a command that waits for the control socket.
 fn on_runtime(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+}
+
+async fn status(control: &Control, output: Output) -> anyhow::Result<ExitCode> {
+    let status = control.call("GET", "/status", None).await?;
+    let number = |pointer: &str| status.pointer(pointer).and_then(serde_json::Value::as_u64).unwrap_or_default();
+    let mut rows = vec![
+        ["version".to_owned(), status["version"].as_str().unwrap_or("?").to_owned()],
+        ["listens on".to_owned(), status["listen"].as_str().unwrap_or("?").to_owned()],
+        ["pid".to_owned(), number("/pid").to_string()],
+        ["up".to_owned(), output::age(number("/uptime_seconds"))],
+        ["sessions".to_owned(), number("/sessions").to_string()],
+        ["tenants".to_owned(), number("/fleet/registered").to_string()],
+    ];
+    for (state, count) in status["fleet"]["states"].as_object().into_iter().flatten() {
+        rows.push([format!("  {state}"), count.to_string()]);
+    }
+    for (name, pointer) in [("waiting", "/fleet/waiting"), ("starts", "/fleet/starts"), ("failures", "/fleet/restarts")]
+    {
+        rows.push([name.to_owned(), number(pointer).to_string()]);
+    }
+    output.done(&status, &output::table(["WHAT", "VALUE"], &rows))
 }
 
 async fn healthcheck(control: &Control, output: Output) -> anyhow::Result<ExitCode> {

@@ -222,8 +222,8 @@ impl Acceptor {
 
 #[cfg(test)]
 mod tests {
-    use super::super::config::tests::defaults;
     use super::*;
+    use crate::gateway::config::tests::defaults;
 
     fn caps(total: usize, per_client: usize) -> Arc<Caps> {
         let config = Config { max_connections: total, max_connections_per_ip: per_client, ..defaults() };

@@ -60,7 +60,7 @@ impl Access {
             Self::Instances(instances) => instances.tenant(headers).await,
             Self::Nothing => Err(not_found()),
             #[cfg(test)]
-            Self::Fixed(address) => fixed(*address),
+            Self::Fixed(address) => Ok(fixed(*address)),
         }
     }
 
@@ -70,14 +70,7 @@ impl Access {
             Self::Instances(instances) => instances.global(call, headers).await,
             Self::Nothing => Err(not_found()),
             #[cfg(test)]
-            Self::Fixed(address) => fixed(*address),
-        }
-    }
-
-    /// An account was changed through us.
-    pub(crate) fn accounts_changed(&self) {
-        if let Self::Instances(instances) = self {
-            instances.verifier.accounts_changed();
+            Self::Fixed(address) => Ok(fixed(*address)),
         }
     }
 }
@@ -149,9 +142,9 @@ fn admission(
 }
 
 #[cfg(test)]
-fn fixed(address: SocketAddr) -> Result<Admission, Problem> {
+fn fixed(address: SocketAddr) -> Admission {
     let target = Target { address, epoch: 0, lease: None };
-    Ok(Admission { target, tenant: TenantId::global(), authorization: None, warm_after: None })
+    Admission { target, tenant: TenantId::global(), authorization: None, warm_after: None }
 }
 
 /// `T` or `Bearer T`, the scheme in any case, as `PocketBase` takes it.

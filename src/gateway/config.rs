@@ -66,15 +66,14 @@ pub struct Invalid {
 impl Config {
     /// Checks what the types cannot say. The first setting that is not usable is the error.
     pub fn validate(&self) -> Result<(), Invalid> {
-        let checks = [
-            ("max_connections", self.max_connections, 1),
-            ("max_connections_per_ip", self.max_connections_per_ip, 1),
-            ("max_uri_bytes", self.max_uri_bytes, 64),
-            ("max_headers", self.max_headers, 8),
-        ];
-        for (key, value, least) in checks {
-            if value < least || value > 1_000_000 {
-                return Err(Invalid { key, value: value.to_string(), allowed: "a number from 1, 64 or 8 to 1000000" });
+        for (key, value, least, allowed) in [
+            ("max_connections", self.max_connections, 1, "a number from 1 to 1000000"),
+            ("max_connections_per_ip", self.max_connections_per_ip, 1, "a number from 1 to 1000000"),
+            ("max_uri_bytes", self.max_uri_bytes, 64, "a number from 64 to 1000000"),
+            ("max_headers", self.max_headers, 8, "a number from 8 to 1000000"),
+        ] {
+            if !(least..=1_000_000).contains(&value) {
+                return Err(Invalid { key, value: value.to_string(), allowed });
             }
         }
         for (key, value) in [

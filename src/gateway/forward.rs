@@ -74,7 +74,11 @@ impl Forwarder {
     }
 
     /// Relays a request, whose headers are already those that the instance may see.
-    pub(crate) async fn forward(&self, request: Request<RequestBody>, target: Target) -> Result<Response<Body>, Problem> {
+    pub(crate) async fn forward(
+        &self,
+        request: Request<RequestBody>,
+        target: Target,
+    ) -> Result<Response<Body>, Problem> {
         let key = (target.address, target.epoch);
         let upload = request.body().upload();
         let mut request = request;
@@ -109,8 +113,7 @@ impl Forwarder {
             Err(elapsed) => return Err(failed(&elapsed)),
         };
         stream.set_nodelay(true).map_err(|error| failed(&error))?;
-        let (sender, connection) =
-            self.client.handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
+        let (sender, connection) = self.client.handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
         Ok(Upstream::drive(sender, connection))
     }
 
@@ -148,8 +151,8 @@ impl Forwarder {
             return Err(Problem::new(Code::BadGateway));
         }
         let held = Held { upstream, pool: Rc::clone(&self.pool), key, upload, lease };
-        let (head, incoming) = answer.into_parts();
-        Ok(Response::from_parts(head, Relay::start(incoming, self.body_idle, held)))
+        let (parts, incoming) = answer.into_parts();
+        Ok(Response::from_parts(parts, Relay::start(incoming, self.body_idle, held)))
     }
 }
 

@@ -50,20 +50,16 @@ fn is_host(host: &[u8]) -> bool {
     if host.len() > 261 {
         return false;
     }
-    let (name_is_valid, port) = match host.strip_prefix(b"[") {
-        Some(rest) => {
-            let Some(end) = rest.iter().position(|&byte| byte == b']') else { return false };
-            let (address, port) = (&rest[..end], &rest[end + 1..]);
-            let valid = std::str::from_utf8(address).is_ok_and(|text| text.parse::<std::net::Ipv6Addr>().is_ok());
-            (valid, port)
-        }
-        None => {
-            let end = host.iter().position(|&byte| byte == b':').unwrap_or(host.len());
-            let (name, port) = host.split_at(end);
-            let valid =
-                !name.is_empty() && name.iter().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(byte));
-            (valid, port)
-        }
+    let (name_is_valid, port) = if let Some(rest) = host.strip_prefix(b"[") {
+        let Some(end) = rest.iter().position(|&byte| byte == b']') else { return false };
+        let (address, port) = (&rest[..end], &rest[end + 1..]);
+        let valid = std::str::from_utf8(address).is_ok_and(|text| text.parse::<std::net::Ipv6Addr>().is_ok());
+        (valid, port)
+    } else {
+        let end = host.iter().position(|&byte| byte == b':').unwrap_or(host.len());
+        let (name, port) = host.split_at(end);
+        let valid = !name.is_empty() && name.iter().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(byte));
+        (valid, port)
     };
     let port_is_valid = match port.strip_prefix(b":") {
         Some(digits) => {
@@ -98,7 +94,7 @@ fn is_forged(name: &str) -> bool {
     name.starts_with("x-forwarded-") || matches!(name, "forwarded" | "x-real-ip" | "x-request-id") || name.contains('_')
 }
 
-/// Whether a request's header list carries anything that our own routes must not see.
+/// Strips a request for our own routes, which may ask for an upgrade, of everything forged.
 pub(crate) fn strip_forged(headers: &mut HeaderMap) {
     remove_where(headers, is_forged);
 }
@@ -117,7 +113,10 @@ pub(crate) fn strip_response(headers: &mut HeaderMap) {
     }
     strip_named_by_connection(headers);
     remove_where(headers, |name| {
-        is_hop_by_hop(name) || name.starts_with("access-control-") || name == "x-request-id" || name.starts_with("x-pocketfleet-")
+        is_hop_by_hop(name)
+            || name.starts_with("access-control-")
+            || name == "x-request-id"
+            || name.starts_with("x-pocketfleet-")
     });
     if headers.contains_key(header::SET_COOKIE) {
         strip_cookie_domains(headers);
@@ -152,9 +151,8 @@ fn strip_named_by_connection(headers: &mut HeaderMap) {
 fn strip_cookie_domains(headers: &mut HeaderMap) {
     let header::Entry::Occupied(mut cookies) = headers.entry(header::SET_COOKIE) else { return };
     for cookie in cookies.iter_mut() {
-        let is_domain = |part: &&[u8]| {
-            part.trim_ascii().get(..6).is_some_and(|start| start.eq_ignore_ascii_case(b"domain"))
-        };
+        let is_domain =
+            |part: &&[u8]| part.trim_ascii().get(..6).is_some_and(|start| start.eq_ignore_ascii_case(b"domain"));
         let parts: Vec<&[u8]> = cookie.as_bytes().split(|&byte| byte == b';').collect();
         if parts.iter().skip(1).any(is_domain) {
             let mut kept: Vec<&[u8]> = parts.first().copied().into_iter().collect();
@@ -190,7 +188,9 @@ mod tests {
             assert!(is_host(good.as_bytes()), "{good}");
         }
         let long = "a".repeat(300);
-        for bad in ["", "a/b", "a@b", ":80", "a:", "a:b", "a:0", "a:65536", "a b", "[::1", "[x]", "a,b", "é", "a%20", &long] {
+        for bad in
+            ["", "a/b", "a@b", ":80", "a:", "a:b", "a:0", "a:65536", "a b", "[::1", "[x]", "a,b", "é", "a%20", &long]
+        {
             assert!(!is_host(bad.as_bytes()), "{bad}");
         }
     }
@@ -277,8 +277,7 @@ mod tests {
             ("set-cookie", "domain=x"),
         ]);
         strip_response(&mut map);
-        let cookies: Vec<&str> =
-            map.get_all("set-cookie").iter().map(|cookie| cookie.to_str().unwrap()).collect();
+        let cookies: Vec<&str> = map.get_all("set-cookie").iter().map(|cookie| cookie.to_str().unwrap()).collect();
         assert_eq!(cookies, ["a=domain; Path=/; Secure", "b=1; Path=/", "domain=x"]);
     }
 }

@@ -59,7 +59,7 @@ fn unescape(bytes: &[u8]) -> Result<String, Malformed> {
             out.push(byte);
             continue;
         }
-        let (Some(high), Some(low)) = (rest.next().and_then(hex), rest.next().and_then(hex)) else {
+        let (Some(high), Some(low)) = (rest.next().copied().and_then(hex), rest.next().copied().and_then(hex)) else {
             return Err(Malformed::Escape);
         };
         match high << 4 | low {
@@ -71,7 +71,7 @@ fn unescape(bytes: &[u8]) -> Result<String, Malformed> {
     String::from_utf8(out).map_err(|_| Malformed::NotUtf8)
 }
 
-fn hex(byte: &u8) -> Option<u8> {
+fn hex(byte: u8) -> Option<u8> {
     match byte {
         b'0'..=b'9' => Some(byte - b'0'),
         b'a'..=b'f' => Some(byte - b'a' + 10),

@@ -106,11 +106,6 @@ impl Pool {
             !connections.is_empty()
         });
     }
-
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        self.idle.borrow().values().map(Vec::len).sum()
-    }
 }
 
 impl fmt::Debug for Pool {

@@ -38,8 +38,7 @@ pub(crate) fn reply(problem: &Problem, shape: Shape, request_id: &str) -> Respon
         Shape::PocketBase => problem.pocketbase_body(request_id),
     };
     let mut response = Response::new(Body::Full(Bytes::from(value.to_string())));
-    *response.status_mut() =
-        StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() = StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

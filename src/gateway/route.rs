@@ -23,7 +23,7 @@ pub(crate) enum Route<'a> {
 /// What may be asked of the global instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum GlobalCall<'a> {
-    /// The caller's own account, read or changed; the id must be the caller's.
+    /// The caller's own account, read; the id must be the caller's.
     Account(&'a str),
     /// The list of accounts, which the collection's rules restrict to the caller's own.
     Accounts,
@@ -70,19 +70,21 @@ fn collection<'a>(method: &Method, tail: &'a str) -> Route<'a> {
     if !is_open(name) {
         return Route::Absent;
     }
-    let allowed = match record_of(call) {
-        Some(None) => is_read(method) || method == Method::POST,
-        Some(Some(_)) => is_read(method) || method == Method::PATCH || method == Method::DELETE,
-        None => false,
+    let allowed = match Records::of(call) {
+        Records::All => is_read(method) || method == Method::POST,
+        Records::One(_) => is_read(method) || method == Method::PATCH || method == Method::DELETE,
+        Records::Not => false,
     };
     if allowed { Route::Tenant } else { Route::Absent }
 }
 
 fn users<'a>(method: &Method, call: &'a str) -> Route<'a> {
-    match (call, record_of(call)) {
-        ("records", _) if method == Method::POST => Route::OwnAccount(call),
-        ("records", _) if is_read(method) => Route::Global(GlobalCall::Accounts),
-        (_, Some(Some(id))) if is_read(method) || method == Method::PATCH => Route::Global(GlobalCall::Account(id)),
+    match (call, Records::of(call)) {
+        (_, Records::All) if method == Method::POST => Route::OwnAccount(call),
+        (_, Records::All) if is_read(method) => Route::Global(GlobalCall::Accounts),
+        (_, Records::One(id)) if is_read(method) => Route::Global(GlobalCall::Account(id)),
+        // A change of the password costs a bcrypt and tells whether a guess was right: our router bounds both.
+        (_, Records::One(_)) if method == Method::PATCH => Route::OwnAccount(call),
         ("auth-with-password" | "auth-refresh", _) if method == Method::POST => Route::OwnAccount(call),
         ("auth-methods", _) if is_read(method) => Route::OwnAccount(call),
         (
@@ -120,11 +122,23 @@ fn file<'a>(method: &Method, tail: &'a str) -> Route<'a> {
     }
 }
 
-/// `records` is `Some(None)`, `records/{id}` is `Some(Some(id))`, anything else `None`.
-fn record_of(call: &str) -> Option<Option<&str>> {
-    match call.strip_prefix("records")? {
-        "" => Some(None),
-        rest => rest.strip_prefix('/').filter(|id| !id.is_empty() && !id.contains('/')).map(Some),
+/// What the rest of a collection's path names.
+enum Records<'a> {
+    /// `records`
+    All,
+    /// `records/{id}`
+    One(&'a str),
+    /// Something else.
+    Not,
+}
+
+impl<'a> Records<'a> {
+    fn of(call: &'a str) -> Self {
+        match call.split_once('/') {
+            None if call == "records" => Self::All,
+            Some(("records", id)) if !id.is_empty() && !id.contains('/') => Self::One(id),
+            _ => Self::Not,
+        }
     }
 }
 

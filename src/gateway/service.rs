@@ -144,7 +144,7 @@ impl Service {
         seen: &mut Seen,
     ) -> Result<Response<Body>, Problem> {
         let path = self.check(&request, uri)?;
-        if let Some(response) = self.cors.preflight(request.method(), request.headers()) {
+        if let Some(response) = Cors::preflight(request.method(), request.headers()) {
             return Ok(response);
         }
         let route = route(request.method(), &path);
@@ -154,7 +154,7 @@ impl Service {
             Route::OwnAccount(rest) => self.own(peer, tag, request, Some(rest)).await,
             Route::Tenant => {
                 seen.by = Answerer::Tenant;
-                self.check_length(request.headers(), self.config.max_body_bytes)?;
+                check_length(request.headers(), self.config.max_body_bytes)?;
                 let admission = self.access.tenant(request.headers()).await?;
                 self.pass_on(peer, tag, request, admission, self.config.max_body_bytes, seen).await
             }
@@ -167,7 +167,8 @@ impl Service {
     /// The raw checks; the result is the decoded path.
     fn check<'u>(&self, request: &Request<Incoming>, uri: &'u Uri) -> Result<std::borrow::Cow<'u, str>, Problem> {
         let method = request.method();
-        let known = [Method::GET, Method::POST, Method::PATCH, Method::DELETE, Method::HEAD, Method::PUT, Method::OPTIONS];
+        let known =
+            [Method::GET, Method::POST, Method::PATCH, Method::DELETE, Method::HEAD, Method::PUT, Method::OPTIONS];
         if !known.contains(method) {
             return Err(Problem::new(Code::MethodNotAllowed));
         }
@@ -184,13 +185,6 @@ impl Service {
         Ok(path)
     }
 
-    /// Refuses a body that says itself that it is too large, before a byte of it is read or an instance woken.
-    #[expect(clippy::unused_self, reason = "reads as a step of the service")]
-    fn check_length(&self, headers: &HeaderMap, limit: u64) -> Result<(), Problem> {
-        let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if length.is_some_and(|length| length > limit) { Err(Problem::new(Code::BodyTooLarge)) } else { Ok(()) }
-    }
-
     /// Our own router answers; `account` is the rest of an account path under its canonical collection name.
     async fn own(
         &self,
@@ -200,7 +194,7 @@ impl Service {
         account: Option<&str>,
     ) -> Result<Response<Body>, Problem> {
         let limit = self.config.max_json_bytes.max(self.config.max_account_bytes);
-        self.check_length(request.headers(), limit)?;
+        check_length(request.headers(), limit)?;
         let (mut parts, incoming) = request.into_parts();
         let client = self.trusted.client(peer.address, &parts.headers);
         headers::strip_forged(&mut parts.headers);
@@ -231,14 +225,9 @@ impl Service {
         seen: &mut Seen,
     ) -> Result<Response<Body>, Problem> {
         seen.by = Answerer::Global;
-        self.check_length(request.headers(), self.config.max_account_bytes)?;
-        let changes = request.method() == Method::PATCH;
+        check_length(request.headers(), self.config.max_account_bytes)?;
         let admission = self.access.global(&call, request.headers()).await?;
-        let response = self.pass_on(peer, tag, request, admission, self.config.max_account_bytes, seen).await?;
-        if changes && response.status().is_success() {
-            self.access.accounts_changed();
-        }
-        Ok(response)
+        self.pass_on(peer, tag, request, admission, self.config.max_account_bytes, seen).await
     }
 
     async fn pass_on(
@@ -298,6 +287,12 @@ impl Service {
     }
 }
 
+/// Refuses a body that says itself that it is too large, before a byte of it is read or an instance woken.
+fn check_length(headers: &HeaderMap, limit: u64) -> Result<(), Problem> {
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > limit) { Err(Problem::new(Code::BodyTooLarge)) } else { Ok(()) }
+}
+
 fn forwarded_proto(map: &HeaderMap) -> HeaderValue {
     let is_https = map.get(headers::X_FORWARDED_PROTO).is_some_and(|value| value.as_bytes() == b"https");
     HeaderValue::from_static(if is_https { "https" } else { "http" })
@@ -324,7 +319,8 @@ fn log(method: &Method, uri: &Uri, status: StatusCode, elapsed: Duration, seen: 
     let duration_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
     let tenant = seen.tenant.as_ref().map(tracing::field::display);
     let (path, status) = (uri.path(), status.as_u16());
-    if status >= 500 {
+    // 501 and 503 are refusals that we meant; whoever made the state that leads to them has logged why.
+    if matches!(status, 500 | 502 | 504..) {
         tracing::warn!(%method, path, status, duration_ms, tenant.id = tenant, request.id = tag.as_str(), "request failed");
     } else {
         tracing::info!(%method, path, status, duration_ms, tenant.id = tenant, request.id = tag.as_str(), "request");

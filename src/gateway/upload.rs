@@ -131,10 +131,7 @@ impl HttpBody for RequestBody {
     type Data = Bytes;
     type Error = UploadError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
         let this = &mut *self;
         let Some(incoming) = &mut this.inner else { return Poll::Ready(None) };
         match Pin::new(incoming).poll_frame(cx) {

@@ -54,11 +54,7 @@ pub(crate) struct Worker {
 impl Worker {
     /// Starts a worker. It ends when its lane is dropped and its connections are done, at most the drain timeout
     /// after that.
-    pub(crate) fn start(
-        index: usize,
-        blueprint: Blueprint,
-        drain: CancellationToken,
-    ) -> io::Result<(Self, Lane)> {
+    pub(crate) fn start(index: usize, blueprint: Blueprint, drain: CancellationToken) -> io::Result<(Self, Lane)> {
         let (connections, queue) = mpsc::channel(QUEUE);
         let (end, ended) = oneshot::channel();
         let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
@@ -136,10 +132,7 @@ async fn serve(
 fn server(config: &Config) -> http1::Builder {
     let mut http = http1::Builder::new();
     // The header timer also runs before the first byte and between requests: it is the idle limit too.
-    http.timer(TokioTimer::new())
-        .header_read_timeout(config.header_timeout)
-        .max_buf_size(MAX_BUFFER)
-        .half_close(false);
+    http.timer(TokioTimer::new()).header_read_timeout(config.header_timeout).max_buf_size(MAX_BUFFER).half_close(false);
     if config.max_headers != HYPER_MAX_HEADERS {
         http.max_headers(config.max_headers);
     }

@@ -65,6 +65,11 @@ async fn settle(fleet: &Arc<Fleet>, placement: Arc<Placement>) {
         }
     }
     tracing::info!(tenant.id = %placement.tenant, reason = %refusal, "not adopted");
+    // The record is another incarnation's; it becomes ours before we may say that its process is gone.
+    if let Err(error) = fleet.placements.adopt(&placement.tenant, placement.epoch).await {
+        tracing::error!(tenant.id = %placement.tenant, %error, "take over the record of an earlier run");
+        return;
+    }
     launch::release(fleet, &placement.tenant, placement.epoch).await;
 }
 

@@ -159,9 +159,12 @@ impl Instance {
     async fn feed(&mut self, event: Event) {
         let mut next = Some(event);
         while let Some(event) = next {
+            let before = self.machine.state().clone();
             let action = self.machine.on(event, Instant::now(), rand::random());
+            if *self.machine.state() == before {
+                return;
+            }
             match action {
-                Action::Rest => return,
                 Action::Open => {
                     if let Some(occupied) = &self.occupied {
                         self.slot.open(Arc::clone(&occupied.running));
@@ -170,7 +173,7 @@ impl Instance {
                     self.probe_at = Instant::now() + self.probe_interval();
                 }
                 Action::Drain | Action::Bury => self.slot.close(),
-                Action::Start | Action::Terminate => {}
+                Action::Start | Action::Terminate | Action::Rest => {}
             }
             self.since = Instant::now();
             self.publish();
@@ -301,7 +304,7 @@ impl Instance {
         let now = Instant::now();
         match self.machine.state() {
             State::Awake => {
-                if self.sleep_at() <= now {
+                if self.slot.unused_for() >= self.fleet.config.idle_timeout {
                     if self.may_sleep() {
                         self.feed(Event::SleepAsked).await;
                     } else {

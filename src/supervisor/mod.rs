@@ -139,7 +139,9 @@ impl Supervisor {
             (Err(Error::WakeTimeout), _) => Arrival::timed_out,
             (Err(_), _) => Arrival::refused,
         };
-        self.fleet.metrics.arrived(arrival, begun.elapsed());
+        if priority == Priority::Client {
+            self.fleet.metrics.arrived(arrival, begun.elapsed());
+        }
         lease
     }
 
@@ -153,6 +155,9 @@ impl Supervisor {
             Ok(ticket) => ticket,
             Err(error) => return (arrival, Err(error)),
         };
+        if let Attempt::Taken(lease) = slot.try_take() {
+            return (Arrival::warm, Ok(lease));
+        }
         if slot.view.load().state == "asleep" && slot.waiting.load(Ordering::SeqCst) == 1 {
             arrival = Arrival::woken;
         }
@@ -167,12 +172,14 @@ impl Supervisor {
             let now = phase.borrow_and_update().clone();
             match (slot.try_take(), now) {
                 (Attempt::Taken(lease), _) => return Ok(lease),
-                (Attempt::Full, _) => {
-                    tokio::select! {
-                        () = slot.place_freed() => {}
-                        _ = phase.changed() => {}
+                (Attempt::Full, _) => tokio::select! {
+                    attempt = slot.take_when_free() => {
+                        if let Attempt::Taken(lease) = attempt {
+                            return Ok(lease);
+                        }
                     }
-                }
+                    _ = phase.changed() => {}
+                },
                 (Attempt::Closed, Phase::Refusing { error, until }) => match until {
                     Some(until) if until <= Instant::now() => {
                         slot.want(priority);

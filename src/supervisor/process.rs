@@ -18,6 +18,8 @@ use std::time::Duration;
 
 use rustix::process::Pid;
 use rustix::process::PidfdFlags;
+use rustix::process::Resource;
+use rustix::process::Rlimit;
 use rustix::process::Signal;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -197,6 +199,16 @@ fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd answers the same, open descriptor for as long as it lives, and the AsyncFd owns it.
     let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
     watched.map_err(io::Error::from)
+}
+
+/// Raises this process's own limit of open files to what the system allows: thousands of connections and instances
+/// need more than the usual soft limit of 1,024. Children get theirs from the jailer.
+pub fn raise_file_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if limit.current != limit.maximum && rustix::process::setrlimit(Resource::Nofile, raised).is_err() {
+        tracing::warn!("the limit of open files could not be raised");
+    }
 }
 
 /// Identifies this boot of the machine.

@@ -169,8 +169,22 @@ impl Slot {
         let Ok(place) = self.places.try_acquire() else {
             return if self.running.load().is_some() { Attempt::Full } else { Attempt::Closed };
         };
-        self.in_flight.fetch_add(1, Ordering::SeqCst);
         place.forget();
+        self.enter()
+    }
+
+    /// Waits for a place, first come first served. The place is kept: giving it back to try again would pass it round
+    /// among the waiters without end.
+    pub(crate) async fn take_when_free(self: &Arc<Self>) -> Attempt {
+        // The semaphore is never closed.
+        let Ok(place) = self.places.acquire().await else { return Attempt::Closed };
+        place.forget();
+        self.enter()
+    }
+
+    /// With a place in hand: counts in, then looks whether the route is open.
+    fn enter(self: &Arc<Self>) -> Attempt {
+        self.in_flight.fetch_add(1, Ordering::SeqCst);
         std::sync::atomic::fence(Ordering::SeqCst);
         let running = self.running.load_full();
         // From here on the drop of the lease undoes the counting, also when the route turns out to be closed.
@@ -195,12 +209,6 @@ impl Slot {
     /// The priority that the next start has.
     pub(crate) fn priority(&self) -> Priority {
         if self.client_waits.swap(false, Ordering::Relaxed) { Priority::Client } else { Priority::Background }
-    }
-
-    /// Resolves when a place may be free. The place itself is taken by [`try_take`](Self::try_take).
-    pub(crate) async fn place_freed(&self) {
-        // The semaphore is never closed; the permit is given straight back to whoever tries next.
-        drop(self.places.acquire().await);
     }
 
     fn leave(&self) {

@@ -91,7 +91,11 @@ async fn logout_ends_one_session_and_logout_everywhere_all_of_them() {
     })
     .await;
     let sessions: Value = ada.get("/api/v1/auth/sessions").await.json().await.unwrap();
-    assert_eq!(sessions["items"].as_array().map_or_else(|| sessions.as_array().unwrap().len(), Vec::len), 2, "{sessions}");
+    assert_eq!(
+        sessions["items"].as_array().map_or_else(|| sessions.as_array().unwrap().len(), Vec::len),
+        2,
+        "{sessions}"
+    );
     ada.note("x").await;
     assert_eq!(ada.post("/auth/logout", json!({})).await.status(), 204);
     for path in ["/auth/me", "/api/collections/notes/records"] {
@@ -117,10 +121,8 @@ async fn refresh_rotates_and_the_old_token_ends_after_its_grace() {
     })
     .await;
     assert_eq!(ada.get("/auth/me").await.status(), 200, "requests on their way still pass");
-    crate::support::eventually("the old one ends", async || {
-        (ada.get("/auth/me").await.status() == 401).then_some(())
-    })
-    .await;
+    crate::support::eventually("the old one ends", async || (ada.get("/auth/me").await.status() == 401).then_some(()))
+        .await;
     let me = app.http.get(format!("{}/auth/me", app.base)).bearer_auth(&fresh).send().await.unwrap();
     assert_eq!(me.status(), 200);
 }

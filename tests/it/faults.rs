@@ -15,6 +15,7 @@ use crate::support::TestApp;
 use crate::support::User;
 use crate::support::eventually;
 use crate::support::pause;
+use crate::support::runs;
 use crate::support::signal;
 
 fn pid(app: &TestApp, tenant: &str) -> Option<i32> {
@@ -70,10 +71,7 @@ async fn kill_of_an_instance_under_load_loses_nothing_acknowledged_and_disturbs_
             pause().await;
         }
         signal(old, "KILL");
-        eventually("another process took over", async || {
-            pid(&app, &ada.id).filter(|new| *new != old)
-        })
-        .await;
+        eventually("another process took over", async || pid(&app, &ada.id).filter(|new| *new != old)).await;
     }
     stop.store(true, Ordering::SeqCst);
     let acknowledged = writer.await.unwrap();
@@ -153,7 +151,7 @@ async fn kill_of_pocketfleet_leaves_twenty_instances_serving_and_the_next_one_ad
         assert_eq!(user.titles().await, ["before"]);
     }
     // And adopted ones are stopped like any other.
-    app.sleep(&users[0].id);
+    app.put_to_sleep(&users[0].id);
     assert_eq!(moved[0].get("/api/collections/notes/records").await.status(), 200);
 }
 
@@ -179,7 +177,7 @@ async fn an_orphan_without_a_record_is_found_by_its_lock_and_stopped() {
     let ada = ada.at(&app);
     assert_eq!(ada.titles().await, ["x"]);
     assert_ne!(pid(&app, &ada.id).unwrap(), orphan);
-    assert!(!std::path::Path::new(&format!("/proc/{orphan}")).exists(), "the orphan still runs");
+    assert!(!runs(orphan), "the orphan still runs");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -187,8 +185,8 @@ async fn a_reused_pid_in_the_record_is_never_signalled() {
     let mut app = TestApp::start().await;
     let ada = app.user("ada").await;
     ada.note("x").await;
-    app.sleep(&ada.id);
-    let mut bystander = crate::support::command("sleep").arg("1000").spawn().unwrap();
+    app.put_to_sleep(&ada.id);
+    let mut bystander = crate::support::command("tail").args(["-f", "/dev/null"]).spawn().unwrap();
     app.kill();
     let key = format!("place.{}", ada.id);
     let database = rusqlite::Connection::open(app.data().join("control.db")).unwrap();
@@ -242,7 +240,7 @@ async fn a_stopped_instance_is_noticed_killed_and_replaced() {
     signal(old, "STOP");
     eventually("it is replaced", async || pid(&app, &ada.id).filter(|new| *new != old)).await;
     assert_eq!(ada.titles().await, ["x"]);
-    assert!(!std::path::Path::new(&format!("/proc/{old}")).exists());
+    assert!(!runs(old));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -251,7 +249,7 @@ async fn a_damaged_database_is_quarantined_with_its_reason_until_released() {
     app.expect_log("instance failed");
     let ada = app.user("ada").await;
     ada.note("x").await;
-    app.sleep(&ada.id);
+    app.put_to_sleep(&ada.id);
     let data = app.data().join("instances").join(&ada.id).join("pb_data").join("data.db");
     let good = std::fs::read(&data).unwrap();
     std::fs::write(&data, "this is not a database, whatever its name says").unwrap();
@@ -275,7 +273,7 @@ async fn a_lost_data_directory_is_never_replaced_by_an_empty_one() {
     app.expect_log("instance failed");
     let ada = app.user("ada").await;
     ada.note("x").await;
-    app.sleep(&ada.id);
+    app.put_to_sleep(&ada.id);
     let folder = app.data().join("instances").join(&ada.id);
     std::fs::rename(folder.join("pb_data"), folder.join("moved")).unwrap();
     assert_eq!(ada.get("/api/collections/notes/records").await.status(), 503);
@@ -304,7 +302,8 @@ async fn a_crash_loop_ends_in_quarantine_with_the_last_log_lines() {
         .await;
         let Some(pid) = awake else { break };
         signal(i32::try_from(pid).unwrap(), "KILL");
-        eventually("its death is noticed", async || (app.tenant(&ada.id)["pid"].as_i64() != Some(pid)).then_some(())).await;
+        eventually("its death is noticed", async || (app.tenant(&ada.id)["pid"].as_i64() != Some(pid)).then_some(()))
+            .await;
     }
     eventually("quarantine", async || (app.tenant(&ada.id)["state"] == "quarantined").then_some(())).await;
     let shown = app.tenant(&ada.id);

@@ -65,7 +65,7 @@ async fn command_line_lists_shows_and_acts() {
     assert!(table.contains(&ada.id) && table.contains("awake"), "{table}");
     let sleeping = app.cli_json(&["tenants", "list", "--state", "asleep"]);
     assert_eq!(sleeping["items"].as_array().unwrap().len(), 0, "{sleeping}");
-    app.sleep(&ada.id);
+    app.put_to_sleep(&ada.id);
     assert!(app.cli(&["tenants", "wake", &ada.id]).status.success());
     assert_eq!(app.tenant(&ada.id)["state"], "awake");
     assert!(app.cli(&["healthcheck"]).status.success());

@@ -32,8 +32,16 @@ async fn malformed_requests_get_a_4xx_and_no_instance_sees_them() {
             format!("POST {records} HTTP/1.1\r\nHost: x\r\n{auth}Content-Length: 2\r\nContent-Length: 3\r\n\r\n{{}}"),
             &[400],
         ),
-        ("Content-Length +3", format!("POST {records} HTTP/1.1\r\nHost: x\r\n{auth}Content-Length: +3\r\n\r\n{{}}"), &[400]),
-        ("unknown coding", format!("POST {records} HTTP/1.1\r\nHost: x\r\n{auth}Transfer-Encoding: xchunked\r\n\r\n"), &[400]),
+        (
+            "Content-Length +3",
+            format!("POST {records} HTTP/1.1\r\nHost: x\r\n{auth}Content-Length: +3\r\n\r\n{{}}"),
+            &[400],
+        ),
+        (
+            "unknown coding",
+            format!("POST {records} HTTP/1.1\r\nHost: x\r\n{auth}Transfer-Encoding: xchunked\r\n\r\n"),
+            &[400],
+        ),
         ("encoded dots", get("/api/collections/%2e%2e/%2e%2e/api/sql"), &[400]),
         ("mixed dots", get("/api/collections/.%2e/x"), &[400]),
         ("dots", get("/api/collections/../settings"), &[400]),
@@ -86,7 +94,9 @@ async fn an_instance_sees_one_forwarded_address_which_is_ours() {
     let superuser = pocketfleet::pocketbase::database::superuser(&path)
         .unwrap()
         .mint(std::time::SystemTime::now(), Duration::from_secs(60));
-    for spoof in ["X-Forwarded-For: 127.0.0.1", "X_Forwarded_For: 127.0.0.1", "Forwarded: for=127.0.0.1", "X-Real-IP: 127.0.0.1"] {
+    for spoof in
+        ["X-Forwarded-For: 127.0.0.1", "X_Forwarded_For: 127.0.0.1", "Forwarded: for=127.0.0.1", "X-Real-IP: 127.0.0.1"]
+    {
         let request = format!(
             "GET /api/collections/notes/records HTTP/1.1\r\nHost: x\r\nAuthorization: {superuser}\r\n{spoof}\r\n\
              Connection: X-Forwarded-For\r\n\r\n"
@@ -111,10 +121,8 @@ async fn slow_and_silent_connections_are_closed() {
         ada.token
     );
     raw::exchange_within(&app.base, stalled.as_bytes(), Duration::from_secs(30)).await;
-    crate::support::eventually("nothing is in flight", async || {
-        (app.tenant(&ada.id)["in_flight"] == 0).then_some(())
-    })
-    .await;
+    crate::support::eventually("nothing is in flight", async || (app.tenant(&ada.id)["in_flight"] == 0).then_some(()))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,6 +168,7 @@ async fn request_ids_come_in_and_go_out_and_cors_is_ours() {
     assert_eq!(preflight.status(), 204);
     assert_eq!(preflight.headers()["access-control-allow-origin"], "*");
     assert_eq!(app.cli_json(&["status"])["fleet"]["starts"], starts);
-    let answer = ada.request(reqwest::Method::GET, path).header("origin", "https://app.example.com").send().await.unwrap();
+    let answer =
+        ada.request(reqwest::Method::GET, path).header("origin", "https://app.example.com").send().await.unwrap();
     assert_eq!(answer.headers().get_all("access-control-allow-origin").iter().count(), 1);
 }

@@ -55,7 +55,8 @@ async fn a_gigabyte_up_and_down_does_not_grow_memory() {
     let note: Value = sent.json().await.unwrap();
     assert_eq!(status, 200, "{note}");
     let during = private_mib(app.pid());
-    let path = format!("/api/files/notes/{}/{}", note["id"].as_str().unwrap(), note["attachments"][0].as_str().unwrap());
+    let path =
+        format!("/api/files/notes/{}/{}", note["id"].as_str().unwrap(), note["attachments"][0].as_str().unwrap());
     let download = ada.request(Method::GET, &path).timeout(Duration::from_secs(300)).send().await.unwrap();
     assert_eq!(download.status(), 200);
     let mut stream = download.bytes_stream();
@@ -100,5 +101,5 @@ async fn a_client_that_goes_away_mid_upload_leaves_the_instance_free_to_sleep() 
     crate::support::eventually("it is in flight", async || (app.tenant(&ada.id)["in_flight"] == 1).then_some(())).await;
     drop(socket);
     crate::support::eventually("it is let go", async || (app.tenant(&ada.id)["in_flight"] == 0).then_some(())).await;
-    app.sleep(&ada.id);
+    app.put_to_sleep(&ada.id);
 }

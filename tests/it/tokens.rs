@@ -21,7 +21,8 @@ async fn status(app: &TestApp, token: &str) -> u16 {
 
 /// The key of a user's row in some database.
 fn key(database: &std::path::Path, user: &str) -> (String, Key) {
-    let connection = rusqlite::Connection::open_with_flags(database, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    let connection =
+        rusqlite::Connection::open_with_flags(database, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     let token_key: String =
         connection.query_row("SELECT tokenKey FROM users WHERE id = ?1", [user], |row| row.get(0)).unwrap();
     let (id, secret): (String, String) = connection
@@ -93,7 +94,8 @@ async fn tokens_of_every_wrong_kind_are_refused_alike() {
 }
 
 fn key_text(database: &std::path::Path, user: &str) -> String {
-    let connection = rusqlite::Connection::open_with_flags(database, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    let connection =
+        rusqlite::Connection::open_with_flags(database, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     let sql = "SELECT u.tokenKey || json_extract(CAST(c.options AS TEXT), '$.authToken.secret')
                FROM users u, _collections c WHERE u.id = ?1 AND c.name = 'users'";
     connection.query_row(sql, [user], |row| row.get(0)).unwrap()

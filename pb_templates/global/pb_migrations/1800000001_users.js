@@ -16,6 +16,12 @@ migrate((app) => {
   users.updateRule = "id = @request.auth.id && @request.body.role:isset = false"
   users.deleteRule = null
 
+  // One person, one account: addresses differ by more than their letters' case.
+  users.indexes = [
+    "CREATE UNIQUE INDEX `idx_tokenKey__pb_users_auth_` ON `users` (`tokenKey`)",
+    "CREATE UNIQUE INDEX `idx_email__pb_users_auth_` ON `users` (`email` COLLATE NOCASE) WHERE `email` != ''",
+  ]
+
   users.authToken.duration = 432000 // 5 days
   users.authAlert.enabled = false
   users.otp.enabled = false

@@ -286,7 +286,7 @@ impl TestApp {
     }
 
     /// Puts a tenant to sleep and asserts that it is.
-    pub fn sleep(&self, id: &str) {
+    pub fn put_to_sleep(&self, id: &str) {
         let output = self.cli(&["tenants", "sleep", id]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(self.tenant(id)["state"], "asleep");
@@ -363,6 +363,12 @@ impl User {
 pub fn signal(pid: i32, name: &str) {
     let status = command("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap();
     assert!(status.success(), "kill -{name} {pid}");
+}
+
+/// Whether a process still runs; a zombie that nobody reaped does not.
+pub fn runs(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 /// Processes whose command line names this directory, without pocketfleet itself.
