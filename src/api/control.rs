@@ -78,7 +78,7 @@ struct TenantView {
 impl TenantView {
     fn of(tenant: &Tenant, supervisor: &Supervisor) -> Result<Self, ApiError> {
         let instance = supervisor.status(&tenant.id)?;
-        Ok(Self { kind: tenant.kind.clone(), owner: tenant.owner.clone(), created_at: tenant.created_at, instance })
+        Ok(Self { kind: tenant.kind, owner: tenant.owner.clone(), created_at: tenant.created_at, instance })
     }
 }
 

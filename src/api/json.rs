@@ -31,7 +31,7 @@ use crate::error::Problem;
 /// How long a JSON body may take to arrive.
 const JSON_TIME: Duration = Duration::from_secs(30);
 /// How long a sign-up with an avatar may take to arrive.
-const ACCOUNT_TIME: Duration = Duration::from_secs(120);
+const ACCOUNT_TIME: Duration = Duration::from_mins(2);
 
 /// A JSON body of type `T`, at most `server.max_json_bytes` long.
 #[derive(Debug, Clone, Copy)]

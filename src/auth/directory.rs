@@ -46,7 +46,7 @@ const MAX_CACHED: usize = 100_000;
 const BUSY_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// At most one log line in this time says that the database cannot be read.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
+const COMPLAINT_INTERVAL: Duration = Duration::from_mins(1);
 
 /// The columns of a user's row that the user may see.
 const PUBLIC_COLUMNS: [&str; 9] =

@@ -40,7 +40,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Addresses and accounts that are remembered at once.
 const MAX_KEYS: usize = 100_000;
 
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 
 /// Why an attempt is refused before any password is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

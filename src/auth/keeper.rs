@@ -30,7 +30,7 @@ use crate::store::sessions::Status;
 const QUEUE: usize = 1024;
 
 /// How often expired sessions are removed, and how many in one go.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(600);
+const SWEEP_INTERVAL: Duration = Duration::from_mins(10);
 const SWEEP_BATCH: usize = 1000;
 
 /// The last second that the calendar type can express; tokens may claim any.

@@ -34,8 +34,8 @@ pub(super) fn config() -> Config {
         registrations_per_ip: NonZeroU32::new(30).unwrap(),
         free_failures: 5,
         delay_base: Duration::from_secs(1),
-        delay_max: Duration::from_secs(900),
-        refresh_grace: Duration::from_secs(60),
+        delay_max: Duration::from_mins(15),
+        refresh_grace: Duration::from_mins(1),
         directory_check: Duration::ZERO,
         admin_email: String::new(),
         admin_password: "hunter2hunter2".into(),
@@ -86,7 +86,7 @@ impl World {
     }
 
     fn mint(&self) -> String {
-        signer(USERS, EVE, "eve-key").mint(self.now, Duration::from_secs(600))
+        signer(USERS, EVE, "eve-key").mint(self.now, Duration::from_mins(10))
     }
 }
 
@@ -116,7 +116,7 @@ async fn a_valid_token_names_its_account_also_by_the_collections_name() {
     let world = World::new().await;
     let principal = world.verify(&world.mint()).unwrap();
     assert_eq!((principal.user.as_str(), principal.role, &*principal.email), (EVE, Role::Admin, "eve@example.com"));
-    let by_name = signer("users", EVE, "eve-key").mint(world.now, Duration::from_secs(600));
+    let by_name = signer("users", EVE, "eve-key").mint(world.now, Duration::from_mins(10));
     assert_eq!(world.verify(&by_name).unwrap().user.as_str(), EVE);
 }
 
@@ -132,7 +132,7 @@ async fn every_other_token_is_refused() {
     };
     assert!(world.verify(&forge(&hs256, &claims(json!({})))).is_ok(), "the forger works");
     for (what, token) in [
-        ("wrong key", signer(USERS, EVE, "bob-key").mint(world.now, Duration::from_secs(600))),
+        ("wrong key", signer(USERS, EVE, "bob-key").mint(world.now, Duration::from_mins(10))),
         ("expired", signer(USERS, EVE, "eve-key").mint(world.now, Duration::ZERO)),
         ("issued in the future", forge(&hs256, &claims(json!({ "iat": 3_900_000_000_u64 })))),
         ("no algorithm", forge(&json!({ "alg": "none" }), &claims(json!({})))),
@@ -177,7 +177,7 @@ async fn a_changed_key_role_or_secret_and_a_deleted_account_count_at_once() {
 #[tokio::test]
 async fn within_the_check_interval_our_own_writes_still_count_at_once() {
     let world = World::new().await;
-    let slow = Config { directory_check: Duration::from_secs(3600), ..config() };
+    let slow = Config { directory_check: Duration::from_hours(1), ..config() };
     let (verifier, _keeper) = Verifier::new(&slow, world.folder.path().join("data.db"), world.sessions.clone());
     let token = world.mint();
     assert!(verifier.verify(&token, world.now).is_ok());
@@ -198,7 +198,7 @@ async fn accounts_are_known_without_the_instance_and_those_in_memory_without_the
 
     std::fs::rename(&path, world.folder.path().join("away")).unwrap();
     assert!(world.verifier.verify(&token, world.now).is_ok());
-    let bob = signer(USERS, BOB, "bob-key").mint(world.now, Duration::from_secs(600));
+    let bob = signer(USERS, BOB, "bob-key").mint(world.now, Duration::from_mins(10));
     assert!(matches!(world.verifier.verify(&bob, world.now), Err(Error::AccountsUnreadable)));
 
     // Another file under the same name: nothing of the first one counts any more.
@@ -213,7 +213,7 @@ async fn an_instance_whose_database_does_not_exist_yet_or_is_garbage_is_unreadab
     let path = folder.path().join("data.db");
     let (verifier, _keeper) = Verifier::new(&config(), path.clone(), sessions(&folder).await);
     let now = SystemTime::now();
-    let token = signer(USERS, EVE, "eve-key").mint(now, Duration::from_secs(600));
+    let token = signer(USERS, EVE, "eve-key").mint(now, Duration::from_mins(10));
     assert!(matches!(verifier.verify(&token, now), Err(Error::AccountsUnreadable)));
     std::fs::write(&path, [7; 8192]).unwrap();
     assert!(matches!(verifier.verify(&token, now), Err(Error::AccountsUnreadable)));
@@ -230,7 +230,7 @@ async fn ended_sessions_are_refused_and_superseded_ones_after_their_grace() {
     let session = Session { ip: None, ..keeper::adopted(&principal, world.now) };
     world.sessions.register(session).await.unwrap();
 
-    let until = keeper::calendar(world.now + Duration::from_secs(60));
+    let until = keeper::calendar(world.now + Duration::from_mins(1));
     world.sessions.set_status(&principal.session, Status::Superseded { until }).await.unwrap();
     assert!(world.verify(&token).is_ok());
     let later = world.now + Duration::from_secs(61);

@@ -20,7 +20,7 @@ use serde_json::Value;
 use crate::api::control_socket;
 
 /// Longest wait for an answer: a sleep may have to drain an instance first.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 /// Largest answer that is read, in bytes.
 const LARGEST: usize = 64 << 20;
 

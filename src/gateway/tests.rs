@@ -43,7 +43,7 @@ impl Fixture {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = Shutdown::new();
-        let slow = Duration::from_secs(60);
+        let slow = Duration::from_mins(1);
         let gateway = Gateway::with_access(config, Access::Fixed(upstream), Metrics::new(), slow, axum::Router::new());
         let token = shutdown.clone();
         let running = tokio::spawn(async move { gateway.run(listener, token).await.unwrap() });

@@ -72,10 +72,10 @@ mod tests {
 
     const POLICY: Policy = Policy {
         base: Duration::from_millis(250),
-        max: Duration::from_secs(60),
-        reset: Duration::from_secs(60),
+        max: Duration::from_mins(1),
+        reset: Duration::from_mins(1),
         failures: 5,
-        window: Duration::from_secs(120),
+        window: Duration::from_mins(2),
     };
 
     #[test]
@@ -86,7 +86,7 @@ mod tests {
         let mut waits = (0..10).map(|_| history.failed(start, 1.0, &policy));
         assert_eq!(waits.next(), Some(Verdict::Wait(Duration::from_millis(250))));
         assert_eq!(waits.next(), Some(Verdict::Wait(Duration::from_millis(500))));
-        assert_eq!(waits.last(), Some(Verdict::Wait(Duration::from_secs(60))));
+        assert_eq!(waits.last(), Some(Verdict::Wait(Duration::from_mins(1))));
         assert_eq!(History::default().failed(start, 0.0, &policy), Verdict::Wait(Duration::ZERO));
     }
 

@@ -90,7 +90,7 @@ impl Running {
             return Some(minted.header.clone());
         }
         let header = mint(self.signers.users.get(user)?, now);
-        let usable_until = now + (TOKEN_TTL - TOKEN_MARGIN);
+        let usable_until = now + TOKEN_TTL.saturating_sub(TOKEN_MARGIN);
         self.minted.store(Some(Arc::new(Minted { user: user.clone(), header: header.clone(), usable_until })));
         Some(header)
     }
@@ -189,12 +189,11 @@ impl Slot {
         let running = self.running.load_full();
         // From here on the drop of the lease undoes the counting, also when the route turns out to be closed.
         let slot = Arc::clone(self);
-        match running {
-            Some(running) => Attempt::Taken(Lease { slot, running }),
-            None => {
-                slot.leave();
-                Attempt::Closed
-            }
+        if let Some(running) = running {
+            Attempt::Taken(Lease { slot, running })
+        } else {
+            slot.leave();
+            Attempt::Closed
         }
     }
 

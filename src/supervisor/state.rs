@@ -155,17 +155,15 @@ impl Machine {
     /// The transition. An event that means nothing in a state changes nothing.
     pub fn on(&mut self, event: Event, now: Instant, chance: f64) -> Action {
         let (next, action) = match (&self.state, event) {
-            (State::Asleep, Event::Wanted) | (State::Backoff { .. }, Event::Elapsed) => {
+            (State::Asleep | State::Suspended, Event::Wanted) | (State::Backoff { .. }, Event::Elapsed) => {
                 (State::Starting, Action::Start)
             }
             (State::Quarantined { retry_at: Some(at), .. }, Event::Elapsed) if *at <= now => {
                 (State::Starting, Action::Start)
             }
             (State::Blocked { retry_at, .. }, Event::Wanted) if *retry_at <= now => (State::Starting, Action::Start),
-            (State::Suspended, Event::Wanted) => (State::Starting, Action::Start),
-            (State::Starting, Event::Ready) => (State::Awake, Action::Open),
             // A client that comes while requests still finish keeps the process.
-            (State::Draining, Event::Wanted) => (State::Awake, Action::Open),
+            (State::Starting, Event::Ready) | (State::Draining, Event::Wanted) => (State::Awake, Action::Open),
             (State::Awake, Event::SleepAsked) => (State::Draining, Action::Drain),
             (State::Draining, Event::Drained) => (State::Stopping, Action::Terminate),
             (State::Stopping, Event::Gone) => (State::Asleep, Action::Bury),
@@ -205,10 +203,10 @@ mod tests {
 
     const POLICY: Policy = Policy {
         base: Duration::from_millis(250),
-        max: Duration::from_secs(60),
-        reset: Duration::from_secs(60),
+        max: Duration::from_mins(1),
+        reset: Duration::from_mins(1),
         failures: 5,
-        window: Duration::from_secs(120),
+        window: Duration::from_mins(2),
     };
 
     fn asleep() -> Machine {

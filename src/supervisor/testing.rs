@@ -124,5 +124,5 @@ impl Served {
 
 /// A fresh token of `signer`, as a header's value.
 pub(super) fn bearer(signer: &Signer) -> String {
-    format!("Bearer {}", signer.mint(SystemTime::now(), Duration::from_secs(60)))
+    format!("Bearer {}", signer.mint(SystemTime::now(), Duration::from_mins(1)))
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
@@ -119,29 +118,24 @@ async fn kill_of_pocketfleet_leaves_twenty_instances_serving_and_the_next_one_ad
 
     // Clients write through the kill; what was acknowledged must be there afterwards.
     let stop = Arc::new(AtomicBool::new(false));
-    let acknowledged: Arc<Mutex<Vec<(usize, BTreeSet<String>)>>> = Arc::default();
     let mut writers = Vec::new();
     for (n, user) in users.iter().enumerate().take(4) {
-        let (user, stop, acknowledged) = (user.clone(), Arc::clone(&stop), Arc::clone(&acknowledged));
-        writers.push(tokio::spawn(async move {
-            let titles = write_until(user, stop).await;
-            acknowledged.lock().unwrap().push((n, titles));
-        }));
+        writers.push((n, tokio::spawn(write_until(user.clone(), Arc::clone(&stop)))));
     }
     for _ in 0..10 {
         pause().await;
     }
     app.kill();
     stop.store(true, Ordering::SeqCst);
-    for writer in writers {
-        writer.await.unwrap();
+    let mut acknowledged = Vec::new();
+    for (n, writer) in writers {
+        acknowledged.push((n, writer.await.unwrap()));
     }
     app.launch().await;
     assert_eq!(pids(&app), before, "the same processes");
     assert_eq!(global(&app), global_before);
     assert_eq!(app.cli_json(&["status"])["fleet"]["adopted"], 21);
     let moved: Vec<User> = users.iter().map(|user| user.at(&app)).collect();
-    let acknowledged = std::mem::take(&mut *acknowledged.lock().unwrap());
     for (n, titles) in acknowledged {
         assert!(!titles.is_empty());
         let stored = all_titles(&moved[n]).await;

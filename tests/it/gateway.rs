@@ -75,7 +75,7 @@ impl TestGateway {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (shutdown, metrics) = (Shutdown::new(), Metrics::new());
-        let gateway = Gateway::without_instances(config, Arc::clone(&metrics), Duration::from_secs(60), router());
+        let gateway = Gateway::without_instances(config, Arc::clone(&metrics), Duration::from_mins(1), router());
         let token = shutdown.clone();
         let running = tokio::spawn(async move { gateway.run(listener, token).await.unwrap() });
         Self { address, shutdown, metrics, running }

@@ -1,6 +1,5 @@
 //! One binary for all end-to-end tests: the real program, the real `PocketBase`, real sockets.
-#![expect(missing_docs, clippy::print_stderr, reason = "test code")]
-#![expect(clippy::large_futures, reason = "test code")]
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on fails, and says why")]
 
 mod accounts;
 mod architecture;

@@ -93,7 +93,7 @@ async fn an_instance_sees_one_forwarded_address_which_is_ours() {
     let path = app.data().join(format!("instances/{}/pb_data/data.db", ada.id));
     let superuser = pocketfleet::pocketbase::database::superuser(&path)
         .unwrap()
-        .mint(std::time::SystemTime::now(), Duration::from_secs(60));
+        .mint(std::time::SystemTime::now(), Duration::from_mins(1));
     for spoof in
         ["X-Forwarded-For: 127.0.0.1", "X_Forwarded_For: 127.0.0.1", "Forwarded: for=127.0.0.1", "X-Real-IP: 127.0.0.1"]
     {

@@ -44,7 +44,7 @@ async fn a_gigabyte_up_and_down_does_not_grow_memory() {
         .map(Ok::<_, std::io::Error>);
     let sent = ada
         .request(Method::POST, "/api/collections/notes/records")
-        .timeout(Duration::from_secs(300))
+        .timeout(Duration::from_mins(5))
         .header("content-type", format!("multipart/form-data; boundary={boundary}"))
         .header("content-length", length)
         .body(reqwest::Body::wrap_stream(parts))
@@ -57,7 +57,7 @@ async fn a_gigabyte_up_and_down_does_not_grow_memory() {
     let during = private_mib(app.pid());
     let path =
         format!("/api/files/notes/{}/{}", note["id"].as_str().unwrap(), note["attachments"][0].as_str().unwrap());
-    let download = ada.request(Method::GET, &path).timeout(Duration::from_secs(300)).send().await.unwrap();
+    let download = ada.request(Method::GET, &path).timeout(Duration::from_mins(5)).send().await.unwrap();
     assert_eq!(download.status(), 200);
     let mut stream = download.bytes_stream();
     let mut total = 0;

@@ -45,7 +45,7 @@ async fn tokens_of_every_wrong_kind_are_refused_alike() {
     let (collection_id, key_of_ada) = key(&global, &ada.id);
     let signer = Signer { collection_id: collection_id.clone(), record_id: ada.id.clone(), key: key_of_ada.clone() };
     let now = SystemTime::now();
-    let minute = Duration::from_secs(60);
+    let minute = Duration::from_mins(1);
     assert_eq!(status(&app, &signer.mint(now, minute)).await, 200, "the forger has the real key");
 
     let expired = signer.mint(now - minute * 10, minute);
@@ -117,7 +117,7 @@ async fn a_token_of_unknown_origin_is_adopted_as_a_session_and_can_be_ended() {
     let ada = app.user("ada").await;
     let (collection_id, key) = key(&app.data().join("instances/global/pb_data/data.db"), &ada.id);
     let signer = Signer { collection_id, record_id: ada.id.clone(), key };
-    let inherited = User { token: signer.mint(SystemTime::now(), Duration::from_secs(3_000)), ..ada.clone() };
+    let inherited = User { token: signer.mint(SystemTime::now(), Duration::from_mins(50)), ..ada.clone() };
     assert_eq!(inherited.get("/auth/me").await.status(), 200);
     crate::support::eventually("it is listed", async || {
         let sessions: Value = ada.get("/api/v1/auth/sessions").await.json().await.unwrap();
@@ -148,7 +148,7 @@ async fn a_superuser_token_of_ones_own_instance_is_worth_nothing_from_outside() 
     let ada = app.user("ada").await;
     ada.note("x").await;
     let folder = app.data().join(format!("instances/{}/pb_data/data.db", ada.id));
-    let superuser = database::superuser(&folder).unwrap().mint(SystemTime::now(), Duration::from_secs(60));
+    let superuser = database::superuser(&folder).unwrap().mint(SystemTime::now(), Duration::from_mins(1));
     assert_eq!(status(&app, &superuser).await, 401, "the gateway does not know it");
     let address = app.tenant(&ada.id)["address"].as_str().unwrap().to_owned();
     let direct = |forwarded: Option<&str>| {

@@ -190,10 +190,10 @@ mod tests {
     #[test]
     fn an_answer_is_taken_apart_and_a_refusal_kept_whole() {
         let signer = Signer { collection_id: "c".into(), record_id: "b5c3xih3gtjb48z".into(), key: Key::new("a", "b") };
-        let token = signer.mint(UNIX_EPOCH, Duration::from_secs(60));
+        let token = signer.mint(UNIX_EPOCH, Duration::from_mins(1));
         let issued = Issued::from(answer(200, &json!({ "token": token, "record": { "id": "x" } }))).ok().unwrap();
         assert_eq!(issued.user.as_str(), "b5c3xih3gtjb48z");
-        assert_eq!(issued.expires, UNIX_EPOCH + Duration::from_secs(60));
+        assert_eq!(issued.expires, UNIX_EPOCH + Duration::from_mins(1));
         assert_eq!(issued.record, json!({ "id": "x" }));
 
         let refusal = answer(400, &json!({ "status": 400 }));

@@ -15,13 +15,13 @@ use std::time::Instant;
 use serde_json::Value;
 use serde_json::json;
 
-pub mod raw;
+pub(crate) mod raw;
 
 /// How long anything may take on a busy two-core machine before the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The `PocketBase` under test.
-pub fn pocketbase() -> PathBuf {
+pub(crate) fn pocketbase() -> PathBuf {
     let named = variable("POCKETFLEET_TEST_POCKETBASE").map(PathBuf::from);
     let fetched = root().join(".pocketbase/0.40.6/pocketbase");
     let path = named.unwrap_or(fetched);
@@ -30,7 +30,7 @@ pub fn pocketbase() -> PathBuf {
 }
 
 /// The checkout.
-pub fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
@@ -41,12 +41,12 @@ fn variable(name: &str) -> Option<String> {
 
 /// Any program, for tests.
 #[expect(clippy::disallowed_methods, reason = "the harness starts programs")]
-pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     Command::new(program)
 }
 
 /// The program under test.
-pub fn pocketfleet() -> Command {
+pub(crate) fn pocketfleet() -> Command {
     let mut command = command(env!("CARGO_BIN_EXE_pocketfleet"));
     command.current_dir(root());
     for name in ["POCKETFLEET_SERVER__LISTEN", "POCKETFLEET_STORAGE__PATH"] {
@@ -56,7 +56,7 @@ pub fn pocketfleet() -> Command {
 }
 
 /// Waits until `condition` gives something, polling; panics with `what` after [`PATIENCE`].
-pub async fn eventually<T, F>(what: &str, mut condition: impl FnMut() -> F) -> T
+pub(crate) async fn eventually<T, F>(what: &str, mut condition: impl FnMut() -> F) -> T
 where
     F: Future<Output = Option<T>>,
 {
@@ -71,20 +71,19 @@ where
 }
 
 /// The one pause of the harness, between two looks.
-pub async fn pause() {
+pub(crate) async fn pause() {
     let mut interval = tokio::time::interval(Duration::from_millis(20));
     interval.tick().await;
     interval.tick().await;
 }
 
 /// A running pocketfleet.
-pub struct TestApp {
+pub(crate) struct TestApp {
     child: Option<Child>,
     /// `http://127.0.0.1:<port>`
     pub base: String,
     pub http: reqwest::Client,
     config: PathBuf,
-    flags: Vec<String>,
     /// Log lines with these texts are expected although they are warnings or errors.
     expected: Vec<&'static str>,
     // Must be the last field: the directory goes after everything that uses it.
@@ -93,7 +92,7 @@ pub struct TestApp {
 
 /// A signed-in user.
 #[derive(Clone)]
-pub struct User {
+pub(crate) struct User {
     pub id: String,
     pub email: String,
     pub password: String,
@@ -104,20 +103,20 @@ pub struct User {
 
 impl TestApp {
     /// With defaults that suit tests.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with("").await
     }
 
     /// With configuration of the test's own. Repeating a section of the defaults below is not possible in TOML, so
     /// single keys are given as `section.key = value`.
-    pub async fn with(keys: &str) -> Self {
+    pub(crate) async fn with(keys: &str) -> Self {
         let mut app = Self::prepare(keys);
         app.launch().await;
         app
     }
 
     /// Everything but the process.
-    pub fn prepare(keys: &str) -> Self {
+    pub(crate) fn prepare(keys: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("test.toml");
         let defaults = [
@@ -134,39 +133,34 @@ impl TestApp {
         let mut text = String::new();
         for (key, value) in defaults {
             if !keys.lines().any(|line| line.trim_start().starts_with(key)) {
-                text.push_str(&format!("{key} = {value}\n"));
+                text.extend([key, " = ", value, "\n"]);
             }
         }
         text.push_str(keys);
         std::fs::write(&config, text).unwrap();
         let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
-        Self { child: None, base: String::new(), http, config, flags: Vec::new(), expected: Vec::new(), dir }
-    }
-
-    /// Another template folder, say.
-    pub fn flag(&mut self, flag: &str) {
-        self.flags.push(flag.to_owned());
+        Self { child: None, base: String::new(), http, config, expected: Vec::new(), dir }
     }
 
     /// A warning or error that this test provokes.
-    pub fn expect_log(&mut self, text: &'static str) {
+    pub(crate) fn expect_log(&mut self, text: &'static str) {
         self.expected.push(text);
     }
 
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
-    pub fn log_path(&self) -> PathBuf {
+    pub(crate) fn log_path(&self) -> PathBuf {
         self.dir.path().join("pocketfleet.log")
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
     /// Starts the program and does not wait.
-    pub fn spawn(&mut self) {
+    pub(crate) fn spawn(&mut self) {
         let log = std::fs::File::options().create(true).append(true).open(self.log_path()).unwrap();
         let address = self.data().join("run/address");
         if address.exists() {
@@ -180,7 +174,6 @@ impl TestApp {
             .arg(self.data())
             .arg("--pocketbase")
             .arg(pocketbase())
-            .args(&self.flags)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -190,7 +183,7 @@ impl TestApp {
     }
 
     /// Starts the program and waits until it is ready.
-    pub async fn launch(&mut self) {
+    pub(crate) async fn launch(&mut self) {
         self.spawn();
         self.listening().await;
         let ready = format!("{}/ready", self.base);
@@ -210,7 +203,7 @@ impl TestApp {
     }
 
     /// Waits until it listens and learns where.
-    pub async fn listening(&mut self) {
+    pub(crate) async fn listening(&mut self) {
         let file = self.data().join("run/address");
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -231,25 +224,25 @@ impl TestApp {
         assert!(status.is_none(), "pocketfleet ended: {status:?}\n{}", self.log());
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
     }
 
     /// kill -9.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let mut child = self.child.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
     /// SIGTERM; the status it ends with.
-    pub fn terminate(&mut self) -> ExitStatus {
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
         signal(i32::try_from(self.pid()).unwrap(), "TERM");
         self.ended()
     }
 
     /// Waits for its end.
-    pub fn ended(&mut self) -> ExitStatus {
+    pub(crate) fn ended(&mut self) -> ExitStatus {
         let mut child = self.child.take().unwrap();
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -266,12 +259,12 @@ impl TestApp {
     }
 
     /// Runs the command line against this server.
-    pub fn cli(&self, args: &[&str]) -> Output {
+    pub(crate) fn cli(&self, args: &[&str]) -> Output {
         pocketfleet().args(args).arg("--data").arg(self.data()).arg("--config").arg(&self.config).output().unwrap()
     }
 
     /// Runs the command line with `--json`; panics when it fails.
-    pub fn cli_json(&self, args: &[&str]) -> Value {
+    pub(crate) fn cli_json(&self, args: &[&str]) -> Value {
         let mut all = args.to_vec();
         all.push("--json");
         let output = self.cli(&all);
@@ -281,19 +274,19 @@ impl TestApp {
     }
 
     /// The state of one tenant, from `tenants show`.
-    pub fn tenant(&self, id: &str) -> Value {
+    pub(crate) fn tenant(&self, id: &str) -> Value {
         self.cli_json(&["tenants", "show", id])
     }
 
     /// Puts a tenant to sleep and asserts that it is.
-    pub fn put_to_sleep(&self, id: &str) {
+    pub(crate) fn put_to_sleep(&self, id: &str) {
         let output = self.cli(&["tenants", "sleep", id]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(self.tenant(id)["state"], "asleep");
     }
 
     /// Registers and signs in.
-    pub async fn user(&self, name: &str) -> User {
+    pub(crate) async fn user(&self, name: &str) -> User {
         let email = format!("{name}@example.com");
         let password = format!("password-of-{name}");
         let body = json!({"email": email, "password": password, "name": name});
@@ -302,7 +295,7 @@ impl TestApp {
         self.sign_in(&email, &password).await
     }
 
-    pub async fn sign_in(&self, email: &str, password: &str) -> User {
+    pub(crate) async fn sign_in(&self, email: &str, password: &str) -> User {
         let body = json!({"email": email, "password": password});
         let answer = self.http.post(format!("{}/auth/login", self.base)).json(&body).send().await.unwrap();
         assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
@@ -317,26 +310,26 @@ impl TestApp {
         }
     }
 
-    pub async fn get(&self, path: &str) -> reqwest::Response {
+    pub(crate) async fn get(&self, path: &str) -> reqwest::Response {
         self.http.get(format!("{}{path}", self.base)).send().await.unwrap()
     }
 }
 
 impl User {
-    pub fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
+    pub(crate) fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
         self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token)
     }
 
-    pub async fn get(&self, path: &str) -> reqwest::Response {
+    pub(crate) async fn get(&self, path: &str) -> reqwest::Response {
         self.request(reqwest::Method::GET, path).send().await.unwrap()
     }
 
-    pub async fn post(&self, path: &str, body: Value) -> reqwest::Response {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> reqwest::Response {
         self.request(reqwest::Method::POST, path).json(&body).send().await.unwrap()
     }
 
     /// Creates a note and gives its id.
-    pub async fn note(&self, title: &str) -> String {
+    pub(crate) async fn note(&self, title: &str) -> String {
         let answer = self.post("/api/collections/notes/records", json!({ "title": title })).await;
         let status = answer.status();
         let body: Value = answer.json().await.unwrap();
@@ -345,7 +338,7 @@ impl User {
     }
 
     /// Titles of all notes.
-    pub async fn titles(&self) -> Vec<String> {
+    pub(crate) async fn titles(&self) -> Vec<String> {
         let answer = self.get("/api/collections/notes/records?perPage=500&sort=title").await;
         let status = answer.status();
         let body: Value = answer.json().await.unwrap();
@@ -354,25 +347,25 @@ impl User {
     }
 
     /// The same account, for an app that restarted on another port.
-    pub fn at(&self, app: &TestApp) -> Self {
+    pub(crate) fn at(&self, app: &TestApp) -> Self {
         Self { base: app.base.clone(), ..self.clone() }
     }
 }
 
 /// Sends a signal by name.
-pub fn signal(pid: i32, name: &str) {
+pub(crate) fn signal(pid: i32, name: &str) {
     let status = command("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap();
     assert!(status.success(), "kill -{name} {pid}");
 }
 
 /// Whether a process still runs; a zombie that nobody reaped does not.
-pub fn runs(pid: i32) -> bool {
+pub(crate) fn runs(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 /// Processes whose command line names this directory, without pocketfleet itself.
-pub fn processes_in(dir: &Path) -> Vec<(i32, String)> {
+pub(crate) fn processes_in(dir: &Path) -> Vec<(i32, String)> {
     let needle = dir.as_os_str().as_encoded_bytes();
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {

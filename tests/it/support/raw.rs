@@ -7,17 +7,17 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 /// Sends bytes and reads until the server closes or `quiet` passes without a byte.
-pub async fn exchange(base: &str, bytes: &[u8]) -> String {
+pub(crate) async fn exchange(base: &str, bytes: &[u8]) -> String {
     exchange_within(base, bytes, Duration::from_secs(3)).await
 }
 
 /// The same with a pause of one's own.
-pub async fn exchange_within(base: &str, bytes: &[u8], quiet: Duration) -> String {
+pub(crate) async fn exchange_within(base: &str, bytes: &[u8], quiet: Duration) -> String {
     let mut stream = TcpStream::connect(base.trim_start_matches("http://")).await.unwrap();
     // The server may answer and close before all is written; what it said is what counts.
     let _ = stream.write_all(bytes).await;
     let mut answer = Vec::new();
-    let mut buffer = [0; 16_384];
+    let mut buffer = vec![0; 16_384];
     while let Ok(Ok(read)) = tokio::time::timeout(quiet, stream.read(&mut buffer)).await {
         if read == 0 {
             break;
@@ -40,6 +40,6 @@ fn complete(answer: &[u8]) -> bool {
 }
 
 /// The status of an answer; 0 when there is none.
-pub fn status(answer: &str) -> u16 {
+pub(crate) fn status(answer: &str) -> u16 {
     answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0)
 }
