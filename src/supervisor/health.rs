@@ -22,7 +22,8 @@ use hyper::header::HeaderValue;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::TcpStream;
-use tokio::time::MissedTickBehavior;
+
+use crate::supervisor::announcement::Announcement;
 
 /// Largest answer that is read, in bytes. Real ones have about 150.
 const MAX_ANSWER: usize = 16 * 1024;
@@ -62,19 +63,18 @@ pub async fn check(address: SocketAddr, authorization: &HeaderValue, limit: Dura
     tokio::time::timeout(limit, ask(address, authorization)).await.unwrap_or(Err(Error::Timeout))
 }
 
-/// Waits for a fresh process: asks again and again until somebody listens. The listener is open before `PocketBase`
-/// accepts, so an early connection just waits in the backlog. The caller bounds the whole and watches for the exit.
-///
-/// Looking every millisecond costs the starting process some 20 µs of CPU each time and finds it one millisecond late
-/// at the median; tighter loops take the very CPU they wait for.
-pub async fn await_ready(address: SocketAddr, authorization: &HeaderValue, limit: Duration) -> Result<(), Error> {
-    let mut interval = tokio::time::interval(Duration::from_millis(1));
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+/// Waits for a fresh process: looks each time it says something, until it answers. The listener is open before
+/// `PocketBase` prints its line. The caller bounds the whole and watches for the exit.
+pub(crate) async fn await_ready(
+    address: SocketAddr,
+    authorization: &HeaderValue,
+    limit: Duration,
+    announcement: &Announcement,
+) -> Result<(), Error> {
     loop {
+        announcement.heard().await;
         match check(address, authorization, limit).await {
-            Err(Error::Unreachable) => {
-                interval.tick().await;
-            }
+            Err(Error::Unreachable) => {}
             outcome => return outcome.map(drop),
         }
     }

@@ -16,6 +16,7 @@ use crate::pocketbase::database;
 use crate::pocketbase::database::Signers;
 use crate::store;
 use crate::store::tenants::Tenant;
+use crate::supervisor::announcement::Announcement;
 use crate::supervisor::fleet::Fleet;
 use crate::supervisor::health;
 use crate::supervisor::instance::Occupied;
@@ -85,58 +86,53 @@ pub(crate) async fn launch(
         () = stop.cancelled() => return Err(gone()),
     };
     let begun = Instant::now();
-    let signers = prepare(fleet, &tenant, &golden).await?;
-    let mut last = Setback::Again;
+    ensure_directory(fleet, &tenant, &golden).await?;
     for _ in 0..ATTEMPTS {
-        match attempt(fleet, &slot.tenant, &golden, &signers, stop).await {
-            Ok((process, epoch)) => {
-                let address = process.identity().address;
-                let running = Arc::new(Running::new(address, epoch, signers));
+        match attempt(fleet, &slot.tenant, &golden, stop).await {
+            Ok((process, running)) => {
                 let took = begun.elapsed();
                 fleet.metrics.boot.observe(took.as_secs_f64());
-                return Ok(Launched { occupied: Occupied { process, running, admission }, took });
+                let occupied = Occupied { process, running: Arc::new(running), admission };
+                return Ok(Launched { occupied, took });
             }
-            Err(Setback::Again) => last = Setback::Again,
-            Err(Setback::Final(failure)) => {
-                last = Setback::Final(failure);
-                break;
-            }
+            Err(Setback::Again) => {}
+            Err(Setback::Final(failure)) => return Err(failure),
         }
     }
-    Err(match last {
-        Setback::Again => outside("no free address, or a stray process that cannot be stopped"),
-        Setback::Final(failure) => failure,
-    })
+    Err(outside("no free address, or a stray process that cannot be stopped"))
 }
 
-/// Makes the directory if this tenant has never run, and reads the keys that prove the process.
-async fn prepare(fleet: &Arc<Fleet>, tenant: &Arc<Tenant>, golden: &Arc<Golden>) -> Result<Signers, Failure> {
+/// Makes the directory of a tenant that has never run.
+async fn ensure_directory(fleet: &Arc<Fleet>, tenant: &Arc<Tenant>, golden: &Arc<Golden>) -> Result<(), Failure> {
+    let folder = fleet.folder(&tenant.id);
+    let data = folder.join("pb_data");
+    if data.exists() {
+        return Ok(());
+    }
+    if fleet.placements.find(&tenant.id).is_some_and(|placement| placement.epoch > 0) {
+        // Never answer a lost disk with a fresh, empty database. The epoch grows only once the directory exists.
+        return Err(Failure::Fatal("its data directory is missing although it has run before".to_owned()));
+    }
     let (fleet, tenant, golden) = (Arc::clone(fleet), Arc::clone(tenant), Arc::clone(golden));
     let work = tokio::task::spawn_blocking(move || {
-        let folder = fleet.folder(&tenant.id);
-        let data = folder.join("pb_data");
-        let has_run = fleet.placements.find(&tenant.id).is_some_and(|placement| placement.epoch > 0);
-        if !data.exists() {
-            if has_run {
-                // Never answer a lost disk with a fresh, empty database.
-                return Err(Failure::Fatal("its data directory is missing although it has run before".to_owned()));
-            }
-            let owner = tenant.owner.as_ref().and_then(|user| (fleet.owners.0)(user));
-            if tenant.owner.is_some() && owner.is_none() {
-                return Err(outside("the owner's account cannot be read"));
-            }
-            std::fs::create_dir_all(&folder)
-                .map_err(|error| error.to_string())
-                .and_then(|()| {
-                    provision::provision(&golden, &data, &fleet.layout.staging, owner.as_ref(), &fleet.public_url)
-                        .map_err(|error| error.to_string())
-                })
-                .map_err(|error| outside(format!("provision its directory: {error}")))?;
+        let owner = tenant.owner.as_ref().and_then(|user| (fleet.owners.0)(user));
+        if tenant.owner.is_some() && owner.is_none() {
+            return Err(outside("the owner's account cannot be read"));
         }
         std::fs::create_dir_all(folder.join(jail::TMP)).map_err(|error| outside(format!("its folder: {error}")))?;
-        signers(&tenant.id, &data.join("data.db")).map_err(|error| Failure::Fatal(format!("its database: {error}")))
+        provision::provision(&golden, &data, &fleet.layout.staging, owner.as_ref(), &fleet.public_url)
+            .map_err(|error| outside(format!("provision its directory: {error}")))
     });
     work.await.unwrap_or_else(|_| Err(outside("the provisioning task failed")))
+}
+
+/// Reads the keys that prove the process, beside the runtime.
+async fn read_signers(fleet: &Fleet, tenant: &TenantId) -> Result<Signers, Failure> {
+    let (id, path) = (tenant.clone(), fleet.folder(tenant).join("pb_data").join("data.db"));
+    match tokio::task::spawn_blocking(move || signers(&id, &path)).await {
+        Ok(read) => read.map_err(|error| Failure::Fatal(format!("its database: {error}"))),
+        Err(_) => Err(outside("the task that reads its keys failed")),
+    }
 }
 
 /// Reads the keys of an instance. Nobody's token is ever minted for the global one but the control superuser's.
@@ -151,25 +147,36 @@ async fn attempt(
     fleet: &Arc<Fleet>,
     tenant: &TenantId,
     golden: &Golden,
-    signers: &Signers,
     stop: &CancellationToken,
-) -> Result<(Process, u64), Setback> {
+) -> Result<(Process, Running), Setback> {
     let folder = fleet.folder(tenant);
     let store = |error: store::Error| outside(format!("the control database: {error}"));
-    let epoch = fleet.placements.acquire(tenant).await.map_err(store)?;
-    let process = spawn(fleet, &folder, golden).map_err(|error| outside(format!("start the jailer: {error}")))?;
+    // The keys are read before anything can write the database, while the new epoch goes to disk.
+    let (epoch, signers) = tokio::join!(fleet.placements.acquire(tenant), read_signers(fleet, tenant));
+    let epoch = epoch.map_err(store)?;
+    let started = signers.and_then(|signers| {
+        let started = spawn(fleet, &folder, golden);
+        Ok((signers, started.map_err(|error| outside(format!("start the jailer: {error}")))?))
+    });
+    let (signers, (process, announcement)) = match started {
+        Ok(started) => started,
+        Err(failure) => {
+            release(fleet, tenant, epoch).await;
+            return Err(failure.into());
+        }
+    };
     fleet.metrics.starts.inc();
     let token = mint(&signers.superuser, SystemTime::now());
     let address = process.identity().address;
     let ready = async {
         // Noted while it boots. If we die before this is on disk, the lock on the directory still tells.
         let noted = fleet.placements.started(tenant, epoch, process.identity().clone());
-        tokio::join!(noted, health::await_ready(address, &token, CHECK_PATIENCE))
+        tokio::join!(noted, health::await_ready(address, &token, CHECK_PATIENCE, &announcement))
     };
     let failure = tokio::select! {
         biased;
         outcome = tokio::time::timeout(fleet.config.start_timeout, ready) => match outcome {
-            Ok((Ok(()), Ok(()))) => return Ok((process, epoch)),
+            Ok((Ok(()), Ok(()))) => return Ok((process, Running::new(address, epoch, signers))),
             Ok((Err(error), _)) => store(error).into(),
             // Somebody else answers where ours should. Whoever it is gets no traffic; another address will do.
             Ok((_, Err(health::Error::NotOurs))) => Setback::Again,
@@ -188,7 +195,7 @@ async fn attempt(
     Err(failure)
 }
 
-fn spawn(fleet: &Fleet, folder: &Path, golden: &Golden) -> std::io::Result<Process> {
+fn spawn(fleet: &Fleet, folder: &Path, golden: &Golden) -> std::io::Result<(Process, Announcement)> {
     let log = logs::open(folder)?;
     logs::rotate(folder, fleet.config.log_bytes, fleet.config.log_files)?;
     let address = random_address();
@@ -218,7 +225,9 @@ fn spawn(fleet: &Fleet, folder: &Path, golden: &Golden) -> std::io::Result<Proce
         nproc: fleet.config.nproc,
         data_bytes: fleet.config.data_bytes,
     };
-    Process::spawn(&process::own_program(), &spec, &log, address, &fleet.binary.sha256)
+    let announcement = Announcement::of(&logs::path(folder));
+    let process = Process::spawn(&process::own_program(), &spec, &log, address, &fleet.binary.sha256)?;
+    Ok((process, announcement))
 }
 
 /// A loopback address nobody uses: 127.64.0.0/10 has four million, and the port lies below the ephemeral range.

@@ -33,6 +33,7 @@ use crate::telemetry::Arrival;
 use crate::telemetry::Metrics;
 
 mod adoption;
+mod announcement;
 pub mod backoff;
 mod bake;
 pub mod binary;

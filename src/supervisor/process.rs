@@ -100,7 +100,7 @@ impl Process {
             address,
             binary_sha256: sha256.to_owned(),
         };
-        let pidfd = watch(pidfd)?;
+        let pidfd = watch(pidfd, Interest::READABLE)?;
         Ok(Self { pid, pidfd, child: Some(child), identity })
     }
 
@@ -119,7 +119,7 @@ impl Process {
         if tick != identity.start_tick || inode != identity.pidfd_inode {
             return Err(NotOurs::Reused);
         }
-        let pidfd = watch(pidfd)?;
+        let pidfd = watch(pidfd, Interest::READABLE)?;
         Ok(Self { pid, pidfd, child: None, identity: identity.clone() })
     }
 
@@ -193,11 +193,11 @@ impl Process {
     }
 }
 
-/// Lets the runtime wait for a pidfd.
-fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+/// Lets the runtime wait for a descriptor.
+pub(crate) fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     #[expect(unsafe_code, reason = "the safe constructors are deprecated: they trust any AsRawFd")]
     // SAFETY: an OwnedFd answers the same, open descriptor for as long as it lives, and the AsyncFd owns it.
-    let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
+    let watched = unsafe { AsyncFd::register_with_interest(descriptor, interest) };
     watched.map_err(io::Error::from)
 }
 
@@ -271,7 +271,7 @@ pub fn find_stray(lock: &Path, data: &Path) -> io::Result<Option<Process>> {
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
         binary_sha256: String::new(),
     };
-    let pidfd = watch(pidfd)?;
+    let pidfd = watch(pidfd, Interest::READABLE)?;
     Ok(Some(Process { pid: id, pidfd, child: None, identity }))
 }
 
