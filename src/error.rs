@@ -186,6 +186,39 @@ impl Problem {
     }
 }
 
+/// Which of the two shapes a path speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// `{"error":{"code","type","message","details","request_id"}}`
+    Own,
+    /// `{"status","message","data"}`, which `PocketBase`'s SDKs understand.
+    PocketBase,
+}
+
+/// Paths under `/api/` that are ours although `PocketBase`'s API lives there too.
+const OWN_UNDER_API: [&str; 4] = ["/api/v1", "/api/keys", "/api/queue", "/api/meetings"];
+
+impl Shape {
+    /// The shape that callers of this path expect.
+    pub fn of(path: &str) -> Self {
+        let below =
+            |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        if below("/_") || (below("/api") && !OWN_UNDER_API.iter().any(|own| below(own))) {
+            Self::PocketBase
+        } else {
+            Self::Own
+        }
+    }
+
+    /// The body of a problem in this shape.
+    pub fn body(self, problem: &Problem, request_id: &str) -> Value {
+        match self {
+            Self::Own => problem.body(request_id),
+            Self::PocketBase => problem.pocketbase_body(request_id),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,6 +239,18 @@ mod tests {
             if code.kind() == ErrorKind::Limit {
                 assert!(matches!(code.status(), 429 | 503), "{code:?}");
             }
+        }
+    }
+
+    #[test]
+    fn the_shape_follows_the_path() {
+        for path in
+            ["/api/health", "/api/collections/users/records", "/api/%73ql", "/api", "/_/", "/api/v1x", "/api/queues"]
+        {
+            assert_eq!(Shape::of(path), Shape::PocketBase, "{path}");
+        }
+        for path in ["/", "/auth/login", "/api/v1", "/api/v1/auth/me", "/api/keys", "/api/queue/7", "/apis", "/_x"] {
+            assert_eq!(Shape::of(path), Shape::Own, "{path}");
         }
     }
 }

@@ -38,39 +38,6 @@ pub fn status_of(code: Code) -> StatusCode {
     StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
-/// Which of the two shapes a path speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shape {
-    /// `{"error":{"code","type","message","details","request_id"}}`
-    Own,
-    /// `{"status","message","data"}`, which `PocketBase`'s SDKs understand.
-    PocketBase,
-}
-
-/// Paths under `/api/` that are ours although `PocketBase`'s API lives there too.
-const OWN_UNDER_API: [&str; 4] = ["/api/v1", "/api/keys", "/api/queue", "/api/meetings"];
-
-impl Shape {
-    /// The shape that callers of this path expect.
-    pub fn of(path: &str) -> Self {
-        let below =
-            |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        if below("/_") || (below("/api") && !OWN_UNDER_API.iter().any(|own| below(own))) {
-            Self::PocketBase
-        } else {
-            Self::Own
-        }
-    }
-
-    /// The body of a problem in this shape.
-    pub fn body(self, problem: &Problem, request_id: &str) -> Value {
-        match self {
-            Self::Own => problem.body(request_id),
-            Self::PocketBase => problem.pocketbase_body(request_id),
-        }
-    }
-}
-
 /// What our own routes answer when something is wrong.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Error)]
@@ -118,21 +85,4 @@ pub struct PocketBaseErrorBody {
     /// Quote it when you ask for help.
     #[schema(required = false)]
     pub request_id: Option<String>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_shape_follows_the_path() {
-        for path in
-            ["/api/health", "/api/collections/users/records", "/api/%73ql", "/api", "/_/", "/api/v1x", "/api/queues"]
-        {
-            assert_eq!(Shape::of(path), Shape::PocketBase, "{path}");
-        }
-        for path in ["/", "/auth/login", "/api/v1", "/api/v1/auth/me", "/api/keys", "/api/queue/7", "/apis", "/_x"] {
-            assert_eq!(Shape::of(path), Shape::Own, "{path}");
-        }
-    }
 }

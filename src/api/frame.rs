@@ -17,10 +17,10 @@ use axum::response::Response;
 use futures_util::FutureExt;
 
 use crate::api::error::ApiError;
-use crate::api::error::Shape;
 use crate::api::error::status_of;
 use crate::error::Code;
 use crate::error::Problem;
+use crate::error::Shape;
 use crate::gateway::RequestId;
 
 /// Marks an answer as an error of ours, not of an instance behind us; the value is the code.

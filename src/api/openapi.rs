@@ -33,8 +33,8 @@ use crate::api::AppState;
 use crate::api::error::ErrorBody;
 use crate::api::error::ErrorDetail;
 use crate::api::error::PocketBaseErrorBody;
-use crate::api::error::Shape;
 use crate::error::Code;
+use crate::error::Shape;
 
 /// Name of the security scheme.
 const BEARER: &str = "bearer";

@@ -33,7 +33,6 @@ use super::io::Upgraded;
 use super::meters::Answerer;
 use super::meters::Meters;
 use super::path;
-use super::reply::Shape;
 use super::reply::reply;
 use super::request_id::Tag;
 use super::request_id::X_REQUEST_ID;
@@ -43,6 +42,7 @@ use super::route::route;
 use super::upload::RequestBody;
 use crate::error::Code;
 use crate::error::Problem;
+use crate::error::Shape;
 use crate::ids::TenantId;
 use crate::telemetry::Metrics;
 
