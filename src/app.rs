@@ -52,6 +52,9 @@ use crate::telemetry;
 use crate::telemetry::Metrics;
 use crate::tenancy::Tenancy;
 
+/// What each part of the way down gets beyond its own limits.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// The folders of a data directory.
 #[derive(Debug)]
 struct Folders {
@@ -137,48 +140,64 @@ struct Running {
 async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow::Result<()> {
     let begun = Instant::now();
     let listen = listener.local_addr()?;
-    let signals = Signals::install()?;
-    let running = build(&config, folders, listen).await?;
+    let mut signals = Signals::install()?;
+    let running = tokio::select! {
+        running = Box::pin(build(&config, folders, listen)) => running?,
+        // What is under way are bakes, which are stopped by dropping them.
+        () = signals.received() => return Ok(()),
+    };
     let Running { shutdown, supervisor, database, accounts, gateway, state } = running;
-    supervisor.adopt().await;
-    let front = tokio::spawn(gateway.run(listener, shutdown.clone()));
     let socket =
         ControlSocket::bind(&control_socket::path_in(&folders.root)).await.context("bind the control socket")?;
+    supervisor.adopt().await;
+    let mut front = tokio::spawn(gateway.run(listener, shutdown.clone()));
     let control = tokio::spawn(socket.serve(api::control::router(state), shutdown.clone()));
     supervisor.wake_pinned();
-    std::fs::write(folders.at("run").join("address"), listen.to_string())?;
+    if let Err(error) = std::fs::write(folders.at("run").join("address"), listen.to_string()) {
+        tracing::warn!(%error, "note the address in run/address");
+    }
     tracing::info!(listen = %listen, data = %folders.root.display(), duration_ms = begun.elapsed().as_millis(), "listening");
     shutdown.spawn(first_admin(config.auth.clone(), accounts, supervisor.clone()));
     welcome(&config, folders, listen);
 
-    signals.received(&shutdown).await;
+    let ended = tokio::select! {
+        () = signals.received() => None,
+        ended = &mut front => Some(ended),
+    };
     tracing::info!("stopping: requests finish, then the instances, then the global instance");
     shutdown.begin();
-    let bound = config.server.drain_timeout + Duration::from_secs(5);
-    match tokio::time::timeout(bound, front).await {
-        Ok(Ok(outcome)) => outcome.context("serve")?,
-        Ok(Err(error)) => return Err(error).context("serve"),
+    // Whatever failed first is the answer; everything is stopped all the same.
+    let mut outcome = Ok(());
+    let bound = config.server.drain_timeout + GRACE;
+    let ended = match ended {
+        Some(ended) => Ok(ended),
+        None => tokio::time::timeout(bound, front).await,
+    };
+    match ended {
+        Ok(Ok(served)) => outcome = served.context("serve"),
+        Ok(Err(error)) => outcome = Err(error).context("serve"),
         Err(_) => tracing::warn!("connections did not end in time"),
     }
     supervisor.stop(config.server.stop_timeout).await;
-    if tokio::time::timeout(bound, shutdown.finished()).await.is_err() {
+    if tokio::time::timeout(GRACE, shutdown.finished()).await.is_err() {
         tracing::warn!("background tasks did not end in time");
     }
-    match tokio::time::timeout(bound, control).await {
-        Ok(Ok(outcome)) => outcome.context("serve the control socket")?,
-        Ok(Err(error)) => return Err(error).context("serve the control socket"),
+    match tokio::time::timeout(GRACE, control).await {
+        Ok(Ok(served)) => outcome = outcome.and(served.context("serve the control socket")),
+        Ok(Err(error)) => outcome = outcome.and(Err(error).context("serve the control socket")),
         Err(_) => tracing::warn!("the control socket did not close in time"),
     }
     database.close().await;
     tracing::info!("stopped");
-    Ok(())
+    outcome
 }
 
 async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow::Result<Running> {
     let shutdown = Shutdown::new();
     let metrics = Metrics::new();
     let path = binary::find(&config.pocketbase.binary, &config.pocketbase.version, &config.search_path)?;
-    let binary = binary::verify(&path, &config.pocketbase.version, &config.pocketbase.sha256).await?;
+    let binary =
+        binary::verify(&path, &config.pocketbase.version, &config.pocketbase.sha256, &folders.at("staging")).await?;
     let templates = Templates::open(&Locations {
         templates: config.templates(),
         golden: folders.at("golden"),
@@ -332,11 +351,10 @@ impl Signals {
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
-    async fn received(mut self, shutdown: &Shutdown) {
+    async fn received(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
-            () = shutdown.begun() => {}
         }
     }
 }

@@ -90,6 +90,16 @@ pub enum Error {
     /// A key or a value is wrong; the text names it and what is allowed.
     #[error("{0}")]
     Invalid(String),
+    /// A number beyond what makes sense.
+    #[error("{key} = {value}: at most {most}")]
+    TooMuch {
+        /// The key, with its section.
+        key: &'static str,
+        /// The value found.
+        value: u64,
+        /// The largest allowed.
+        most: u64,
+    },
     /// A rule about a value's range or about several values.
     #[error("{key} = {value}: {rule}")]
     Rule {
@@ -157,6 +167,10 @@ impl Config {
         positive("server.max_connections", s.max_connections as u64)?;
         positive("server.max_connections_per_ip", s.max_connections_per_ip as u64)?;
 
+        at_most("instances.max_in_flight", i.max_in_flight as u64, 1 << 20)?;
+        at_most("instances.max_awake", i.max_awake as u64, 1 << 20)?;
+        at_most("instances.max_starting", i.max_starting as u64, 1 << 10)?;
+        at_most("instances.log_files", u64::from(i.log_files), 100)?;
         at_least("instances.nofile", i.nofile, 64, "at least 64: PocketBase does not start with fewer open files")?;
         if i.data_bytes > 0 {
             let rule = "0 (not set) or at least 134217728 (128 MiB): PocketBase does not start with less";
@@ -171,12 +185,19 @@ impl Config {
             ("instances.probe_interval", i.probe_interval),
             ("instances.probe_timeout", i.probe_timeout),
             ("instances.stop_timeout", i.stop_timeout),
+            ("instances.drain_timeout", i.drain_timeout),
+            ("instances.backoff_base", i.backoff_base),
+            ("instances.backoff_max", i.backoff_max),
+            ("instances.backoff_reset", i.backoff_reset),
+            ("instances.quarantine_window", i.quarantine_window),
+            ("server.drain_timeout", s.drain_timeout),
+            ("server.stop_timeout", s.stop_timeout),
             ("server.header_timeout", s.header_timeout),
             ("server.body_idle_timeout", s.body_idle_timeout),
             ("server.response_timeout", s.response_timeout),
         ] {
-            if value < Duration::from_millis(10) || value > Duration::from_hours(24) {
-                return Err(rule(key, format!("{value:?}"), "between 10ms and 24h"));
+            if value < Duration::from_millis(1) || value > Duration::from_hours(24) {
+                return Err(rule(key, format!("{value:?}"), "between 1ms and 24h"));
             }
         }
         if i.backoff_base > i.backoff_max {
@@ -202,6 +223,10 @@ fn positive(key: &'static str, value: u64) -> Result<(), Error> {
 
 fn at_least(key: &'static str, value: u64, least: u64, text: &'static str) -> Result<(), Error> {
     if value >= least { Ok(()) } else { Err(rule(key, value, text)) }
+}
+
+fn at_most(key: &'static str, value: u64, most: u64) -> Result<(), Error> {
+    if value <= most { Ok(()) } else { Err(Error::TooMuch { key, value, most }) }
 }
 
 fn rule(key: &'static str, value: impl fmt::Display, rule: &'static str) -> Error {

@@ -49,6 +49,8 @@ pub fn install(config: &Config) -> anyhow::Result<()> {
         .with_env_filter(filter)
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
+        // Otherwise a closed standard error makes the subscriber's own complaint panic in whatever task logs.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     let result = match config.format {
         Format::Text => builder.try_init(),

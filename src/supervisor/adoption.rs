@@ -12,6 +12,8 @@ use std::time::SystemTime;
 use futures_util::StreamExt;
 use futures_util::stream;
 
+use crate::ids::TenantId;
+use crate::pocketbase::database::Signers;
 use crate::store::placements::Occupancy;
 use crate::store::placements::Placement;
 use crate::store::placements::ProcessIdentity;
@@ -21,6 +23,9 @@ use crate::supervisor::instance::Instance;
 use crate::supervisor::instance::Occupied;
 use crate::supervisor::jail;
 use crate::supervisor::launch;
+use crate::supervisor::launch::PROOF_TTL;
+use crate::supervisor::logs;
+use crate::supervisor::process;
 use crate::supervisor::process::Process;
 use crate::supervisor::slot::Running;
 use crate::supervisor::slot::Slot;
@@ -34,12 +39,32 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Settles every placement that says a process runs.
 pub(crate) async fn adopt_all(fleet: &Arc<Fleet>) {
     let owned = fleet.placements.owned();
-    if owned.is_empty() {
-        return;
-    }
     let count = owned.len();
     stream::iter(owned).for_each_concurrent(CONCURRENCY, |placement| settle(fleet, placement)).await;
-    tracing::info!(recorded = count, adopted = fleet.metrics.adopted.get(), "settled the processes of an earlier run");
+    stop_unrecorded(fleet).await;
+    if count > 0 {
+        let adopted = fleet.metrics.adopted.get();
+        tracing::info!(recorded = count, adopted, "settled the processes of an earlier run");
+    }
+}
+
+/// Stops what serves one of our directories and was not adopted: its record was lost, damaged, or restored from an
+/// older copy of the control database.
+async fn stop_unrecorded(fleet: &Fleet) {
+    let serving = match process::serving(&fleet.layout.instances) {
+        Ok(serving) => serving,
+        Err(error) => return tracing::error!(%error, "look for processes without a record"),
+    };
+    for (pid, name) in serving {
+        let known = TenantId::parse(&name).ok().and_then(|id| fleet.registry.get(&id).map(|slot| slot.view.load().pid));
+        if known == Some(Some(pid)) {
+            continue;
+        }
+        let folder = fleet.layout.instances.join(&name);
+        if let Err(error) = launch::stop_stray_process(&folder, fleet.config.stop_timeout).await {
+            tracing::error!(instance.pid = pid, %error, "stop a process without a record");
+        }
+    }
 }
 
 async fn settle(fleet: &Arc<Fleet>, placement: Arc<Placement>) {
@@ -73,6 +98,24 @@ async fn settle(fleet: &Arc<Fleet>, placement: Arc<Placement>) {
     launch::release(fleet, &placement.tenant, placement.epoch).await;
 }
 
+/// The health check, as patient as the probes of a running instance: one that is busy, or that restarts itself after a
+/// restore of its own (a second of refused connections), is not stopped for it.
+async fn prove(identity: &ProcessIdentity, signers: &Signers) -> Result<(), health::Error> {
+    let mut tries = 0;
+    loop {
+        let token = mint(&signers.superuser, SystemTime::now(), PROOF_TTL);
+        match health::check(identity.address, &token, PATIENCE).await {
+            Ok(_) => return Ok(()),
+            Err(health::Error::Unreachable) if tries < 10 => {
+                tries += 1;
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
+            Err(health::Error::Timeout) if tries < 2 => tries += 1,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Checks a process that is certainly the recorded one; stops it when it does not pass.
 async fn take_over(
     fleet: &Arc<Fleet>,
@@ -92,14 +135,18 @@ async fn take_over(
         let id = placement.tenant.clone();
         let read = tokio::task::spawn_blocking(move || launch::signers(&id, &path)).await;
         let signers = read.map_err(|_| "the task failed")?.map_err(|error| error.to_string())?;
-        let token = mint(&signers.superuser, SystemTime::now());
-        health::check(identity.address, &token, PATIENCE).await.map_err(|error| error.to_string())?;
-        fleet.placements.adopt(&placement.tenant, placement.epoch).await.map_err(|error| error.to_string())?;
+        prove(identity, &signers).await.map_err(|error| error.to_string())?;
+        if let Err(error) = fleet.placements.adopt(&placement.tenant, placement.epoch).await {
+            // A full disk under the control database is no reason to stop a healthy instance.
+            tracing::error!(tenant.id = %placement.tenant, %error, "note that an instance was adopted");
+        }
         Ok(signers)
     };
     match checked.await {
         Ok(signers) => {
-            let running = Arc::new(Running::new(identity.address, placement.epoch, signers));
+            let log_start = logs::length(&fleet.folder(&placement.tenant));
+            let running = Arc::new(Running::new(identity.address, placement.epoch, signers, log_start));
+            // What it printed before is not about how it ends.
             let admission = fleet.admit_adopted(&placement.tenant);
             let (slot, inbox) = Slot::new(placement.tenant.clone(), fleet.config.max_in_flight);
             let occupied = Occupied { process, running, admission };

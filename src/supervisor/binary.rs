@@ -80,14 +80,15 @@ fn absolute(path: PathBuf) -> Result<PathBuf, Error> {
     std::path::absolute(&path).map_err(|source| Error::Unreadable { path, source })
 }
 
-/// Checks version and, when pinned, hash. The hash becomes part of every process's identity.
-pub async fn verify(path: &Path, version: &str, sha256: &str) -> Result<Binary, Error> {
+/// Checks version and, when pinned, hash; `scratch` is a folder for a moment's file. The hash becomes part of every process's identity.
+pub async fn verify(path: &Path, version: &str, sha256: &str, scratch: &Path) -> Result<Binary, Error> {
     let unreadable = |source| Error::Unreadable { path: path.to_owned(), source };
     let found = hash(path).map_err(unreadable)?;
     if !sha256.is_empty() && !found.eq_ignore_ascii_case(sha256) {
         return Err(Error::WrongHash { path: path.to_owned(), found, wanted: sha256.to_owned() });
     }
-    let said = ask_version(path).await.map_err(|reason| Error::NotRunnable { path: path.to_owned(), reason })?;
+    let said =
+        ask_version(path, scratch).await.map_err(|reason| Error::NotRunnable { path: path.to_owned(), reason })?;
     let said = said.trim().rsplit(' ').next().unwrap_or_default().to_owned();
     if said != version {
         return Err(Error::WrongVersion { path: path.to_owned(), found: said, wanted: version.to_owned() });
@@ -95,8 +96,8 @@ pub async fn verify(path: &Path, version: &str, sha256: &str) -> Result<Binary, 
     Ok(Binary { path: path.to_owned(), sha256: found, version: said })
 }
 
-async fn ask_version(path: &Path) -> Result<String, String> {
-    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+async fn ask_version(path: &Path, scratch: &Path) -> Result<String, String> {
+    let folder = tempfile::tempdir_in(scratch).map_err(|error| error.to_string())?;
     let output = folder.path().join("version");
     let args = ["--version".as_ref()];
     let run = oneshot::run_to_completion(path, &args, folder.path(), &output, Duration::from_secs(20));

@@ -29,7 +29,7 @@ fn shorten(text: &str) -> String {
 }
 
 /// Without terminal colours and other control characters.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     let mut result = String::with_capacity(text.len());
     let mut characters = text.chars();
     while let Some(character) = characters.next() {
@@ -45,7 +45,7 @@ fn plain(text: &str) -> String {
 }
 
 /// Without JSON web tokens and without runs of letters and digits as long as a secret.
-fn redact(text: &str) -> String {
+pub(super) fn redact(text: &str) -> String {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
     while !rest.is_empty() {

@@ -35,6 +35,9 @@ use crate::supervisor::template::Templates;
 use crate::supervisor::waiting::WaitingRoom;
 use crate::telemetry::Metrics;
 
+/// How often a full house is looked over for somebody idle, while somebody waits for room.
+const IDLE_LOOK: Duration = Duration::from_millis(25);
+
 /// The shared side of the supervisor.
 #[derive(Debug)]
 pub(crate) struct Fleet {
@@ -144,22 +147,26 @@ impl Fleet {
         if tenant.is_global() {
             return Ok(Admission(None));
         }
-        let deadline = Instant::now() + self.config.wake_timeout;
+        // A little less than the clients wait, so that they learn the reason.
+        let deadline = Instant::now() + self.config.wake_timeout.mul_f64(0.9);
         loop {
             if let Some(admission) = self.try_admit() {
                 return Ok(admission);
             }
             let freed = self.room.notified();
             let Some(victim) = self.least_recently_used() else {
-                // Everything awake is in use or pinned; one of them may finish.
-                if tokio::time::timeout_at(deadline.into(), freed).await.is_err() {
+                // Everything awake is in use or pinned. One that falls idle tells nobody (that would cost every
+                // request), so it is looked for again soon.
+                let soon = (Instant::now() + IDLE_LOOK).min(deadline);
+                let looked = tokio::time::timeout_at(soon.into(), freed).await;
+                if looked.is_err() && Instant::now() >= deadline {
                     return Err(Error::Capacity);
                 }
                 continue;
             };
             tracing::debug!(tenant.id = %victim.tenant, "evict the least recently used instance");
             let evicted = tokio::time::timeout_at(deadline.into(), self.sleep(&victim)).await;
-            if evicted.is_err() {
+            if evicted.is_err() && Instant::now() >= deadline {
                 return Err(Error::Capacity);
             }
         }
@@ -184,7 +191,9 @@ impl Fleet {
     fn least_recently_used(&self) -> Option<Arc<Slot>> {
         self.registry
             .iter()
-            .filter(|slot| !slot.tenant.is_global() && slot.running().is_some() && slot.in_flight() == 0)
+            .filter(|slot| !slot.tenant.is_global() && slot.running().is_some())
+            // One that was opened a moment ago still has its waiters, who must not find it gone again.
+            .filter(|slot| slot.in_flight() == 0 && slot.waiting.load(Ordering::SeqCst) == 0)
             .filter(|slot| self.tenants.find(&slot.tenant).is_none_or(|tenant| !tenant.pinned))
             .max_by_key(|slot| slot.unused_for())
             .map(|slot| Arc::clone(&slot))

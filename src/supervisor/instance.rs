@@ -134,10 +134,17 @@ impl Instance {
         match command {
             Command::Release(reply) => {
                 self.feed(Event::Released).await;
+                if self.is_kept_awake() {
+                    self.feed(Event::Wanted).await;
+                }
                 // Whoever asked may have gone; the release stands.
                 let _ = reply.send(());
             }
             Command::Sleep(reply) => {
+                // One who gave up waiting does not want it any more.
+                if reply.is_closed() {
+                    return;
+                }
                 if self.occupied.is_none() {
                     drop(reply.send(Ok(())));
                     return;
@@ -187,6 +194,7 @@ impl Instance {
     }
 
     async fn start(&mut self) -> Event {
+        let log_start = logs::length(&self.fleet.folder(&self.slot.tenant));
         match Box::pin(launch::launch(&self.fleet, &self.slot, &self.stop)).await {
             Ok(Launched { occupied, took }) => {
                 tracing::info!(
@@ -200,22 +208,22 @@ impl Instance {
                 self.occupied = Some(occupied);
                 Event::Ready
             }
-            Err(failure) => Event::Failed(self.report(failure)),
+            Err(failure) => Event::Failed(self.report(failure, log_start)),
         }
     }
 
     /// Notes a failure for operators and says it once in the log.
-    fn report(&mut self, failure: Failure) -> Failure {
+    fn report(&mut self, failure: Failure, log_start: u64) -> Failure {
         let (reason, label) = match &failure {
             Failure::Crash(reason) => (reason, "crash"),
             Failure::Fatal(reason) => (reason, "fatal"),
             Failure::Outside(reason, _) => (reason, "outside"),
-            Failure::Suspended => return failure,
+            Failure::NoRoom | Failure::Suspended => return failure,
         };
         if self.stop.is_cancelled() {
             return failure;
         }
-        self.last_log = logs::tail(&self.fleet.folder(&self.slot.tenant), REPORT_LINES);
+        self.last_log = logs::tail_since(&self.fleet.folder(&self.slot.tenant), log_start, REPORT_LINES);
         self.fleet.metrics.exits.get_or_create(&ReasonLabels { reason: label }).inc();
         self.fleet.restarts.fetch_add(1, Ordering::Relaxed);
         self.restarts += 1;
@@ -227,12 +235,12 @@ impl Instance {
     async fn buried(&mut self) -> Failure {
         let Some(occupied) = self.occupied.take() else { return Failure::Crash("ended".to_owned()) };
         self.slot.close();
-        let epoch = occupied.running.epoch;
+        let (epoch, log_start) = (occupied.running.epoch, occupied.running.log_start);
         let exit = occupied.process.bury();
         launch::release(&self.fleet, &self.slot.tenant, epoch).await;
         drop(occupied.admission);
-        let lines = logs::tail(&self.fleet.folder(&self.slot.tenant), REPORT_LINES);
-        self.report(launch::classify(exit, &lines))
+        let lines = logs::tail_since(&self.fleet.folder(&self.slot.tenant), log_start, REPORT_LINES);
+        self.report(launch::classify(exit, &lines), log_start)
     }
 
     /// Lets requests finish. Someone who wants the instance meanwhile keeps it, and so does a request that does not
@@ -290,7 +298,9 @@ impl Instance {
         match self.machine.state() {
             State::Awake => self.probe_at.min(self.sleep_at()),
             State::Backoff { until, .. } => *until,
-            State::Quarantined { retry_at: Some(at), .. } => *at,
+            State::Quarantined { retry_at: Some(at), .. }
+            | State::Blocked { retry_at: at, .. }
+            | State::Crowded { retry_at: at } => *at,
             _ => (self.since + FORGET_AFTER).max(Instant::now()),
         }
     }
@@ -314,7 +324,11 @@ impl Instance {
                     self.probe().await;
                 }
             }
-            State::Backoff { .. } | State::Quarantined { .. } => self.feed(Event::Elapsed).await,
+            State::Blocked { .. } if self.is_kept_awake() => self.feed(Event::Wanted).await,
+            State::Backoff { .. }
+            | State::Quarantined { retry_at: Some(_), .. }
+            | State::Blocked { .. }
+            | State::Crowded { .. } => self.feed(Event::Elapsed).await,
             State::Asleep if self.machine.is_forgettable(now) && self.fleet.forget(&self.slot.tenant) => {
                 return std::ops::ControlFlow::Break(());
             }
@@ -324,8 +338,11 @@ impl Instance {
     }
 
     fn may_sleep(&self) -> bool {
-        let pinned = self.fleet.tenants.find(&self.slot.tenant).is_some_and(|tenant| tenant.pinned);
-        !pinned && !self.slot.tenant.is_global() && self.slot.in_flight() == 0
+        !self.is_kept_awake() && self.slot.in_flight() == 0
+    }
+
+    fn is_kept_awake(&self) -> bool {
+        self.slot.tenant.is_global() || self.fleet.tenants.find(&self.slot.tenant).is_some_and(|tenant| tenant.pinned)
     }
 
     fn probe_interval(&self) -> Duration {
@@ -342,7 +359,7 @@ impl Instance {
             self.misses = 0;
             return;
         }
-        let token = occupied.running.superuser_token();
+        let token = occupied.running.proof();
         let check = health::check(occupied.running.address, &token, self.fleet.config.probe_timeout);
         let outcome = tokio::select! {
             outcome = check => outcome,
@@ -367,13 +384,15 @@ impl Instance {
 
     async fn give_up_on(&mut self, reason: &str) {
         self.slot.close();
+        let mut log_start = 0;
         if let Some(occupied) = self.occupied.take() {
             let epoch = occupied.running.epoch;
+            log_start = occupied.running.log_start;
             occupied.process.dump_and_kill(Duration::from_secs(1)).await;
             launch::release(&self.fleet, &self.slot.tenant, epoch).await;
             drop(occupied.admission);
         }
-        let failure = self.report(Failure::Crash(reason.to_owned()));
+        let failure = self.report(Failure::Crash(reason.to_owned()), log_start);
         self.feed(Event::Failed(failure)).await;
     }
 
@@ -404,8 +423,13 @@ impl Instance {
                 let error = Error::Blocked { reason: reason.clone() };
                 (Phase::Refusing { error, until: Some(*retry_at) }, Some(reason.clone()), Some(*retry_at))
             }
+            State::Crowded { retry_at } => {
+                (Phase::Refusing { error: Error::Capacity, until: Some(*retry_at) }, None, None)
+            }
             State::Suspended => (Phase::Refusing { error: Error::Suspended, until: None }, None, None),
         };
+        let phase =
+            if self.stop.is_cancelled() { Phase::Refusing { error: Error::ShuttingDown, until: None } } else { phase };
         self.slot.view.store(Arc::new(View {
             state: self.machine.state().name(),
             last_log: if reason.is_some() { self.last_log.clone() } else { Vec::new() },
@@ -415,6 +439,15 @@ impl Instance {
             restarts: self.restarts,
         }));
         self.slot.phase.send_replace(phase);
+    }
+}
+
+impl Drop for Instance {
+    /// On every way out, a panic included: nobody must find a route or a mailbox that no task stands behind. A
+    /// process that were left running holds its lock, and the next start finds and stops it.
+    fn drop(&mut self) {
+        self.slot.close();
+        self.fleet.registry.remove_if(&self.slot.tenant, |_, slot| Arc::ptr_eq(slot, &self.slot));
     }
 }
 

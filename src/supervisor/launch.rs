@@ -9,6 +9,7 @@ use std::time::Duration;
 use std::time::Instant;
 use std::time::SystemTime;
 
+use futures_util::future::Either;
 use tokio_util::sync::CancellationToken;
 
 use crate::ids::TenantId;
@@ -16,7 +17,9 @@ use crate::pocketbase::database;
 use crate::pocketbase::database::Signers;
 use crate::store;
 use crate::store::tenants::Tenant;
+use crate::supervisor::Priority;
 use crate::supervisor::announcement::Announcement;
+use crate::supervisor::files;
 use crate::supervisor::fleet::Fleet;
 use crate::supervisor::health;
 use crate::supervisor::instance::Occupied;
@@ -29,6 +32,7 @@ use crate::supervisor::provision;
 use crate::supervisor::slot::Running;
 use crate::supervisor::slot::Slot;
 use crate::supervisor::slot::mint;
+use crate::supervisor::starts::Permit;
 use crate::supervisor::state::Failure;
 use crate::supervisor::template::Golden;
 
@@ -36,6 +40,10 @@ use crate::supervisor::template::Golden;
 const ATTEMPTS: u32 = 4;
 /// Wait before something outside the instance (disk, binary, template) is tried again.
 const OUTSIDE_RETRY: Duration = Duration::from_secs(10);
+/// How long a start holds its place at the gate. One takes some 30 ms of CPU; what takes longer waits for something.
+const SLOW: Duration = Duration::from_secs(1);
+/// Life of the token in a health check, which whoever listens at the address gets to see.
+pub(crate) const PROOF_TTL: Duration = Duration::from_secs(10);
 /// One health check during a start. The start as a whole has its own deadline.
 const CHECK_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -76,25 +84,51 @@ pub(crate) async fn launch(
     let golden = fleet.templates.golden(&tenant.template).map_err(|error| outside(error.to_string()))?;
     let gone = || outside("the server is shutting down");
     let admission = tokio::select! {
-        admission = fleet.admit(&slot.tenant) => {
-            admission.map_err(|error| Failure::Outside(error.to_string(), Duration::from_secs(1)))?
-        }
+        admission = fleet.admit(&slot.tenant) => admission.map_err(|_| Failure::NoRoom)?,
         () = stop.cancelled() => return Err(gone()),
     };
-    let _permit = tokio::select! {
-        permit = fleet.starts.enter(slot.priority()) => permit,
+    let permit = tokio::select! {
+        permit = turn(fleet, slot) => permit,
         () = stop.cancelled() => return Err(gone()),
     };
     let begun = Instant::now();
-    ensure_directory(fleet, &tenant, &golden).await?;
+    let work = Box::pin(attempts(fleet, &tenant, &golden, stop));
+    let (process, running) = match futures_util::future::select(work, Box::pin(tokio::time::sleep(SLOW))).await {
+        Either::Left((outcome, _)) => outcome?,
+        // A start that takes this long is not using the CPU that the gate shares out.
+        Either::Right(((), work)) => {
+            drop(permit);
+            work.await?
+        }
+    };
+    let took = begun.elapsed();
+    fleet.metrics.boot.observe(took.as_secs_f64());
+    Ok(Launched { occupied: Occupied { process, running: Arc::new(running), admission }, took })
+}
+
+/// Waits for a turn at the start gate. Somebody who comes to wait for a start that was queued in the background moves
+/// it among the clients'.
+async fn turn(fleet: &Fleet, slot: &Slot) -> Permit {
+    let mut priority = if slot.tenant.is_global() { Priority::Client } else { slot.priority() };
+    while priority == Priority::Background {
+        tokio::select! {
+            permit = fleet.starts.enter(priority) => return permit,
+            () = slot.want.notified() => priority = slot.priority(),
+        }
+    }
+    fleet.starts.enter(priority).await
+}
+
+async fn attempts(
+    fleet: &Arc<Fleet>,
+    tenant: &Arc<Tenant>,
+    golden: &Arc<Golden>,
+    stop: &CancellationToken,
+) -> Result<(Process, Running), Failure> {
+    ensure_directory(fleet, tenant, golden).await?;
     for _ in 0..ATTEMPTS {
-        match attempt(fleet, &slot.tenant, &golden, stop).await {
-            Ok((process, running)) => {
-                let took = begun.elapsed();
-                fleet.metrics.boot.observe(took.as_secs_f64());
-                let occupied = Occupied { process, running: Arc::new(running), admission };
-                return Ok(Launched { occupied, took });
-            }
+        match attempt(fleet, &tenant.id, golden, stop).await {
+            Ok(started) => return Ok(started),
             Err(Setback::Again) => {}
             Err(Setback::Final(failure)) => return Err(failure),
         }
@@ -106,8 +140,10 @@ pub(crate) async fn launch(
 async fn ensure_directory(fleet: &Arc<Fleet>, tenant: &Arc<Tenant>, golden: &Arc<Golden>) -> Result<(), Failure> {
     let folder = fleet.folder(&tenant.id);
     let data = folder.join("pb_data");
-    if data.exists() {
-        return Ok(());
+    match data.try_exists() {
+        Ok(true) => return Ok(()),
+        Ok(false) => {}
+        Err(error) => return Err(outside(format!("look at its data directory: {error}"))),
     }
     if fleet.placements.find(&tenant.id).is_some_and(|placement| placement.epoch > 0) {
         // Never answer a lost disk with a fresh, empty database. The epoch grows only once the directory exists.
@@ -119,19 +155,45 @@ async fn ensure_directory(fleet: &Arc<Fleet>, tenant: &Arc<Tenant>, golden: &Arc
         if tenant.owner.is_some() && owner.is_none() {
             return Err(outside("the owner's account cannot be read"));
         }
-        std::fs::create_dir_all(folder.join(jail::TMP)).map_err(|error| outside(format!("its folder: {error}")))?;
+        // On disk before the epoch is: a power cut must not leave a tenant that ran and has no folder.
+        std::fs::create_dir_all(&folder)
+            .and_then(|()| files::sync_folder(&fleet.layout.instances))
+            .map_err(|error| outside(format!("make its folder: {error}")))?;
         provision::provision(&golden, &data, &fleet.layout.staging, owner.as_ref(), &fleet.public_url)
             .map_err(|error| outside(format!("provision its directory: {error}")))
     });
     work.await.unwrap_or_else(|_| Err(outside("the provisioning task failed")))
 }
 
-/// Reads the keys that prove the process, beside the runtime.
-async fn read_signers(fleet: &Fleet, tenant: &TenantId) -> Result<Signers, Failure> {
-    let (id, path) = (tenant.clone(), fleet.folder(tenant).join("pb_data").join("data.db"));
-    match tokio::task::spawn_blocking(move || signers(&id, &path)).await {
-        Ok(read) => read.map_err(|error| Failure::Fatal(format!("its database: {error}"))),
-        Err(_) => Err(outside("the task that reads its keys failed")),
+/// Everything about its folder that blocks: an empty place for temporary files, the log's rotation, and the keys that
+/// will prove the process.
+async fn prepare(fleet: &Arc<Fleet>, tenant: &TenantId) -> Result<Signers, Failure> {
+    let (fleet, id) = (Arc::clone(fleet), tenant.clone());
+    let work = tokio::task::spawn_blocking(move || {
+        let folder = fleet.folder(&id);
+        let temporary = folder.join(jail::TMP);
+        match std::fs::remove_dir_all(&temporary) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(outside(error.to_string())),
+            _ => std::fs::create_dir(&temporary).map_err(|error| outside(format!("make its folder: {error}")))?,
+        }
+        if let Err(error) = logs::rotate(&folder, fleet.config.log_bytes, fleet.config.log_files) {
+            tracing::warn!(tenant.id = %id, %error, "rotate an instance's log");
+        }
+        signers(&id, &folder.join("pb_data").join("data.db")).map_err(|error| unreadable(&error))
+    });
+    work.await.unwrap_or_else(|_| Err(outside("the task that prepares its folder failed")))
+}
+
+/// Damage needs a person; a lock, a full table of open files or a failing disk may pass.
+fn unreadable(error: &database::Error) -> Failure {
+    let cause = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
+    let reason = format!("{error}{cause}");
+    match error {
+        database::Error::NoFile { .. }
+        | database::Error::NotADatabase { .. }
+        | database::Error::Damaged { .. }
+        | database::Error::Missing { .. } => Failure::Fatal(reason),
+        database::Error::Io { .. } | database::Error::Sqlite { .. } => outside(reason),
     }
 }
 
@@ -152,8 +214,9 @@ async fn attempt(
     let folder = fleet.folder(tenant);
     let store = |error: store::Error| outside(format!("the control database: {error}"));
     // The keys are read before anything can write the database, while the new epoch goes to disk.
-    let (epoch, signers) = tokio::join!(fleet.placements.acquire(tenant), read_signers(fleet, tenant));
+    let (epoch, signers) = tokio::join!(fleet.placements.acquire(tenant), prepare(fleet, tenant));
     let epoch = epoch.map_err(store)?;
+    let log_start = logs::length(&folder);
     let started = signers.and_then(|signers| {
         let started = spawn(fleet, &folder, golden);
         Ok((signers, started.map_err(|error| outside(format!("start the jailer: {error}")))?))
@@ -166,7 +229,7 @@ async fn attempt(
         }
     };
     fleet.metrics.starts.inc();
-    let token = mint(&signers.superuser, SystemTime::now());
+    let token = mint(&signers.superuser, SystemTime::now(), PROOF_TTL);
     let address = process.identity().address;
     let ready = async {
         // Noted while it boots. If we die before this is on disk, the lock on the directory still tells.
@@ -176,7 +239,7 @@ async fn attempt(
     let failure = tokio::select! {
         biased;
         outcome = tokio::time::timeout(fleet.config.start_timeout, ready) => match outcome {
-            Ok((Ok(()), Ok(()))) => return Ok((process, Running::new(address, epoch, signers))),
+            Ok((Ok(()), Ok(()))) => return Ok((process, Running::new(address, epoch, signers, log_start))),
             Ok((Err(error), _)) => store(error).into(),
             // Somebody else answers where ours should. Whoever it is gets no traffic; another address will do.
             Ok((_, Err(health::Error::NotOurs))) => Setback::Again,
@@ -186,7 +249,7 @@ async fn attempt(
         () = process.exited() => {
             let exit = process.bury();
             release(fleet, tenant, epoch).await;
-            return Err(died(fleet, &folder, exit).await);
+            return Err(died(fleet, &folder, exit, log_start).await);
         }
         () = stop.cancelled() => outside("the server is shutting down").into(),
     };
@@ -197,7 +260,6 @@ async fn attempt(
 
 fn spawn(fleet: &Fleet, folder: &Path, golden: &Golden) -> std::io::Result<(Process, Announcement)> {
     let log = logs::open(folder)?;
-    logs::rotate(folder, fleet.config.log_bytes, fleet.config.log_files)?;
     let address = random_address();
     let path = |path: &Path| path.display().to_string();
     let empty = path(&fleet.layout.empty);
@@ -239,8 +301,8 @@ fn random_address() -> SocketAddr {
 }
 
 /// What the exit of a starting process means.
-async fn died(fleet: &Fleet, folder: &Path, exit: Exit) -> Setback {
-    let lines = logs::tail(folder, 12);
+async fn died(fleet: &Fleet, folder: &Path, exit: Exit, log_start: u64) -> Setback {
+    let lines = logs::tail_since(folder, log_start, 12);
     let last = lines.last().map(String::as_str).unwrap_or_default();
     if exit == Exit::Code(1) && last.contains("address already in use") {
         return Setback::Again;
@@ -277,6 +339,10 @@ pub(crate) fn classify(exit: Exit, lines: &[String]) -> Failure {
         let what = if code == i32::from(jail::exit::EXEC) { "the PocketBase binary" } else { "the jailer" };
         return outside(format!("{what} failed: {said}"));
     }
+    // A signal says nothing about the data, whatever was printed before it.
+    if !matches!(exit, Exit::Code(_)) {
+        return Failure::Crash(reason);
+    }
     if has("file is not a database") || has("disk image is malformed") {
         return Failure::Fatal(reason);
     }
@@ -308,7 +374,7 @@ mod tests {
             matches!(classify(Exit::Code(0), &[]), Failure::Crash(_)),
             "leaving unasked is a crash, whatever the code"
         );
-        assert!(matches!(classify(Exit::Signal(9), &[]), Failure::Crash(_)));
+        assert!(matches!(classify(Exit::Signal(9), &lines("file is not a database")), Failure::Crash(_)));
     }
 
     #[test]

@@ -11,8 +11,13 @@ use std::io::SeekFrom;
 use std::path::Path;
 use std::path::PathBuf;
 
+use crate::supervisor::excerpt::plain;
+use crate::supervisor::excerpt::redact;
+
 /// Most bytes that are read from the end of a log file to show its last lines.
 const TAIL_BYTES: u64 = 64 * 1024;
+/// Most bytes that a rotation copies.
+const LARGEST_COPY: u64 = 8 * 1024 * 1024;
 
 /// The log file of an instance's folder.
 pub fn path(instance: &Path) -> PathBuf {
@@ -38,6 +43,19 @@ pub fn rotate(instance: &Path, limit: u64, keep: u32) -> io::Result<()> {
         Err(error) => return Err(error),
     }
     let old = |n: u32| current.with_extension(format!("log.{n}"));
+    let file = File::options().read(true).write(true).open(&current)?;
+    let kept = if keep > 0 { keep_end(&file, limit, keep, &old) } else { Ok(()) };
+    // Also when keeping it failed: on a full disk a log that only grows is what must not happen.
+    file.set_len(0)?;
+    kept
+}
+
+/// Writes the end of the log beside the old ones, and only when that worked moves them on by one. A flood between two
+/// looks is not copied whole: its end is what anybody wants.
+fn keep_end(file: &File, limit: u64, keep: u32, old: &dyn Fn(u32) -> PathBuf) -> io::Result<()> {
+    let text = read_end(file, limit.saturating_mul(2).min(LARGEST_COPY), 0)?;
+    let fresh = old(0);
+    std::fs::write(&fresh, redact(&text))?;
     for n in (1..keep).rev() {
         match std::fs::rename(old(n), old(n + 1)) {
             Ok(()) => {}
@@ -45,55 +63,36 @@ pub fn rotate(instance: &Path, limit: u64, keep: u32) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
-    let file = File::options().read(true).write(true).open(&current)?;
-    if keep > 0 {
-        // A flood between two looks is not copied whole: its end is what anybody wants.
-        let text = read_end(&file, limit.saturating_mul(2))?;
-        std::fs::write(old(1), redact(&text))?;
-    }
-    file.set_len(0)
+    std::fs::rename(fresh, old(1))
+}
+
+/// Bytes in the log now: what a process that starts next adds comes after them.
+pub fn length(instance: &Path) -> u64 {
+    std::fs::metadata(path(instance)).map_or(0, |metadata| metadata.len())
 }
 
 /// The last lines, redacted and free of control characters. Empty when there is no log.
 pub fn tail(instance: &Path, lines: usize) -> Vec<String> {
-    let Ok(file) = File::open(path(instance)) else { return Vec::new() };
-    let Ok(text) = read_end(&file, TAIL_BYTES) else { return Vec::new() };
-    let text = redact(&text);
-    let all: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    all[all.len().saturating_sub(lines)..].iter().map(|line| printable(line)).collect()
+    tail_since(instance, 0, lines)
 }
 
-fn read_end(mut file: &File, bytes: u64) -> io::Result<String> {
+/// The same of what was written after the first `offset` bytes. A log that is shorter was rotated meanwhile.
+pub fn tail_since(instance: &Path, offset: u64, lines: usize) -> Vec<String> {
+    let Ok(file) = File::open(path(instance)) else { return Vec::new() };
+    let offset = if length(instance) < offset { 0 } else { offset };
+    let Ok(text) = read_end(&file, TAIL_BYTES, offset) else { return Vec::new() };
+    let text = redact(&plain(&text));
+    let all: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    all[all.len().saturating_sub(lines)..].iter().map(|line| line.chars().take(2_000).collect()).collect()
+}
+
+/// At most the last `bytes` bytes, none of them before `from`.
+fn read_end(mut file: &File, bytes: u64, from: u64) -> io::Result<String> {
     let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(bytes)))?;
+    file.seek(SeekFrom::Start(length.saturating_sub(bytes).max(from)))?;
     let mut buffer = Vec::new();
     file.take(bytes).read_to_end(&mut buffer)?;
     Ok(String::from_utf8_lossy(&buffer).into_owned())
-}
-
-fn printable(line: &str) -> String {
-    line.chars().filter(|c| !c.is_control()).take(2_000).collect()
-}
-
-/// Replaces everything that looks like a JSON Web Token. `PocketBase` prints a superuser link with one when it
-/// finds no superuser, and hooks print what they like.
-pub fn redact(text: &str) -> String {
-    let is_token = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(start) = rest.find("eyJ") {
-        out.push_str(&rest[..start]);
-        let candidate = &rest[start..];
-        let end = candidate.find(|c| !is_token(c)).unwrap_or(candidate.len());
-        if candidate[..end].contains('.') || end > 40 {
-            out.push_str("[redacted]");
-        } else {
-            out.push_str(&candidate[..end]);
-        }
-        rest = &candidate[end..];
-    }
-    out.push_str(rest);
-    out
 }
 
 #[cfg(test)]
@@ -101,14 +100,6 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-
-    #[test]
-    fn tokens_are_redacted_and_words_are_not() {
-        let token = "eyJhbGciOiJIUzI1NiJ9.eyJpZCI6IjEifQ.c2lnbmF0dXJl";
-        assert_eq!(redact(&format!("open /_/#/pbinstal/{token} now")), "open /_/#/pbinstal/[redacted] now");
-        assert_eq!(redact("eyJ is how they begin"), "eyJ is how they begin");
-        assert_eq!(redact(&format!("{token}\n{token}")), "[redacted]\n[redacted]");
-    }
 
     #[test]
     fn rotation_keeps_what_was_promised_and_the_writer_goes_on() {
@@ -134,6 +125,6 @@ mod tests {
         for n in 0..10_000 {
             writeln!(log, "\u{1b}[31mline {n}\u{1b}[0m").unwrap();
         }
-        assert_eq!(tail(dir.path(), 2), ["[31mline 9998[0m", "[31mline 9999[0m"]);
+        assert_eq!(tail(dir.path(), 2), ["line 9998", "line 9999"]);
     }
 }

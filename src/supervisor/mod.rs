@@ -181,6 +181,11 @@ impl Supervisor {
                     }
                     _ = phase.changed() => {}
                 },
+                // A suspension that the record does not know any more (the caller looked) ends when the task is asked.
+                (Attempt::Closed, Phase::Pending | Phase::Open | Phase::Refusing { error: Error::Suspended, .. }) => {
+                    slot.want(priority);
+                    drop(phase.changed().await);
+                }
                 (Attempt::Closed, Phase::Refusing { error, until }) => match until {
                     Some(until) if until <= Instant::now() => {
                         slot.want(priority);
@@ -193,10 +198,6 @@ impl Supervisor {
                     }
                     _ => return Err(refresh(error, until)),
                 },
-                (Attempt::Closed, Phase::Pending | Phase::Open) => {
-                    slot.want(priority);
-                    drop(phase.changed().await);
-                }
             }
         }
     }

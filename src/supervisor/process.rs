@@ -90,18 +90,32 @@ impl Process {
             .stdout(log.try_clone()?)
             .stderr(log.try_clone()?)
             .spawn()?;
-        let pid = Pid::from_child(&child);
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-        let identity = ProcessIdentity {
-            boot_id: boot_id()?,
-            pid: pid.as_raw_nonzero().get(),
-            start_tick: start_tick(pid)?.1,
-            pidfd_inode: rustix::fs::fstat(&pidfd)?.st_ino,
-            address,
-            binary_sha256: sha256.to_owned(),
+        Self::watched(child, address, sha256)
+    }
+
+    /// Learns who the child is. A child that cannot be watched is not left running.
+    fn watched(mut child: Child, address: SocketAddr, sha256: &str) -> io::Result<Self> {
+        let learn = |pid: Pid| -> io::Result<(AsyncFd<OwnedFd>, ProcessIdentity)> {
+            let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+            let identity = ProcessIdentity {
+                boot_id: boot_id()?,
+                pid: pid.as_raw_nonzero().get(),
+                start_tick: start_tick(pid)?.1,
+                pidfd_inode: rustix::fs::fstat(&pidfd)?.st_ino,
+                address,
+                binary_sha256: sha256.to_owned(),
+            };
+            Ok((watch(pidfd, Interest::READABLE)?, identity))
         };
-        let pidfd = watch(pidfd, Interest::READABLE)?;
-        Ok(Self { pid, pidfd, child: Some(child), identity })
+        let pid = Pid::from_child(&child);
+        match learn(pid) {
+            Ok((pidfd, identity)) => Ok(Self { pid, pidfd, child: Some(child), identity }),
+            Err(error) => {
+                child.kill()?;
+                child.wait()?;
+                Err(error)
+            }
+        }
     }
 
     /// Takes over a recorded process if it is certainly still the same one.
@@ -146,15 +160,16 @@ impl Process {
 
     /// After [`exited`](Self::exited): kills what is left of its session's group and reaps it.
     pub fn bury(mut self) -> Exit {
-        let Some(mut child) = self.child.take() else { return Exit::Unknown };
-        // The zombie still owns its pid, so the group number cannot have been given away. Stragglers are programs
-        // that a hook started; usually there are none and the call answers ESRCH.
+        // Stragglers are programs that a hook started; usually there are none and the call answers ESRCH. A zombie of
+        // ours still owns its pid, so the group's number cannot have been given away; that of an adopted process was
+        // free for a moment only, and the kernel hands out numbers in a circle.
         if let Err(error) = rustix::process::kill_process_group(self.pid, Signal::KILL)
             && error != rustix::io::Errno::SRCH
             && error != rustix::io::Errno::PERM
         {
             tracing::warn!(pid = self.identity.pid, %error, "kill the rest of an instance's process group");
         }
+        let Some(mut child) = self.child.take() else { return Exit::Unknown };
         match child.wait() {
             Ok(status) => {
                 status.code().map(Exit::Code).or_else(|| status.signal().map(Exit::Signal)).unwrap_or(Exit::Unknown)
@@ -199,6 +214,25 @@ pub(crate) fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<Async
     // SAFETY: an OwnedFd answers the same, open descriptor for as long as it lives, and the AsyncFd owns it.
     let watched = unsafe { AsyncFd::register_with_interest(descriptor, interest) };
     watched.map_err(io::Error::from)
+}
+
+/// Processes that serve a data directory below `instances`, with the name of their folder: whatever any record says.
+pub fn serving(instances: &Path) -> io::Result<Vec<(i32, String)>> {
+    let prefix = format!("--dir={}/", instances.display());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        // A process that ended meanwhile is no loss.
+        let Ok(command) = std::fs::read(format!("/proc/{pid}/cmdline")) else { continue };
+        let folder = command.split(|byte| *byte == 0).find_map(|argument| {
+            let rest = std::str::from_utf8(argument).ok()?.strip_prefix(&prefix)?;
+            rest.strip_suffix("/pb_data")
+        });
+        if let Some(folder) = folder {
+            found.push((pid, folder.to_owned()));
+        }
+    }
+    Ok(found)
 }
 
 /// Raises this process's own limit of open files to what the system allows: thousands of connections and instances

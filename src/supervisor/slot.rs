@@ -29,6 +29,7 @@ use crate::pocketbase::database::Signers;
 use crate::pocketbase::token::Signer;
 use crate::supervisor::Error;
 use crate::supervisor::Priority;
+use crate::supervisor::launch::PROOF_TTL;
 
 /// How long a minted token lives, and how much of that must be left for it to be used again.
 const TOKEN_TTL: Duration = Duration::from_mins(1);
@@ -59,6 +60,8 @@ pub(crate) enum Phase {
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
     pub(crate) epoch: u64,
+    /// Bytes that were in the log before it started.
+    pub(crate) log_start: u64,
     signers: Signers,
     minted: ArcSwapOption<Minted>,
 }
@@ -71,13 +74,18 @@ struct Minted {
 }
 
 impl Running {
-    pub(crate) fn new(address: SocketAddr, epoch: u64, signers: Signers) -> Self {
-        Self { address, epoch, signers, minted: ArcSwapOption::empty() }
+    pub(crate) fn new(address: SocketAddr, epoch: u64, signers: Signers, log_start: u64) -> Self {
+        Self { address, epoch, log_start, signers, minted: ArcSwapOption::empty() }
     }
 
     /// A fresh token of the control superuser.
     pub(crate) fn superuser_token(&self) -> HeaderValue {
-        mint(&self.signers.superuser, SystemTime::now())
+        mint(&self.signers.superuser, SystemTime::now(), TOKEN_TTL)
+    }
+
+    /// A token of the control superuser for one health check.
+    pub(crate) fn proof(&self) -> HeaderValue {
+        mint(&self.signers.superuser, SystemTime::now(), PROOF_TTL)
     }
 
     /// The token of a user's row, minted again shortly before it expires.
@@ -89,16 +97,16 @@ impl Running {
         {
             return Some(minted.header.clone());
         }
-        let header = mint(self.signers.users.get(user)?, now);
+        let header = mint(self.signers.users.get(user)?, now, TOKEN_TTL);
         let usable_until = now + TOKEN_TTL.saturating_sub(TOKEN_MARGIN);
         self.minted.store(Some(Arc::new(Minted { user: user.clone(), header: header.clone(), usable_until })));
         Some(header)
     }
 }
 
-pub(crate) fn mint(signer: &Signer, now: SystemTime) -> HeaderValue {
+pub(crate) fn mint(signer: &Signer, now: SystemTime, ttl: Duration) -> HeaderValue {
     // A token is base64url and dots, which a header value always takes.
-    let mut value = HeaderValue::try_from(signer.mint(now, TOKEN_TTL)).unwrap_or(HeaderValue::from_static("-"));
+    let mut value = HeaderValue::try_from(signer.mint(now, ttl)).unwrap_or(HeaderValue::from_static("-"));
     value.set_sensitive(true);
     value
 }

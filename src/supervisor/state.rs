@@ -44,6 +44,11 @@ pub enum State {
         /// A request from then on tries again.
         retry_at: Instant,
     },
+    /// The running cap left no room; from `retry_at` on a request tries again.
+    Crowded {
+        /// When.
+        retry_at: Instant,
+    },
     /// Refused to everybody.
     Suspended,
 }
@@ -52,7 +57,7 @@ impl State {
     /// The state's name, as operators see it.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Asleep => "asleep",
+            Self::Asleep | Self::Crowded { .. } => "asleep",
             Self::Starting => "starting",
             Self::Awake => "awake",
             Self::Draining | Self::Stopping => "draining",
@@ -73,6 +78,8 @@ pub enum Failure {
     Fatal(String),
     /// Not its doing (full disk, missing binary, broken template, no room): not counted, tried again after the wait.
     Outside(String, Duration),
+    /// As many instances are awake as may be, and none could sleep.
+    NoRoom,
     /// The tenant is suspended.
     Suspended,
 }
@@ -118,6 +125,9 @@ pub enum Action {
 /// How long the global instance stays in quarantine before one more attempt.
 pub const GLOBAL_RETRY: Duration = Duration::from_mins(5);
 
+/// How long a refusal for want of room stands, so that a crowd of waiters is told at once and newcomers are not.
+const CROWDED_RETRY: Duration = Duration::from_millis(100);
+
 /// Whether quarantine ends by itself after a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recovery {
@@ -161,7 +171,13 @@ impl Machine {
             (State::Quarantined { retry_at: Some(at), .. }, Event::Elapsed) if *at <= now => {
                 (State::Starting, Action::Start)
             }
-            (State::Blocked { retry_at, .. }, Event::Wanted) if *retry_at <= now => (State::Starting, Action::Start),
+            (State::Blocked { retry_at, .. } | State::Crowded { retry_at }, Event::Wanted) if *retry_at <= now => {
+                (State::Starting, Action::Start)
+            }
+            // Nobody asked meanwhile: whether what was in the way is gone, the next start finds out.
+            (State::Blocked { retry_at, .. } | State::Crowded { retry_at }, Event::Elapsed) if *retry_at <= now => {
+                (State::Asleep, Action::Rest)
+            }
             // A client that comes while requests still finish keeps the process.
             (State::Starting, Event::Ready) | (State::Draining, Event::Wanted) => (State::Awake, Action::Open),
             (State::Awake, Event::SleepAsked) => (State::Draining, Action::Drain),
@@ -192,6 +208,7 @@ impl Machine {
             },
             Failure::Fatal(reason) => State::Quarantined { reason, retry_at },
             Failure::Outside(reason, wait) => State::Blocked { reason, retry_at: now + wait },
+            Failure::NoRoom => State::Crowded { retry_at: now + CROWDED_RETRY },
             Failure::Suspended => State::Suspended,
         }
     }
@@ -259,6 +276,20 @@ mod tests {
             let outside = Failure::Outside("disk full".into(), Duration::ZERO);
             drive(&mut machine, &[Event::Wanted, Event::Failed(outside)]);
             assert_eq!(machine.state().name(), "blocked");
+        }
+        drive(&mut machine, &[Event::Elapsed]);
+        assert_eq!(machine.state(), &State::Asleep, "and it does not stay blocked when nobody asks");
+    }
+
+    #[test]
+    fn want_of_room_is_no_failure() {
+        let mut machine = asleep();
+        let now = Instant::now();
+        for n in 0..20 {
+            let at = now + CROWDED_RETRY * n;
+            assert_eq!(machine.on(Event::Wanted, at, 1.0), Action::Start);
+            machine.on(Event::Failed(Failure::NoRoom), at, 1.0);
+            assert_eq!(machine.state().name(), "asleep");
         }
     }
 

@@ -175,6 +175,74 @@ async fn an_orphan_without_a_record_is_found_by_its_lock_and_stopped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_orphan_whose_record_says_idle_is_found_by_what_it_serves() {
+    let mut app = TestApp::start().await;
+    app.expect_log("stop a stray process");
+    let ada = app.user("ada").await;
+    ada.note("x").await;
+    let orphan = pid(&app, &ada.id).unwrap();
+    app.kill();
+    // As if the control database had been restored from an older copy.
+    let database = rusqlite::Connection::open(app.data().join("control.db")).unwrap();
+    let key = format!("place.{}", ada.id);
+    assert_eq!(database.execute("DELETE FROM records WHERE key = ?1", [&key]).unwrap(), 1);
+    drop(database);
+    app.launch().await;
+    assert!(!runs(orphan), "the orphan still runs");
+    assert_eq!(ada.at(&app).titles().await, ["x"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_somebody_locks_for_a_while_is_no_reason_for_quarantine() {
+    let mut app = TestApp::start().await;
+    app.expect_log("instance failed");
+    let ada = app.user("ada").await;
+    ada.note("x").await;
+    app.put_to_sleep(&ada.id);
+    let path = app.data().join("instances").join(&ada.id).join("pb_data/data.db");
+    let holder = rusqlite::Connection::open(&path).unwrap();
+    holder.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE; CREATE TABLE held (x)").unwrap();
+    let answer = ada.get("/api/collections/notes/records").await;
+    assert_eq!(answer.status(), 503);
+    assert_ne!(answer.json::<Value>().await.unwrap()["code"], "TENANT_QUARANTINED");
+    holder.execute_batch("ROLLBACK").unwrap();
+    drop(holder);
+    eventually("it comes back by itself", async || {
+        (ada.get("/api/collections/notes/records").await.status() == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_standard_error_does_not_stop_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = crate::support::pocketfleet()
+        .args(["serve", "--listen", "127.0.0.1:0", "--pocketbase"])
+        .arg(crate::support::pocketbase())
+        .arg("--data")
+        .arg(dir.path().join("data"))
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stderr.take());
+    let address =
+        eventually("it listens", async || std::fs::read_to_string(dir.path().join("data/run/address")).ok()).await;
+    let base = format!("http://{address}");
+    eventually("it is ready", async || {
+        (reqwest::get(format!("{base}/ready")).await.ok()?.status() == 200).then_some(())
+    })
+    .await;
+    let body = serde_json::json!({"email": "a@example.com", "password": "correct horse"});
+    let http = reqwest::Client::new();
+    assert_eq!(http.post(format!("{base}/auth/register")).json(&body).send().await.unwrap().status(), 201);
+    signal(i32::try_from(child.id()).unwrap(), "TERM");
+    let ended = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
+    assert!(ended.success(), "{ended}");
+    assert!(crate::support::processes_in(dir.path()).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reused_pid_in_the_record_is_never_signalled() {
     let mut app = TestApp::start().await;
     let ada = app.user("ada").await;

@@ -101,8 +101,7 @@ async fn running_cap_puts_the_least_recently_used_to_sleep() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_house_of_pinned_instances_refuses_with_a_reason() {
-    let mut app = TestApp::with("instances.max_awake = 1\ninstances.wake_timeout = \"1s\"\n").await;
-    app.expect_log("instance failed");
+    let app = TestApp::with("instances.max_awake = 1\ninstances.wake_timeout = \"1s\"\n").await;
     let ada = app.user("ada").await;
     let bob = app.user("bob").await;
     ada.note("x").await;
@@ -112,7 +111,32 @@ async fn a_full_house_of_pinned_instances_refuses_with_a_reason() {
     assert!(answer.headers().contains_key("retry-after"));
     let body: Value = answer.json().await.unwrap();
     assert_eq!(body["status"], 503, "PocketBase's own shape: {body}");
+    assert_eq!(body["code"], "CAPACITY_REACHED");
     assert_eq!(ada.titles().await, ["x"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newcomer_gets_the_room_as_soon_as_somebody_is_idle() {
+    let app = TestApp::with("instances.max_awake = 1\ninstances.wake_timeout = \"30s\"\n").await;
+    let ada = app.user("ada").await;
+    let bob = app.user("bob").await;
+    ada.note("x").await;
+    // Ada's instance is busy with a slow upload when Bob comes, and idle afterwards; no process exits by itself.
+    let (sent, waiting) = tokio::sync::oneshot::channel();
+    let body = stream::once(async { Ok::<_, std::io::Error>("{\"title\":".to_owned()) })
+        .chain(stream::once(async { Ok(waiting.await.map_or_else(|_| String::new(), |()| "\"slow\"}".to_owned())) }));
+    let request = ada
+        .request(Method::POST, "/api/collections/notes/records")
+        .header("content-type", "application/json")
+        .body(reqwest::Body::wrap_stream(body));
+    let slow = tokio::spawn(request.send());
+    eventually("it is in flight", async || (app.tenant(&ada.id)["in_flight"] == 1).then_some(())).await;
+    let other = bob.clone();
+    let newcomer = tokio::spawn(async move { other.get("/api/collections/notes/records").await.status() });
+    eventually("bob waits", async || (app.tenant(&bob.id)["waiting"] == 1).then_some(())).await;
+    sent.send(()).unwrap();
+    assert_eq!(slow.await.unwrap().unwrap().status(), 200);
+    assert_eq!(newcomer.await.unwrap(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
