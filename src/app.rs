@@ -44,6 +44,7 @@ use crate::store::tenants::Tenants;
 use crate::supervisor;
 use crate::supervisor::Supervisor;
 use crate::supervisor::binary;
+use crate::supervisor::config::Binary;
 use crate::supervisor::config::Layout;
 use crate::supervisor::config::Owners;
 use crate::supervisor::template::Locations;
@@ -195,19 +196,7 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
 async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow::Result<Running> {
     let shutdown = Shutdown::new();
     let metrics = Metrics::new();
-    let path = binary::find(&config.pocketbase.binary, &config.pocketbase.version, &config.search_path)?;
-    let binary =
-        binary::verify(&path, &config.pocketbase.version, &config.pocketbase.sha256, &folders.at("staging")).await?;
-    let templates = Templates::open(&Locations {
-        templates: config.templates(),
-        golden: folders.at("golden"),
-        staging: folders.at("staging"),
-        binary: binary.path.clone(),
-        version: binary.version.clone(),
-    })
-    .await?;
-    templates.golden("global").context("the global template, without which nobody can sign in")?;
-
+    let (binary, templates) = prepare_pocketbase(config, folders).await?;
     let database = Arc::new(ControlDatabase::open(&folders.at("control.db")).context("open the control database")?);
     let store: Arc<dyn Store> = Arc::clone(&database) as Arc<dyn Store>;
     let tenants = Tenants::open(Arc::clone(&store)).await?;
@@ -272,6 +261,25 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         router,
     );
     Ok(Running { shutdown, supervisor, database, accounts, gateway, state })
+}
+
+/// The binary, found and verified, and the templates, baked.
+async fn prepare_pocketbase(config: &Config, folders: &Folders) -> anyhow::Result<(Binary, Templates)> {
+    let path = binary::find(&config.pocketbase.binary, &config.pocketbase.version, &config.search_path)?;
+    let binary =
+        binary::verify(&path, &config.pocketbase.version, &config.pocketbase.sha256, &folders.at("staging")).await?;
+    let templates = Templates::open(&Locations {
+        templates: config.templates(),
+        golden: folders.at("golden"),
+        staging: folders.at("staging"),
+        binary: binary.path.clone(),
+        version: binary.version.clone(),
+    })
+    .await?;
+    if !folders.at("instances").join("global").exists() {
+        templates.golden("global").context("the global template, without which nobody can sign in")?;
+    }
+    Ok((binary, templates))
 }
 
 fn incarnation() -> String {

@@ -155,6 +155,7 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), Error> {
+        self.server.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         let i = &self.instances;
         let s = &self.server;
         let a = &self.auth;

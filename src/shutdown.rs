@@ -1,9 +1,10 @@
-//! Shutdown as a value: one token says "stop accepting", a second "stop now", a tracker knows who still runs.
+//! Shutdown as a value: a token says that it has begun, a tracker knows which tasks still run.
 //!
 //! Nothing here is global. `app` makes one [`Shutdown`], hands clones to the components, and awaits the tracker.
 
 use std::future::Future;
 
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -48,6 +49,15 @@ impl Shutdown {
         F::Output: Send + 'static,
     {
         self.tasks.spawn(task)
+    }
+
+    /// The same on another runtime, for work that must outlive the one it was asked for on.
+    pub fn spawn_on<F>(&self, task: F, runtime: &Handle) -> tokio::task::JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.tasks.spawn_on(task, runtime)
     }
 
     /// Resolves when the shutdown has begun and every task has ended.

@@ -122,7 +122,7 @@ pub struct Metrics {
     pub request_seconds: Histogram,
     /// Processes started.
     pub starts: Counter,
-    /// Processes that ended without being asked, by reason.
+    /// Failures of instances, by reason: ends that nobody asked for, and starts that did not succeed.
     pub exits: Family<ReasonLabels, Counter>,
     /// Running processes taken over from an earlier pocketfleet.
     pub adopted: Counter,
@@ -177,7 +177,7 @@ impl Metrics {
         r.register("requests", "Answered requests", self.requests.clone());
         r.register("request_seconds", "Time to the head of the answer", self.request_seconds.clone());
         r.register("starts", "Processes started", self.starts.clone());
-        r.register("exits", "Processes that ended without being asked", self.exits.clone());
+        r.register("failures", "Failures of instances, running or starting", self.exits.clone());
         r.register("adopted", "Processes taken over from an earlier run", self.adopted.clone());
         r.register("instances", "Instances by state", self.instances.clone());
         r.register("waiting", "Requests waiting for an instance", self.waiting.clone());

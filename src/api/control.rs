@@ -168,6 +168,9 @@ async fn act(
         Action::Sleep if tenant.id.is_global() => {
             return Err(Problem::new(Code::Conflict).message("the global instance never sleeps").into());
         }
+        Action::Unpin if tenant.id.is_global() => {
+            return Err(Problem::new(Code::Conflict).message("the global instance is always kept awake").into());
+        }
         Action::Sleep => supervisor.sleep(&tenant.id).await?,
         Action::Pin => supervisor.pin(&tenant.id, true).await?,
         Action::Unpin => supervisor.pin(&tenant.id, false).await?,

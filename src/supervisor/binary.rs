@@ -10,6 +10,7 @@ use sha2::Sha256;
 
 use crate::supervisor::config::Binary;
 use crate::supervisor::oneshot;
+use crate::supervisor::template::STAGING_PREFIXES;
 
 /// Why there is no usable binary. Every message says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +98,8 @@ pub async fn verify(path: &Path, version: &str, sha256: &str, scratch: &Path) ->
 }
 
 async fn ask_version(path: &Path, scratch: &Path) -> Result<String, String> {
-    let folder = tempfile::tempdir_in(scratch).map_err(|error| error.to_string())?;
+    let folder =
+        tempfile::Builder::new().prefix(STAGING_PREFIXES[0]).tempdir_in(scratch).map_err(|error| error.to_string())?;
     let output = folder.path().join("version");
     let args = ["--version".as_ref()];
     let run = oneshot::run_to_completion(path, &args, folder.path(), &output, Duration::from_secs(20));

@@ -69,7 +69,7 @@ pub struct Layout {
     pub instances: PathBuf,
     /// Half-made directories; swept at start.
     pub staging: PathBuf,
-    /// An empty, read-only folder for what an instance must not have.
+    /// An empty folder for what an instance must not have.
     pub empty: PathBuf,
 }
 

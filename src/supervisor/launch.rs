@@ -40,6 +40,8 @@ use crate::supervisor::template::Golden;
 const ATTEMPTS: u32 = 4;
 /// Wait before something outside the instance (disk, binary, template) is tried again.
 const OUTSIDE_RETRY: Duration = Duration::from_secs(10);
+/// File in an instance's folder with the hash of the template it was made from.
+const MADE_FROM: &str = "template";
 /// How long a start holds its place at the gate. One takes some 30 ms of CPU; what takes longer waits for something.
 const SLOW: Duration = Duration::from_secs(1);
 /// Life of the token in a health check, which whoever listens at the address gets to see.
@@ -81,7 +83,7 @@ pub(crate) async fn launch(
     if tenant.suspended {
         return Err(Failure::Suspended);
     }
-    let golden = fleet.templates.golden(&tenant.template).map_err(|error| outside(error.to_string()))?;
+    let golden = golden_of(fleet, &tenant)?;
     let gone = || outside("the server is shutting down");
     let admission = tokio::select! {
         admission = fleet.admit(&slot.tenant) => admission.map_err(|_| Failure::NoRoom)?,
@@ -104,6 +106,20 @@ pub(crate) async fn launch(
     let took = begun.elapsed();
     fleet.metrics.boot.observe(took.as_secs_f64());
     Ok(Launched { occupied: Occupied { process, running: Arc::new(running), admission }, took })
+}
+
+/// What the instance was made from; for one that does not exist yet, the template as it is today.
+fn golden_of(fleet: &Fleet, tenant: &Tenant) -> Result<Arc<Golden>, Failure> {
+    let made_from = std::fs::read_to_string(fleet.folder(&tenant.id).join(MADE_FROM)).ok();
+    if let Some(hash) = made_from
+        && let Some(golden) = fleet
+            .templates
+            .made_from(&tenant.template, hash.trim())
+            .map_err(|error| outside(format!("read its golden directory: {error}")))?
+    {
+        return Ok(golden);
+    }
+    fleet.templates.golden(&tenant.template).map_err(|error| outside(error.to_string()))
 }
 
 /// Waits for a turn at the start gate. Somebody who comes to wait for a start that was queued in the background moves
@@ -157,6 +173,7 @@ async fn ensure_directory(fleet: &Arc<Fleet>, tenant: &Arc<Tenant>, golden: &Arc
         }
         // On disk before the epoch is: a power cut must not leave a tenant that ran and has no folder.
         std::fs::create_dir_all(&folder)
+            .and_then(|()| std::fs::write(folder.join(MADE_FROM), &golden.hash))
             .and_then(|()| files::sync_folder(&fleet.layout.instances))
             .map_err(|error| outside(format!("make its folder: {error}")))?;
         provision::provision(&golden, &data, &fleet.layout.staging, owner.as_ref(), &fleet.public_url)

@@ -23,6 +23,7 @@ use std::time::Instant;
 
 use crate::ids::TenantId;
 use crate::store::placements::Placements;
+use crate::store::tenants::Tenant;
 use crate::store::tenants::Tenants;
 use crate::supervisor::fleet::Fleet;
 use crate::supervisor::slot::Attempt;
@@ -293,7 +294,8 @@ impl Supervisor {
             let page = self.fleet.tenants.page(after.as_ref(), 1_000);
             let Some(last) = page.last() else { return };
             after = Some(last.id.clone());
-            for tenant in page.iter().filter(|tenant| tenant.pinned && !tenant.suspended) {
+            let kept = |tenant: &&Arc<Tenant>| (tenant.pinned || tenant.id.is_global()) && !tenant.suspended;
+            for tenant in page.iter().filter(kept) {
                 let (supervisor, id) = (self.clone(), tenant.id.clone());
                 self.fleet.tasks.spawn_on(
                     async move {

@@ -1,4 +1,4 @@
-//! Short runs of the `PocketBase` binary while a template is baked.
+//! Short runs of the `PocketBase` binary: while a template is baked, and for its version.
 //!
 //! Instances are started elsewhere, through the jailer, and survive us. A [`Oneshot`] is the opposite: it belongs to
 //! the task that started it and is killed and reaped when dropped. Its environment is empty and its output goes to a

@@ -234,7 +234,7 @@ impl Slot {
 
     pub(crate) fn close(&self) {
         self.running.store(None);
-        // Pairs with the fence in `try_take`.
+        // Pairs with the fence in `enter`.
         std::sync::atomic::fence(Ordering::SeqCst);
     }
 

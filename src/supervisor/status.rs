@@ -53,7 +53,7 @@ pub struct FleetStatus {
     pub oldest_waiter_ms: u64,
     /// Processes started since pocketfleet started.
     pub starts: u64,
-    /// Processes that ended without being asked.
+    /// Failures: processes that ended without being asked, and starts that did not succeed.
     pub restarts: u64,
     /// Processes taken over from an earlier pocketfleet.
     pub adopted: u64,

@@ -197,13 +197,18 @@ impl Template {
 
     /// The name of its golden directory.
     pub(super) fn golden_name(&self) -> String {
-        format!("{}-{}", self.name, &self.hash[..16])
+        golden_name(&self.name, &self.hash)
     }
 }
 
 /// The alphabet of identifiers: a template's name becomes part of a folder's name.
 fn is_valid(name: &str) -> bool {
     TenantId::parse(name).is_ok()
+}
+
+/// The folder of a golden directory: readable, and as unique as 16 hexadecimal digits are.
+fn golden_name(name: &str, hash: &str) -> String {
+    format!("{name}-{}", hash.get(..16).unwrap_or(hash))
 }
 
 /// Hashes with the length in front, so that no two different sequences of parts hash alike.
@@ -256,19 +261,24 @@ pub struct Golden {
 impl Golden {
     /// The directory of `template` below `golden_root`, if it was baked and is whole.
     pub(super) fn find(golden_root: &Path, template: &Template) -> io::Result<Option<Self>> {
-        let root = golden_root.join(template.golden_name());
+        Self::open(golden_root, &template.name, &template.hash)
+    }
+
+    /// The same by name and hash, for a template that has changed or gone since.
+    fn open(golden_root: &Path, name: &str, hash: &str) -> io::Result<Option<Self>> {
+        let root = golden_root.join(golden_name(name, hash));
         if !files::exists(&root)? {
             return Ok(None);
         }
-        if fs::read_to_string(root.join(COMPLETE))? != template.hash {
+        if fs::read_to_string(root.join(COMPLETE))? != hash {
             let text = format!("{} belongs to something else; move it away", root.display());
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
         }
         let copy = Self::template_dir(&root);
         let part = |name: &str| Some(copy.join(name)).filter(|path| path.is_dir());
         Ok(Some(Self {
-            name: template.name.clone(),
-            hash: template.hash.clone(),
+            name: name.to_owned(),
+            hash: hash.to_owned(),
             dir: Self::data_dir(&root),
             hooks_dir: part(HOOKS),
             public_dir: part(PUBLIC),
@@ -289,6 +299,7 @@ impl Golden {
 /// Every template of an installation, baked. A cheap clone speaks of the same ones.
 #[derive(Debug, Clone)]
 pub struct Templates {
+    root: PathBuf,
     baked: Arc<BTreeMap<String, Result<Arc<Golden>, String>>>,
 }
 
@@ -318,7 +329,7 @@ impl Templates {
             }
             baked.insert(name, result);
         }
-        Ok(Self { baked: Arc::new(baked) })
+        Ok(Self { root: locations.golden.clone(), baked: Arc::new(baked) })
     }
 
     /// The golden directory of a template.
@@ -327,6 +338,18 @@ impl Templates {
             Some(Ok(golden)) => Ok(Arc::clone(golden)),
             Some(Err(error)) => Err(Error::Broken { error: error.clone() }),
             None => Err(Error::Unknown),
+        }
+    }
+
+    /// What an instance was made from, by the hash that was noted then. Its schema is that one's, so its hooks must be
+    /// too, whatever the template says today. Reads a file when the template has changed since.
+    pub fn made_from(&self, name: &str, hash: &str) -> io::Result<Option<Arc<Golden>>> {
+        match self.baked.get(name) {
+            Some(Ok(golden)) if golden.hash == hash => Ok(Some(Arc::clone(golden))),
+            _ if hash.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+                Ok(Golden::open(&self.root, name, hash)?.map(Arc::new))
+            }
+            _ => Ok(None),
         }
     }
 

@@ -121,14 +121,7 @@ async fn a_data_directory_in_use_is_refused_and_the_owner_is_not_disturbed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_template_with_a_broken_migration_is_refused_with_its_error_and_the_rest_serves() {
-    let templates = tempfile::tempdir().unwrap();
-    let status = crate::support::command("cp")
-        .arg("-r")
-        .args([root().join("pb_templates/global"), root().join("pb_templates/personal")])
-        .arg(templates.path())
-        .status()
-        .unwrap();
-    assert!(status.success());
+    let templates = templates();
     let broken = templates.path().join("broken/pb_migrations");
     std::fs::create_dir_all(&broken).unwrap();
     std::fs::write(broken.join("1_bad.js"), "migrate((app) => { throw new Error('this one never worked') })").unwrap();
@@ -147,6 +140,67 @@ async fn a_template_with_a_broken_migration_is_refused_with_its_error_and_the_re
     assert!(broken[0][1].as_str().unwrap().contains("this one never worked"), "{fleet}");
     let ada = app.user("ada").await;
     ada.note("x").await;
+}
+
+/// A copy of the repository's templates, to change.
+fn templates() -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    let from = [root().join("pb_templates/global"), root().join("pb_templates/personal")];
+    assert!(crate::support::command("cp").arg("-r").args(from).arg(copy.path()).status().unwrap().success());
+    copy
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_keeps_what_it_was_made_from_when_its_template_changes_or_breaks() {
+    let templates = templates();
+    let mut app = TestApp::prepare(&format!("pocketbase.templates = \"{}\"\n", templates.path().display()));
+    app.expect_log("broken");
+    app.launch().await;
+    let ada = app.user("ada").await;
+    ada.note("x").await;
+    assert!(app.terminate().success());
+    // A hook that refuses everything: right for new instances, wrong for one that was made without it.
+    let hooks = templates.path().join("personal/pb_hooks");
+    std::fs::create_dir(&hooks).unwrap();
+    std::fs::write(
+        hooks.join("no.pb.js"),
+        "onRecordsListRequest((e) => { throw new BadRequestError('not any more') }, 'notes')",
+    )
+    .unwrap();
+    app.launch().await;
+    assert_eq!(ada.at(&app).titles().await, ["x"]);
+    let bob = app.user("bob").await;
+    assert_eq!(bob.get("/api/collections/notes/records").await.status(), 400, "a new instance has the hook");
+    assert!(app.terminate().success());
+    std::fs::write(templates.path().join("personal/pb_migrations/9_bad.js"), "migrate(() => { throw 'no' })").unwrap();
+    app.spawn();
+    app.listening().await;
+    crate::support::eventually("ada is served", async || {
+        (ada.at(&app).get("/api/collections/notes/records").await.status() == 200).then_some(())
+    })
+    .await;
+}
+
+#[test]
+fn the_jailer_refuses_a_directory_that_another_process_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let lock = dir.path().join("lock");
+    let mut holder = crate::support::command("flock").arg(&lock).args(["tail", "-f", "/dev/null"]).spawn().unwrap();
+    let spec = serde_json::json!({
+        "program": "/bin/true", "args": [], "directory": dir.path(), "lock": lock,
+        "nofile": 1024, "nproc": 0, "data_bytes": 0,
+    });
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let status = pocketfleet().arg("__jail").arg(spec.to_string()).status().unwrap();
+        if status.code() == Some(121) {
+            break;
+        }
+        assert!(status.success() && Instant::now() < deadline, "{status}");
+    }
+    crate::support::command("pkill").args(["-P", &holder.id().to_string()]).status().unwrap();
+    holder.kill().unwrap();
+    holder.wait().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -157,9 +157,13 @@ async fn strangers_wake_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn waiting_room_is_bounded_and_says_so() {
-    // One place and one waiter: of many requests that an instance cannot take at once, most are refused with 429.
-    let keys = "instances.max_in_flight = 1\ninstances.max_waiting_per_instance = 1\n";
+async fn waiting_rooms_are_bounded_and_say_so() {
+    // One place and one waiter: of many requests that an instance cannot take at once, most are refused.
+    bounded("instances.max_in_flight = 1\ninstances.max_waiting_per_instance = 1\n", 429, "TENANT_BUSY").await;
+    bounded("instances.max_in_flight = 1\ninstances.max_waiting = 1\n", 503, "OVERLOADED").await;
+}
+
+async fn bounded(keys: &str, status: u16, code: &str) {
     let app = TestApp::with(keys).await;
     let ada = app.user("ada").await;
     ada.note("x").await;
@@ -168,10 +172,10 @@ async fn waiting_room_is_bounded_and_says_so() {
     let refused: Vec<_> = answers.into_iter().filter(|answer| answer.status() != 200).collect();
     assert!(!refused.is_empty());
     for answer in refused {
-        assert_eq!(answer.status(), 429);
+        assert_eq!(answer.status(), status);
         assert!(answer.headers().contains_key("retry-after"));
         let body: Value = answer.json().await.unwrap();
-        assert_eq!(body["code"], "TENANT_BUSY");
+        assert_eq!(body["code"], code);
     }
     assert_eq!(ada.titles().await, ["x"]);
 }

@@ -16,6 +16,8 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
+
 use bytes::Bytes;
 use serde_json::Value;
 
@@ -150,6 +152,8 @@ struct Shared {
     sessions: Sessions,
     tenancy: Tenancy,
     shutdown: Shutdown,
+    /// Where password work runs to its end: the runtime that called us may be a gateway worker's, which ends first.
+    runtime: Handle,
     refresh_grace: std::time::Duration,
 }
 
@@ -165,6 +169,7 @@ impl Accounts {
                 sessions,
                 tenancy,
                 shutdown,
+                runtime: Handle::current(),
                 refresh_grace: config.refresh_grace,
             }),
         })
@@ -177,7 +182,7 @@ impl Accounts {
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        self.shared.shutdown.spawn(work(self.clone())).await.map_err(|_| Error::Interrupted)?
+        self.shared.shutdown.spawn_on(work(self.clone()), &self.shared.runtime).await.map_err(|_| Error::Interrupted)?
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Inputs {
     pub version: String,
     /// The SHA-256 it must have, in hex; empty for any.
     pub sha256: String,
+    /// `PATH` of the environment.
+    pub search_path: String,
 }
 
 impl Inputs {
@@ -42,6 +44,7 @@ impl Inputs {
             binary: config.pocketbase.binary.clone(),
             version: config.pocketbase.version.clone(),
             sha256: config.pocketbase.sha256.clone(),
+            search_path: config.search_path.clone(),
         }
     }
 }
@@ -102,7 +105,7 @@ async fn examine(inputs: &Inputs) -> Vec<Finding> {
     let running = Control::of(&inputs.data).call("GET", "/status", None).await.ok();
     let mut findings = vec![machine::inotify(), machine::open_files(), machine::tasks(), machine::clock()];
     findings.extend([place::disk(&inputs.data), place::filesystem(&inputs.data)]);
-    findings.extend(binary::check(inputs));
+    findings.extend(binary::check(inputs).await);
     findings.extend([place::port(&inputs.listen, running.as_ref()), place::socket(&inputs.data, running.as_ref())]);
     findings
 }
@@ -147,6 +150,7 @@ mod tests {
             binary: folder.path().join("none").display().to_string(),
             version: "0.40.6".to_owned(),
             sha256: String::new(),
+            search_path: String::new(),
         };
         let findings = examine(&inputs).await;
         let failed: Vec<_> = findings.iter().filter(|finding| finding.level == Level::Fail).collect();
