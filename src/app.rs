@@ -22,6 +22,7 @@ use time::OffsetDateTime;
 
 use crate::api;
 use crate::api::About;
+use crate::api::AccountBodies;
 use crate::api::AppState;
 use crate::api::Limits;
 use crate::api::control_socket;
@@ -248,6 +249,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
             json: usize::try_from(config.server.max_json_bytes)?,
             account: usize::try_from(config.server.max_account_bytes)?,
         },
+        account_bodies: AccountBodies::default(),
         about: Arc::new(About::new(listen.to_string())),
     };
     let router = api::router::router(state.clone());

@@ -23,6 +23,9 @@ use crate::telemetry;
 /// The defaults, which are also the documentation of every key.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
 
+/// The environment's name of the one key that is a secret, without the prefix.
+const ADMIN_PASSWORD: &str = "AUTH__ADMIN_PASSWORD";
+
 /// What the command line may override.
 #[derive(Debug, Clone, Default)]
 pub struct Flags {
@@ -123,7 +126,10 @@ impl Config {
             figment = figment.merge(Toml::file_exact(path));
         }
         // Keys without a section are not ours to judge: the environment belongs to everybody.
-        let environment = Env::prefixed("POCKETFLEET_").filter(|key| key.as_str().contains("__")).split("__");
+        // The password is taken as it is: figment would read 123 as a number, and show it in its complaint.
+        let environment = Env::prefixed("POCKETFLEET_")
+            .filter(|key| key.as_str().contains("__") && !key.as_str().eq_ignore_ascii_case(ADMIN_PASSWORD))
+            .split("__");
         figment = figment.merge(environment);
         if let Some(data) = &flags.data {
             figment = figment.merge(Serialized::default("storage.path", data));
@@ -136,7 +142,11 @@ impl Config {
         }
         let mut config: Self = figment.extract().map_err(|error| Error::Invalid(describe(error)))?;
         #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
-        let search_path = std::env::var("PATH");
+        let variable = |name: &str| std::env::var(name);
+        if let Ok(password) = variable(&format!("POCKETFLEET_{ADMIN_PASSWORD}")) {
+            config.auth.admin_password = password;
+        }
+        let search_path = variable("PATH");
         config.search_path = search_path.unwrap_or_default();
         config.check()?;
         config.storage.path = std::path::absolute(&config.storage.path)
@@ -214,6 +224,12 @@ impl Config {
                 "set together with auth.admin_password, or not at all",
             ));
         }
+        if !a.admin_email.is_empty() && !(8..=71).contains(&a.admin_password.len()) {
+            return Err(rule("auth.admin_password", "[not shown]", "8 to 71 bytes, which is what PocketBase takes"));
+        }
+        if !a.admin_email.is_empty() && !a.admin_email.contains('@') {
+            return Err(rule("auth.admin_email", &a.admin_email, "an e-mail address"));
+        }
         Ok(())
     }
 }
@@ -241,6 +257,9 @@ fn describe(error: figment::Error) -> String {
         .map(|one| {
             let source = one.metadata.as_ref().map(|metadata| metadata.name.to_string()).unwrap_or_default();
             let key = one.path.join(".");
+            if key.ends_with("admin_password") {
+                return format!("{key}: it has to be a text in quotes");
+            }
             format!("{key}: {}{}{source}", one.kind, if source.is_empty() { "" } else { " in " })
         })
         .collect();

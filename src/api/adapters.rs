@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::FromRef;
 
 use crate::api::About;
+use crate::api::AccountBodies;
 use crate::api::AppState;
 use crate::api::Limits;
 use crate::auth::Verifier;
@@ -34,4 +35,5 @@ part!(sessions: Sessions);
 part!(metrics: Arc<Metrics>);
 part!(shutdown: Shutdown);
 part!(limits: Limits);
+part!(account_bodies: AccountBodies);
 part!(about: Arc<About>);

@@ -23,6 +23,7 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 use serde_json::json;
 
+use crate::api::AccountBodies;
 use crate::api::Limits;
 use crate::api::error::ApiError;
 use crate::error::Code;
@@ -31,7 +32,7 @@ use crate::error::Problem;
 /// How long a JSON body may take to arrive.
 const JSON_TIME: Duration = Duration::from_secs(30);
 /// How long a sign-up with an avatar may take to arrive.
-const ACCOUNT_TIME: Duration = Duration::from_mins(2);
+const ACCOUNT_TIME: Duration = Duration::from_secs(30);
 
 /// A JSON body of type `T`, at most `server.max_json_bytes` long.
 #[derive(Debug, Clone, Copy)]
@@ -64,10 +65,15 @@ impl<S> FromRequest<S> for AccountBody
 where
     S: Send + Sync,
     Limits: FromRef<S>,
+    AccountBodies: FromRef<S>,
 {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let AccountBodies(room) = AccountBodies::from_ref(state);
+        let Ok(_room) = room.try_acquire() else {
+            return Err(Problem::new(Code::Overloaded).retry_after(Duration::from_secs(2)).into());
+        };
         Ok(Self(read(request.into_body(), Limits::from_ref(state).account, ACCOUNT_TIME).await?))
     }
 }

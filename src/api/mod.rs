@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use time::OffsetDateTime;
+use tokio::sync::Semaphore;
 
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
@@ -42,6 +43,19 @@ pub struct Limits {
     pub json: usize,
     /// A sign-up, which may carry an avatar (`server.max_account_bytes`).
     pub account: usize,
+}
+
+/// Account bodies that are read at once: each may be as large as an avatar, and strangers send them.
+const ACCOUNT_BODIES: usize = 32;
+
+/// Room for account bodies in memory.
+#[derive(Debug, Clone)]
+pub struct AccountBodies(pub Arc<Semaphore>);
+
+impl Default for AccountBodies {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(ACCOUNT_BODIES)))
+    }
 }
 
 /// What this process says of itself.
@@ -86,6 +100,8 @@ pub struct AppState {
     pub shutdown: Shutdown,
     /// Largest bodies.
     pub limits: Limits,
+    /// Room for account bodies.
+    pub account_bodies: AccountBodies,
     /// This process.
     pub about: Arc<About>,
 }

@@ -53,15 +53,25 @@ pub enum Error {
     Overloaded(Duration),
 }
 
-/// An account as the gate knows it: a digest of its e-mail address, so that memory holds no addresses and no entry is
-/// larger than another.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct AccountKey([u8; 32]);
+/// Failures from everywhere that delay an account, as a multiple of those from one address: whoever guesses from one
+/// place delays themselves, not the owner, and whoever guesses from many is stopped all the same.
+const SPREAD: u32 = 20;
+
+/// An attempt on an account as the gate knows it: digests, so that memory holds no addresses and no entry is larger
+/// than another.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AccountKey {
+    account: [u8; 32],
+    from: [u8; 32],
+}
 
 impl AccountKey {
-    /// The account that this e-mail address names, in any spelling `PocketBase` would accept for it.
-    pub fn of(email: &str) -> Self {
-        Self(Sha256::digest(email.trim().to_lowercase().as_bytes()).into())
+    /// The account that this e-mail address names, in any spelling `PocketBase` would accept for it, tried from this
+    /// client address.
+    pub fn of(email: &str, from: IpAddr) -> Self {
+        let account: [u8; 32] = Sha256::digest(email.trim().to_lowercase().as_bytes()).into();
+        let from = Sha256::new().chain_update(account).chain_update(bucket(from).to_string()).finalize().into();
+        Self { account, from }
     }
 }
 
@@ -92,7 +102,8 @@ struct Shared {
     // Held for a look-up each, never across an await.
     attempts: Mutex<Keyed<IpAddr>>,
     registrations: Mutex<Keyed<IpAddr>>,
-    failures: Mutex<Penalty<AccountKey>>,
+    failures: Mutex<Penalty<[u8; 32]>>,
+    spread_failures: Mutex<Penalty<[u8; 32]>>,
     metrics: Arc<Metrics>,
 }
 
@@ -104,6 +115,7 @@ impl Gate {
 
     fn with_max_wait(config: &Config, metrics: Arc<Metrics>, max_wait: Duration) -> Self {
         let per_minute = |count: u32| Mutex::new(Keyed::new(count, MINUTE, MAX_KEYS));
+        let penalty = |free| Mutex::new(Penalty::new(free, config.delay_base, config.delay_max, MAX_KEYS));
         Self {
             shared: Arc::new(Shared {
                 places: Arc::new(Semaphore::new(config.max_concurrent.get().min(Semaphore::MAX_PERMITS))),
@@ -112,7 +124,8 @@ impl Gate {
                 max_wait,
                 attempts: per_minute(config.attempts_per_ip.get()),
                 registrations: per_minute(config.registrations_per_ip.get()),
-                failures: Mutex::new(Penalty::new(config.free_failures, config.delay_base, config.delay_max, MAX_KEYS)),
+                failures: penalty(config.free_failures),
+                spread_failures: penalty(config.free_failures.saturating_mul(SPREAD)),
                 metrics,
             }),
         }
@@ -130,17 +143,20 @@ impl Gate {
 
     /// Whether this account may be tried now.
     pub fn account(&self, account: &AccountKey, now: Instant) -> Result<(), Error> {
-        locked(&self.shared.failures).check(account, now).map_err(|wait| self.limited("account", wait))
+        let here = locked(&self.shared.failures).check(&account.from, now);
+        let everywhere = locked(&self.shared.spread_failures).check(&account.account, now);
+        here.and(everywhere).map_err(|wait| self.limited("account", wait))
     }
 
     /// The password was wrong.
     pub fn failed(&self, account: &AccountKey, now: Instant) {
-        locked(&self.shared.failures).failed(account, now);
+        locked(&self.shared.failures).failed(&account.from, now);
+        locked(&self.shared.spread_failures).failed(&account.account, now);
     }
 
     /// The password was right.
     pub fn succeeded(&self, account: &AccountKey) {
-        locked(&self.shared.failures).succeeded(account);
+        locked(&self.shared.failures).succeeded(&account.from);
     }
 
     /// A place for one password check, waited for at most 5 s.
@@ -208,6 +224,8 @@ mod tests {
     use super::*;
     use crate::auth::tests::config;
 
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
     fn gate(max_wait: Duration, change: impl FnOnce(&mut Config)) -> Gate {
         let mut config = config();
         change(&mut config);
@@ -244,12 +262,18 @@ mod tests {
         let gate = gate(MAX_WAIT, |config| config.free_failures = 1);
         let now = Instant::now();
         for _ in 0..2 {
-            gate.failed(&AccountKey::of("Eve@Example.com"), now);
+            gate.failed(&AccountKey::of("Eve@Example.com", HERE), now);
         }
-        assert!(matches!(gate.account(&AccountKey::of(" eve@example.com"), now), Err(Error::RateLimited(_))));
-        assert_eq!(gate.account(&AccountKey::of("bob@example.com"), now), Ok(()));
-        gate.succeeded(&AccountKey::of("eve@example.com"));
-        assert_eq!(gate.account(&AccountKey::of("eve@example.com"), now), Ok(()));
+        assert!(matches!(gate.account(&AccountKey::of(" eve@example.com", HERE), now), Err(Error::RateLimited(_))));
+        assert_eq!(gate.account(&AccountKey::of("bob@example.com", HERE), now), Ok(()));
+        let elsewhere = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 1));
+        assert_eq!(
+            gate.account(&AccountKey::of("eve@example.com", elsewhere), now),
+            Ok(()),
+            "the owner is not locked out"
+        );
+        gate.succeeded(&AccountKey::of("eve@example.com", HERE));
+        assert_eq!(gate.account(&AccountKey::of("eve@example.com", HERE), now), Ok(()));
     }
 
     #[test]

@@ -72,6 +72,7 @@ pub(super) fn adopted(principal: &Principal, now: SystemTime) -> Session {
         created_at: calendar(now),
         expires_at: calendar(principal.expires),
         adopted: true,
+        family: None,
     }
 }
 

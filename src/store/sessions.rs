@@ -93,6 +93,16 @@ pub struct Session {
     /// Seen first on a request, not at a sign-in through us.
     #[serde(default)]
     pub adopted: bool,
+    /// The first session of a row of refreshes; none for that one itself. What ends one of them ends all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<SessionId>,
+}
+
+impl Session {
+    /// The session that all refreshed from one sign-in share.
+    pub fn family(&self) -> &SessionId {
+        self.family.as_ref().unwrap_or(&self.id)
+    }
 }
 
 impl fmt::Debug for Session {
@@ -200,6 +210,15 @@ impl Sessions {
             for answer in join_all(some.iter().map(|session| self.revoke(session))).await {
                 revoked += usize::from(answer?);
             }
+        }
+        Ok(revoked)
+    }
+
+    /// Revokes all sessions of the user that were refreshed from one sign-in; returns how many. Durable when it returns.
+    pub async fn revoke_family(&self, user: &UserId, family: &SessionId) -> Result<usize, Error> {
+        let mut revoked = 0;
+        for session in self.of_user(user).iter().filter(|session| session.family() == family) {
+            revoked += usize::from(self.revoke(session).await?);
         }
         Ok(revoked)
     }

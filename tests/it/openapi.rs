@@ -13,6 +13,7 @@ use axum::http::Request;
 use axum::http::Response;
 use http_body_util::BodyExt;
 use pocketfleet::api::About;
+use pocketfleet::api::AccountBodies;
 use pocketfleet::api::AppState;
 use pocketfleet::api::Limits;
 use pocketfleet::api::control;
@@ -90,6 +91,7 @@ async fn state() -> (AppState, TempDir) {
         metrics,
         shutdown,
         limits: Limits { json: 1 << 20, account: 8 << 20 },
+        account_bodies: AccountBodies::default(),
         about: Arc::new(About::new("127.0.0.1:3000")),
     };
     (state, dir)

@@ -106,6 +106,7 @@ fn session(token: &str, user: &str, expires_in: i64) -> Session {
         created_at: OffsetDateTime::UNIX_EPOCH,
         expires_at: OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(expires_in),
         adopted: false,
+        family: None,
     }
 }
 

@@ -14,14 +14,15 @@ use crate::auth::Principal;
 use crate::auth::keeper::adopted;
 use crate::auth::keeper::calendar;
 use crate::store::sessions::Session;
+use crate::store::sessions::SessionId;
 use crate::store::sessions::Status;
 
 impl Accounts {
-    /// Ends the session of this principal.
+    /// Ends the session of this principal, with what it was refreshed from and to.
     pub async fn logout(&self, principal: &Principal) -> Result<(), Error> {
         // The session may not be registered yet; what never was cannot be marked as ended.
         self.shared.sessions.register(adopted(principal, SystemTime::now())).await?;
-        Ok(self.shared.sessions.set_status(&principal.session, Status::Revoked).await?)
+        self.end_family(principal, &principal.session).await
     }
 
     /// Ends all sessions: first the known ones, durably; then every token there is, by changing the account's key.
@@ -69,6 +70,14 @@ impl Accounts {
     pub async fn end_session(&self, principal: &Principal, id: &str) -> Result<(), Error> {
         let sessions = self.shared.sessions.of_user(&principal.user);
         let session = sessions.iter().find(|session| session.id.as_str() == id).ok_or(Error::NoSession)?;
-        Ok(self.shared.sessions.set_status(&session.id, Status::Revoked).await?)
+        self.end_family(principal, &session.id).await
+    }
+
+    /// The named session first: a refresh that is under way notices by that, and takes back what it gave.
+    async fn end_family(&self, principal: &Principal, id: &SessionId) -> Result<(), Error> {
+        self.shared.sessions.set_status(id, Status::Revoked).await?;
+        let family = self.shared.sessions.find(id).map_or_else(|| id.clone(), |session| session.family().clone());
+        self.shared.sessions.revoke_family(&principal.user, &family).await?;
+        Ok(())
     }
 }

@@ -16,18 +16,23 @@ use super::Error;
 use super::SignedIn;
 use super::forms;
 use super::upstream::Call;
+use crate::auth;
 use crate::auth::Principal;
 use crate::auth::gate::AccountKey;
 use crate::auth::keeper::adopted;
 use crate::auth::keeper::calendar;
 use crate::ids::UserId;
 use crate::pocketbase::token::Unverified;
+use crate::store;
 use crate::store::sessions::Session;
 use crate::store::sessions::SessionId;
 use crate::store::sessions::Status;
 
 /// How often a token of an ended session is exchanged for a later one. Once is enough unless the clock steps back.
 const MAX_RENEWALS: usize = 3;
+
+/// Sessions of one account that work at once.
+const MAX_SESSIONS: usize = 100;
 
 impl Accounts {
     /// Signs in with an e-mail address and a password. A refusal of `PocketBase` is [`Error::Refused`].
@@ -40,7 +45,7 @@ impl Accounts {
     ) -> Result<SignedIn, Error> {
         forms::check_credentials(identity, password)?;
         let gate = &self.shared.gate;
-        let account = AccountKey::of(identity);
+        let account = AccountKey::of(identity, client.ip);
         gate.attempt(client.ip, Instant::now())?;
         gate.account(&account, Instant::now())?;
         let permit = gate.permit().await?;
@@ -58,7 +63,7 @@ impl Accounts {
                 400 => accounts.shared.gate.failed(&account, Instant::now()),
                 _ => {}
             }
-            accounts.settle(answer, query.as_deref(), &client).await
+            accounts.settle(answer, query.as_deref(), &client, None).await
         })
         .await
     }
@@ -71,17 +76,34 @@ impl Accounts {
         let (client, query) = (client.clone(), query.map(str::to_owned));
         self.to_its_end(|accounts| async move {
             let answer = accounts.shared.upstream.call(call).await?;
-            let signed_in = accounts.settle(answer, query.as_deref(), &client).await?;
-            if SessionId::of(&signed_in.token) != principal.session {
-                accounts.supersede(&principal).await?;
+            let before = accounts.shared.sessions.find(&principal.session);
+            let family = before.map_or_else(|| principal.session.clone(), |session| session.family().clone());
+            let signed_in = accounts.settle(answer, query.as_deref(), &client, Some(&family)).await?;
+            let fresh = SessionId::of(&signed_in.token);
+            if fresh == principal.session {
+                return Ok(signed_in);
             }
-            Ok(signed_in)
+            match accounts.supersede(&principal).await {
+                Ok(()) => Ok(signed_in),
+                // It was ended while it was refreshed; what came out of it must not live on.
+                Err(store::Error::Stale) => {
+                    accounts.shared.sessions.set_status(&fresh, Status::Revoked).await?;
+                    Err(auth::Error::Revoked.into())
+                }
+                Err(error) => Err(error.into()),
+            }
         })
         .await
     }
 
     /// Takes the token out of an answer and registers its session.
-    async fn settle(&self, mut answer: Answer, query: Option<&str>, client: &Client) -> Result<SignedIn, Error> {
+    async fn settle(
+        &self,
+        mut answer: Answer,
+        query: Option<&str>,
+        client: &Client,
+        family: Option<&SessionId>,
+    ) -> Result<SignedIn, Error> {
         let mut issued = Issued::from(answer.clone())?;
         for _ in 0..MAX_RENEWALS {
             if !self.was_ended(&issued.session) {
@@ -95,7 +117,7 @@ impl Accounts {
             answer = self.shared.upstream.call(call).await?;
             issued = Issued::from(answer.clone())?;
         }
-        self.open_session(&issued, client).await;
+        self.open_session(&issued, client, family).await;
         Ok(SignedIn { token: issued.token, record: issued.record, answer })
     }
 
@@ -105,7 +127,7 @@ impl Accounts {
 
     /// Registers the session and the personal tenant. Both happen at the first request otherwise, so their failure
     /// does not undo a sign-in.
-    async fn open_session(&self, issued: &Issued, client: &Client) {
+    async fn open_session(&self, issued: &Issued, client: &Client, family: Option<&SessionId>) {
         let session = Session {
             id: issued.session.clone(),
             user: issued.user.clone(),
@@ -115,11 +137,27 @@ impl Accounts {
             created_at: calendar(SystemTime::now()),
             expires_at: calendar(issued.expires),
             adopted: false,
+            family: family.filter(|family| **family != issued.session).cloned(),
         };
         if let Err(error) = self.shared.sessions.register(session).await {
             tracing::error!(%error, user.id = %issued.user, "a session cannot be registered");
         }
+        self.bound_sessions(&issued.user).await;
         self.give_tenant(&issued.user).await;
+    }
+
+    /// Ends the oldest sessions of an account that has too many: they cost memory, and nobody has that many devices.
+    async fn bound_sessions(&self, user: &UserId) {
+        let mut working = self.shared.sessions.of_user(user);
+        working.retain(|session| session.status != Status::Revoked);
+        let surplus = working.len().saturating_sub(MAX_SESSIONS);
+        working.sort_by_key(|session| session.created_at);
+        for session in &working[..surplus] {
+            match self.shared.sessions.set_status(&session.id, Status::Revoked).await {
+                Ok(()) | Err(store::Error::Stale) => {}
+                Err(error) => tracing::error!(%error, user.id = %user, "an old session cannot be ended"),
+            }
+        }
     }
 
     /// Makes the personal tenant, or leaves it to the user's first request.
@@ -129,17 +167,13 @@ impl Accounts {
         }
     }
 
-    /// Ends a refreshed session after the grace. One that ended or was superseded already keeps its end: refreshing
-    /// again and again with an old token must not prolong it.
-    async fn supersede(&self, principal: &Principal) -> Result<(), Error> {
+    /// Ends a refreshed session after the grace; the earlier end holds, so that refreshing again and again with an old
+    /// token does not prolong it. [`store::Error::Stale`] when it was ended meanwhile.
+    async fn supersede(&self, principal: &Principal) -> Result<(), store::Error> {
         let now = SystemTime::now();
         self.shared.sessions.register(adopted(principal, now)).await?;
-        let live = self.shared.sessions.find(&principal.session).is_none_or(|session| session.status == Status::Live);
-        if live {
-            let until = calendar(now + self.shared.refresh_grace);
-            self.shared.sessions.set_status(&principal.session, Status::Superseded { until }).await?;
-        }
-        Ok(())
+        let until = calendar(now + self.shared.refresh_grace);
+        self.shared.sessions.set_status(&principal.session, Status::Superseded { until }).await
     }
 }
 

@@ -184,7 +184,8 @@ fn with_fields(query: &str, needed: &str) -> String {
     let pairs: Vec<(String, String)> = url
         .query_pairs()
         .map(|(name, value)| match &*name {
-            "fields" => (name.into_owned(), format!("{value},{needed}")),
+            // An empty one asks for everything.
+            "fields" if !value.is_empty() => (name.into_owned(), format!("{value},{needed}")),
             _ => (name.into_owned(), value.into_owned()),
         })
         .collect();
