@@ -1,5 +1,6 @@
 //! Tokens against a database file as the global instance writes it.
 
+use std::cell::RefCell;
 use std::num::NonZeroU32;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -70,6 +71,7 @@ struct World {
     keeper: Option<Keeper>,
     sessions: Sessions,
     now: SystemTime,
+    known: RefCell<Option<Accepted>>,
 }
 
 impl World {
@@ -78,11 +80,15 @@ impl World {
         let path = folder.path().join("data.db");
         let (db, sessions) = (database(&path), sessions(&folder).await);
         let (verifier, keeper) = Verifier::new(&config(), path, sessions.clone());
-        Self { folder, db, verifier, keeper: Some(keeper), sessions, now: SystemTime::now() }
+        Self { folder, db, verifier, keeper: Some(keeper), sessions, now: SystemTime::now(), known: RefCell::default() }
     }
 
+    /// With and without the memory of the last token, which must never make a difference.
     fn verify(&self, token: &str) -> Result<Principal, Error> {
-        self.verifier.verify(token, self.now)
+        let fresh = self.verifier.verify(token, self.now);
+        let again = self.verifier.verify_again(token, self.now, &mut self.known.borrow_mut());
+        assert_eq!(format!("{again:?}"), format!("{fresh:?}"));
+        fresh
     }
 
     fn mint(&self) -> String {
@@ -118,6 +124,19 @@ async fn a_valid_token_names_its_account_also_by_the_collections_name() {
     assert_eq!((principal.user.as_str(), principal.role, &*principal.email), (EVE, Role::Admin, "eve@example.com"));
     let by_name = signer("users", EVE, "eve-key").mint(world.now, Duration::from_mins(10));
     assert_eq!(world.verify(&by_name).unwrap().user.as_str(), EVE);
+}
+
+#[tokio::test]
+async fn a_token_that_was_accepted_once_still_expires_and_vouches_for_no_other() {
+    let world = World::new().await;
+    let token = world.mint();
+    assert!(world.verify(&token).is_ok() && world.known.borrow().is_some());
+    let later = world.now + Duration::from_mins(11);
+    let expired = world.verifier.verify_again(&token, later, &mut world.known.borrow_mut());
+    assert!(matches!(expired, Err(Error::Token(token::Error::Expired))));
+    for other in [&token[1..], &token[..token.len() - 1], &format!("{token}A"), &token.replace('.', "-")] {
+        assert!(world.verify(&token).is_ok() && world.verify(other).is_err(), "{other}");
+    }
 }
 
 #[tokio::test]
@@ -266,7 +285,7 @@ async fn what_does_not_fit_the_queue_is_offered_again() {
     let mint = |n: u64| signer(USERS, EVE, "eve-key").mint(world.now, Duration::from_secs(600 + n));
     let tokens: Vec<String> = (0..1100).map(mint).collect();
     for token in &tokens {
-        world.verify(token).unwrap();
+        world.verifier.verify(token, world.now).unwrap();
     }
     let shutdown = Shutdown::new();
     let keeper = world.keeper.take().unwrap();
@@ -274,7 +293,7 @@ async fn what_does_not_fit_the_queue_is_offered_again() {
     eventually("the queue empties", || world.sessions.len() >= 1024).await;
     eventually("the rest follows", || {
         for token in &tokens {
-            drop(world.verify(token));
+            drop(world.verifier.verify(token, world.now));
         }
         world.sessions.len() == tokens.len()
     })

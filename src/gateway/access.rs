@@ -1,6 +1,7 @@
 //! Who a request speaks for, and the lease that this entitles it to. Nothing here wakes an instance before the
 //! credential was verified.
 
+use std::cell::RefCell;
 #[cfg(test)]
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use hyper::header::HeaderValue;
 
 use super::forward::Target;
 use super::route::GlobalCall;
+use crate::auth::Accepted;
 use crate::auth::Principal;
 use crate::auth::Verifier;
 use crate::error::Code;
@@ -33,6 +35,9 @@ pub(crate) struct Admission {
     /// How long it took when the instance was awake and had room; `None` when the request had to wait.
     pub(crate) warm_after: Option<Duration>,
 }
+
+/// The token that a connection showed last, if it was accepted: most show one and the same with every request.
+pub(crate) type Recognised = RefCell<Option<Accepted>>;
 
 /// What stands behind the gateway.
 #[derive(Debug, Clone)]
@@ -55,9 +60,9 @@ pub(crate) struct Instances {
 
 impl Access {
     /// Admission to the caller's own instance.
-    pub(crate) async fn tenant(&self, headers: &HeaderMap) -> Result<Admission, Problem> {
+    pub(crate) async fn tenant(&self, headers: &HeaderMap, recognised: &Recognised) -> Result<Admission, Problem> {
         match self {
-            Self::Instances(instances) => instances.tenant(headers).await,
+            Self::Instances(instances) => instances.tenant(headers, recognised).await,
             Self::Nothing => Err(not_found()),
             #[cfg(test)]
             Self::Fixed(address) => Ok(fixed(*address)),
@@ -65,9 +70,14 @@ impl Access {
     }
 
     /// Admission to the global instance.
-    pub(crate) async fn global(&self, call: &GlobalCall<'_>, headers: &HeaderMap) -> Result<Admission, Problem> {
+    pub(crate) async fn global(
+        &self,
+        call: &GlobalCall<'_>,
+        headers: &HeaderMap,
+        recognised: &Recognised,
+    ) -> Result<Admission, Problem> {
         match self {
-            Self::Instances(instances) => instances.global(call, headers).await,
+            Self::Instances(instances) => instances.global(call, headers, recognised).await,
             Self::Nothing => Err(not_found()),
             #[cfg(test)]
             Self::Fixed(address) => Ok(fixed(*address)),
@@ -76,8 +86,8 @@ impl Access {
 }
 
 impl Instances {
-    async fn tenant(&self, headers: &HeaderMap) -> Result<Admission, Problem> {
-        let principal = self.principal(headers)?;
+    async fn tenant(&self, headers: &HeaderMap, recognised: &Recognised) -> Result<Admission, Problem> {
+        let principal = self.principal(headers, recognised)?;
         let tenant = match self.tenancy.personal(&principal.user) {
             Some(tenant) => tenant,
             None => self.register(&principal).await?,
@@ -89,8 +99,13 @@ impl Instances {
         Ok(admission(lease, tenant, Some(authorization), warm_after))
     }
 
-    async fn global(&self, call: &GlobalCall<'_>, headers: &HeaderMap) -> Result<Admission, Problem> {
-        let principal = self.principal(headers);
+    async fn global(
+        &self,
+        call: &GlobalCall<'_>,
+        headers: &HeaderMap,
+        recognised: &Recognised,
+    ) -> Result<Admission, Problem> {
+        let principal = self.principal(headers, recognised);
         if let GlobalCall::Account(id) = call {
             match &principal {
                 Ok(principal) if principal.user.as_str() == *id => {}
@@ -106,9 +121,9 @@ impl Instances {
         Ok(admission(lease, tenant, authorization, warm_after))
     }
 
-    fn principal(&self, headers: &HeaderMap) -> Result<Principal, Problem> {
+    fn principal(&self, headers: &HeaderMap, recognised: &Recognised) -> Result<Principal, Problem> {
         let token = headers.get(header::AUTHORIZATION).and_then(token_of).ok_or_else(unauthorized)?;
-        self.verifier.verify(token, SystemTime::now()).map_err(|error| {
+        self.verifier.verify_again(token, SystemTime::now(), &mut recognised.borrow_mut()).map_err(|error| {
             let problem = Problem::from(error);
             if problem.code == Code::Unauthorized { unauthorized() } else { problem }
         })

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
+use std::task::Waker;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,11 +15,13 @@ use http_body::Body as HttpBody;
 use http_body::Frame;
 use http_body::SizeHint;
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
+use super::pool::Driver;
 use super::pool::Key;
 use super::pool::Pool;
 use super::pool::Upstream;
-use super::stall::Stall;
+use super::stall::Alarm;
 use super::upload::Standing;
 use super::upload::Upload;
 use crate::supervisor::Lease;
@@ -102,31 +105,40 @@ impl Held {
 /// An instance's answer as it passes through.
 pub(crate) struct Relay {
     incoming: Incoming,
-    stall: Stall,
+    idle: Duration,
+    alarm: Alarm,
+    /// When the instance has let us wait for too long, if it lets us wait.
+    deadline: Option<Instant>,
+    broken: Option<hyper::Error>,
     held: Option<Held>,
 }
 
 impl Relay {
     /// The body to answer with; what was held is given back at once when there is nothing to relay.
-    pub(crate) fn start(incoming: Incoming, idle: Duration, held: Held) -> Body {
+    pub(crate) fn start(incoming: Incoming, idle: Duration, held: Held, alarm: &Alarm) -> Body {
         if incoming.is_end_stream() {
             held.finish();
             return Body::Empty;
         }
-        Body::Relayed(Box::new(Self { incoming, stall: Stall::new(idle), held: Some(held) }))
+        let (alarm, held) = (alarm.clone(), Some(held));
+        Body::Relayed(Box::new(Self { incoming, idle, alarm, deadline: None, broken: None, held }))
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Some(Err(BodyError::Upstream(error))));
+        }
+        match self.poll_incoming(cx) {
             Poll::Pending => {
-                if self.stall.poll_stalled(cx).is_ready() {
+                let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + self.idle);
+                if self.alarm.poll(deadline, cx).is_ready() {
                     self.held = None;
                     return Poll::Ready(Some(Err(BodyError::Stalled)));
                 }
                 Poll::Pending
             }
             Poll::Ready(Some(Ok(frame))) => {
-                self.stall.moved(1);
+                self.deadline = None;
                 // The last frame of a sized body is not followed by another poll.
                 if self.incoming.is_end_stream() {
                     self.finish();
@@ -135,13 +147,36 @@ impl Relay {
             }
             Poll::Ready(Some(Err(error))) => {
                 self.held = None;
-                Poll::Ready(Some(Err(BodyError::Upstream(error))))
+                // An error makes hyper drop what it has not written yet. One turn later the client has all that came.
+                self.broken = Some(error);
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
             Poll::Ready(None) => {
                 self.finish();
                 Poll::Ready(None)
             }
         }
+    }
+
+    /// Takes what has come, else has the connection bring more.
+    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let incoming = &mut self.incoming;
+        let driver = self.held.as_mut().map(|held| &mut held.upstream.driver);
+        let Some(driver) = driver.filter(|driver| matches!(driver, Driver::Here(_))) else {
+            return Pin::new(incoming).poll_frame(cx);
+        };
+        // What the driver brings wakes nobody, because it is taken right here.
+        let mut take = || Pin::new(&mut *incoming).poll_frame(&mut Context::from_waker(Waker::noop()));
+        if let Poll::Ready(frame) = take() {
+            return Poll::Ready(frame);
+        }
+        driver.poll_quietly();
+        if let Poll::Ready(frame) = take() {
+            return Poll::Ready(frame);
+        }
+        driver.poll(cx);
+        take()
     }
 
     fn finish(&mut self) {

@@ -2,10 +2,14 @@
 //! limit.
 
 use std::fmt;
+use std::future::Future;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+use std::task::Waker;
 use std::time::Duration;
 
 use hyper::Method;
@@ -14,17 +18,20 @@ use hyper::Response;
 use hyper::StatusCode;
 use hyper::body::Body as HttpBody;
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::task::coop::unconstrained;
+use tokio::time::Instant;
 use tokio::time::timeout;
 
 use super::body::Body;
 use super::body::Held;
 use super::body::Relay;
-use super::pool::Key;
 use super::pool::Pool;
 use super::pool::Upstream;
+use super::stall::Alarm;
 use super::upload::RequestBody;
 use super::upload::Standing;
 use super::upload::Upload;
@@ -61,6 +68,13 @@ enum Failure {
     Timeout,
 }
 
+impl From<TrySendError<Request<RequestBody>>> for Failure {
+    fn from(mut failed: TrySendError<Request<RequestBody>>) -> Self {
+        let unsent = failed.take_message().map(Box::new);
+        Self::Connection { unsent, error: failed.into_error() }
+    }
+}
+
 impl Forwarder {
     pub(crate) fn new(response_timeout: Duration, body_idle: Duration) -> Self {
         let mut client = http1::Builder::new();
@@ -78,14 +92,21 @@ impl Forwarder {
         &self,
         request: Request<RequestBody>,
         target: Target,
+        alarm: &Alarm,
     ) -> Result<Response<Body>, Problem> {
         let key = (target.address, target.epoch);
         let upload = request.body().upload();
         let mut request = request;
         if let Some(mut upstream) = self.pool.take(&key) {
             let spare = repeatable(&request);
-            match self.exchange(&mut upstream, request, upload.as_deref()).await {
-                Ok(answer) => return self.relay(answer, upstream, key, upload, target.lease),
+            match self.exchange(&mut upstream, request, upload.as_deref(), alarm).await {
+                Ok(answer) => {
+                    return self.relay(
+                        answer,
+                        Held { upstream, pool: Rc::clone(&self.pool), key, upload, lease: target.lease },
+                        alarm,
+                    );
+                }
                 // The instance closed the idle connection just before. Nothing happened yet, or nothing that a
                 // safe request cannot do twice.
                 Err(Failure::Connection { unsent: Some(unsent), .. }) => request = *unsent,
@@ -96,8 +117,12 @@ impl Forwarder {
             }
         }
         let mut upstream = self.connect(target.address).await?;
-        match self.exchange(&mut upstream, request, upload.as_deref()).await {
-            Ok(answer) => self.relay(answer, upstream, key, upload, target.lease),
+        match self.exchange(&mut upstream, request, upload.as_deref(), alarm).await {
+            Ok(answer) => self.relay(
+                answer,
+                Held { upstream, pool: Rc::clone(&self.pool), key, upload, lease: target.lease },
+                alarm,
+            ),
             Err(failure) => Err(problem(&failure, upload.as_deref())),
         }
     }
@@ -114,7 +139,7 @@ impl Forwarder {
         };
         stream.set_nodelay(true).map_err(|error| failed(&error))?;
         let (sender, connection) = self.client.handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
-        Ok(Upstream::drive(sender, connection))
+        Ok(Upstream::new(sender, connection))
     }
 
     /// Waits for the head of the answer. While the client still sends its body, only a body that stopped moving
@@ -124,48 +149,52 @@ impl Forwarder {
         upstream: &mut Upstream,
         request: Request<RequestBody>,
         upload: Option<&Upload>,
+        alarm: &Alarm,
     ) -> Result<Response<Incoming>, Failure> {
-        let mut sending = pin!(send(upstream, request));
-        loop {
-            match timeout(self.response_timeout, sending.as_mut()).await {
-                Ok(outcome) => return outcome,
-                Err(_) if upload.is_some_and(Upload::take_moved) => {}
-                Err(_) => return Err(Failure::Timeout),
+        let Upstream { sender, driver } = upstream;
+        let mut deadline = Instant::now() + self.response_timeout;
+        // The cooperation budget is for what others make ready. This is made ready by the driver, polled just before.
+        let mut sending = pin!(unconstrained(sender.try_send_request(request)));
+        let mut outcome = || sending.as_mut().poll(&mut Context::from_waker(Waker::noop())).map_err(Failure::from);
+        let mut is_sent = false;
+        poll_fn(|cx| {
+            if std::mem::replace(&mut is_sent, true) {
+                driver.poll_quietly();
+                if let Poll::Ready(outcome) = outcome() {
+                    return Poll::Ready(outcome);
+                }
             }
-        }
+            driver.poll(cx);
+            if let Poll::Ready(outcome) = outcome() {
+                return Poll::Ready(outcome);
+            }
+            while alarm.poll(deadline, cx).is_ready() {
+                if !upload.is_some_and(Upload::take_moved) {
+                    return Poll::Ready(Err(Failure::Timeout));
+                }
+                deadline = Instant::now() + self.response_timeout;
+            }
+            Poll::Pending
+        })
+        .await
     }
 
-    fn relay(
-        &self,
-        answer: Response<Incoming>,
-        upstream: Upstream,
-        key: Key,
-        upload: Option<Arc<Upload>>,
-        lease: Option<Lease>,
-    ) -> Result<Response<Body>, Problem> {
-        if let Some(lease) = &lease {
+    fn relay(&self, answer: Response<Incoming>, mut held: Held, alarm: &Alarm) -> Result<Response<Body>, Problem> {
+        if let Some(lease) = &held.lease {
             lease.answered();
         }
         // Upgrades are never asked for, so a switch of protocols is a broken instance.
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Problem::new(Code::BadGateway));
         }
-        let held = Held { upstream, pool: Rc::clone(&self.pool), key, upload, lease };
+        if held.upload.as_ref().is_some_and(|upload| upload.standing() == Standing::Running) {
+            // The answer is polled only as fast as the client reads it, and the client may not read before it has
+            // sent everything.
+            held.upstream.driver.detach();
+        }
         let (parts, incoming) = answer.into_parts();
-        Ok(Response::from_parts(parts, Relay::start(incoming, self.body_idle, held)))
+        Ok(Response::from_parts(parts, Relay::start(incoming, self.body_idle, held, alarm)))
     }
-}
-
-async fn send(upstream: &mut Upstream, request: Request<RequestBody>) -> Result<Response<Incoming>, Failure> {
-    if !upstream.sender.is_ready()
-        && let Err(error) = upstream.sender.ready().await
-    {
-        return Err(Failure::Connection { unsent: Some(Box::new(request)), error });
-    }
-    upstream.sender.try_send_request(request).await.map_err(|mut failed| {
-        let unsent = failed.take_message().map(Box::new);
-        Failure::Connection { unsent, error: failed.into_error() }
-    })
 }
 
 /// A second copy of a request that is safe to send twice and has no body.

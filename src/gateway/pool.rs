@@ -6,7 +6,11 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::Context;
+use std::task::Waker;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -14,7 +18,7 @@ use hyper::client::conn::http1::Connection;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::task::AbortHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::upload::RequestBody;
 
@@ -26,29 +30,68 @@ const IDLE_LIMIT: Duration = Duration::from_secs(90);
 /// As many as an instance works on at once by default.
 const MAX_IDLE_PER_KEY: usize = 32;
 
-/// A connection and the task that drives it. Dropped, it is closed at once, whatever it was doing.
+/// A connection, driven by whoever waits for something on it: a request and its answer then need no wake-ups between
+/// tasks. Dropped, it is closed at once, whatever it was doing.
 pub(crate) struct Upstream {
     pub(crate) sender: SendRequest<RequestBody>,
-    driver: AbortHandle,
+    pub(crate) driver: Driver,
+}
+
+/// What moves a connection's bytes.
+pub(crate) enum Driver {
+    /// Its user does, by polling it.
+    Here(Box<Connection<TokioIo<TcpStream>, RequestBody>>),
+    /// A task of its own does.
+    Task { _task: AbortOnDropHandle<()> },
+    /// Nothing any more: the connection has ended.
+    Ended,
 }
 
 impl Upstream {
-    /// Drives a connection on the current worker.
-    pub(crate) fn drive(
+    pub(crate) fn new(
         sender: SendRequest<RequestBody>,
         connection: Connection<TokioIo<TcpStream>, RequestBody>,
     ) -> Self {
-        let driver = tokio::task::spawn_local(async move {
-            // Whoever waits for an answer on this connection is told by hyper.
-            let _ = connection.await;
-        });
-        Self { sender, driver: driver.abort_handle() }
+        Self { sender, driver: Driver::Here(Box::new(connection)) }
+    }
+
+    /// Whether a new request may be sent on it, as far as the socket's readiness tells.
+    fn is_open(&mut self) -> bool {
+        // Nobody is there to be woken: whoever takes the connection polls it anew.
+        self.driver.poll_quietly();
+        self.is_idle()
+    }
+
+    fn is_idle(&self) -> bool {
+        matches!(self.driver, Driver::Here(_)) && self.sender.is_ready()
     }
 }
 
-impl Drop for Upstream {
-    fn drop(&mut self) {
-        self.driver.abort();
+impl Driver {
+    /// Moves what can be moved just now, and has the caller woken when there may be more.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) {
+        if let Self::Here(connection) = self
+            && Pin::new(&mut **connection).poll(cx).is_ready()
+        {
+            // Whoever waits for an answer on this connection is told by hyper, once it is dropped.
+            *self = Self::Ended;
+        }
+    }
+
+    /// Moves what can be moved just now, and wakes nobody: not later, and not the caller for what this call itself
+    /// brings about, which would cost each answer another turn of the caller's task.
+    pub(crate) fn poll_quietly(&mut self) {
+        self.poll(&mut Context::from_waker(Waker::noop()));
+    }
+
+    /// Lets a task drive the connection from now on. Such a connection is not used again.
+    pub(crate) fn detach(&mut self) {
+        if let Self::Here(connection) = std::mem::replace(self, Self::Ended) {
+            let task = tokio::task::spawn_local(async move {
+                let _ = connection.await;
+            });
+            *self = Self::Task { _task: AbortOnDropHandle::new(task) };
+        }
     }
 }
 
@@ -80,16 +123,17 @@ impl Pool {
                 connections.clear();
                 return None;
             }
-            if !candidate.upstream.sender.is_closed() {
-                return Some(candidate.upstream);
+            let Idle { mut upstream, .. } = candidate;
+            if upstream.is_open() {
+                return Some(upstream);
             }
         }
         None
     }
 
     /// Keeps a connection that has nothing more to do, unless it is closed or there are enough.
-    pub(crate) fn put(&self, key: Key, upstream: Upstream) {
-        if upstream.sender.is_closed() {
+    pub(crate) fn put(&self, key: Key, mut upstream: Upstream) {
+        if !upstream.is_idle() && !upstream.is_open() {
             return;
         }
         let mut idle = self.idle.borrow_mut();
@@ -102,7 +146,7 @@ impl Pool {
     /// Forgets what is closed or too old, and instances without connections.
     pub(crate) fn sweep(&self) {
         self.idle.borrow_mut().retain(|_, connections| {
-            connections.retain(|idle| !idle.upstream.sender.is_closed() && idle.since.elapsed() <= IDLE_LIMIT);
+            connections.retain_mut(|idle| idle.upstream.is_open() && idle.since.elapsed() <= IDLE_LIMIT);
             !connections.is_empty()
         });
     }

@@ -216,6 +216,7 @@ mod tests {
                 ("POST", "/api/collections/users/records"),
                 ("PATCH", "/api/collections/users/records/b5c3xih3gtjb48z"),
                 ("GET", "/api/collections/Users/auth-methods"),
+                ("PATCH", "/api/collections/users/records/b5c3xih3gtjb48z"),
             ],
         );
         check(

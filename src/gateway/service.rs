@@ -21,6 +21,7 @@ use tower::ServiceExt;
 
 use super::access::Access;
 use super::access::Admission;
+use super::access::Recognised;
 use super::access::not_found;
 use super::body::Body;
 use super::client_addr::TrustedProxies;
@@ -39,6 +40,7 @@ use super::request_id::X_REQUEST_ID;
 use super::route::GlobalCall;
 use super::route::Route;
 use super::route::route;
+use super::stall::Alarm;
 use super::upload::RequestBody;
 use crate::error::Code;
 use crate::error::Problem;
@@ -81,6 +83,8 @@ pub(crate) struct Peer {
     is_trusted: bool,
     forwarded_for: Option<HeaderValue>,
     upgraded: Upgraded,
+    alarm: Alarm,
+    recognised: Recognised,
 }
 
 /// What is learnt about a request while it is answered, for its log line and its counters.
@@ -109,9 +113,10 @@ impl Service {
         &self.forwarder
     }
 
-    pub(crate) fn peer(&self, address: IpAddr, upgraded: Upgraded) -> Peer {
+    pub(crate) fn peer(&self, address: IpAddr, upgraded: Upgraded, alarm: Alarm) -> Peer {
         let is_trusted = self.trusted.contains(address);
-        Peer { address, is_trusted, forwarded_for: forwarded_for(address), upgraded }
+        let recognised = Recognised::default();
+        Peer { address, is_trusted, forwarded_for: forwarded_for(address), upgraded, alarm, recognised }
     }
 
     /// Answers a request. Every failure is an answer.
@@ -155,7 +160,7 @@ impl Service {
             Route::Tenant => {
                 seen.by = Answerer::Tenant;
                 check_length(request.headers(), self.config.max_body_bytes)?;
-                let admission = self.access.tenant(request.headers()).await?;
+                let admission = self.access.tenant(request.headers(), &peer.recognised).await?;
                 self.pass_on(peer, tag, request, admission, self.config.max_body_bytes, seen).await
             }
             Route::Global(call) => self.global(peer, tag, request, call, seen).await,
@@ -226,7 +231,7 @@ impl Service {
     ) -> Result<Response<Body>, Problem> {
         seen.by = Answerer::Global;
         check_length(request.headers(), self.config.max_account_bytes)?;
-        let admission = self.access.global(&call, request.headers()).await?;
+        let admission = self.access.global(&call, request.headers(), &peer.recognised).await?;
         self.pass_on(peer, tag, request, admission, self.config.max_account_bytes, seen).await
     }
 
@@ -250,7 +255,7 @@ impl Service {
         *outgoing.uri_mut() = origin_form(&parts.uri);
         *outgoing.version_mut() = Version::HTTP_11;
         *outgoing.headers_mut() = self.instance_headers(peer, tag, parts, authorization);
-        let mut response = self.forwarder.forward(outgoing, target).await?;
+        let mut response = self.forwarder.forward(outgoing, target, &peer.alarm).await?;
         let status = response.status();
         headers::strip_response(response.headers_mut());
         if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {

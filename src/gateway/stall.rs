@@ -2,12 +2,66 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::task::Context;
 use std::task::Poll;
 use std::time::Duration;
 
+use hyper::rt::Timer;
 use tokio::time::Instant;
 use tokio::time::Sleep;
+
+/// The one timer of a connection, for all the limits that its task waits under one after another. They are seldom
+/// reached, so the timer is looked at when it fires, not armed and disarmed by each: most requests never touch it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Alarm(Arc<Mutex<Option<Pin<Box<Sleep>>>>>);
+
+impl Alarm {
+    /// Ready once `deadline` has passed. Polled from the connection's task only, which may be woken before.
+    pub(crate) fn poll(&self, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let mut timer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let timer = match &mut *timer {
+            // Armed by an earlier wait, for an earlier moment: it wakes the task, which then asks again.
+            Some(timer) if timer.deadline() <= deadline && !timer.is_elapsed() => return Poll::Pending,
+            Some(timer) => {
+                if timer.deadline() != deadline {
+                    timer.as_mut().reset(deadline);
+                }
+                timer
+            }
+            empty => empty.insert(Box::pin(tokio::time::sleep_until(deadline))),
+        };
+        timer.as_mut().poll(cx)
+    }
+}
+
+impl Timer for Alarm {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        Box::pin(Wait { alarm: self.clone(), deadline: Instant::now() + duration })
+    }
+
+    fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
+        Box::pin(Wait { alarm: self.clone(), deadline: deadline.into() })
+    }
+}
+
+/// A wait of hyper's: for a request's head.
+struct Wait {
+    alarm: Alarm,
+    deadline: Instant,
+}
+
+impl Future for Wait {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.alarm.poll(self.deadline, cx)
+    }
+}
+
+impl hyper::rt::Sleep for Wait {}
 
 /// Watches one direction of one stream.
 #[derive(Debug)]

@@ -13,7 +13,6 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use hyper_util::rt::TokioTimer;
 use tokio::net::TcpStream;
 use tokio::runtime::Builder;
 use tokio::runtime::LocalOptions;
@@ -31,6 +30,7 @@ use super::io::ClientIo;
 use super::io::Upgraded;
 use super::service::Blueprint;
 use super::service::Service;
+use super::stall::Alarm;
 
 /// Connections that may wait for a worker to look at them.
 const QUEUE: usize = 256;
@@ -132,7 +132,7 @@ async fn serve(
 fn server(config: &Config) -> http1::Builder {
     let mut http = http1::Builder::new();
     // The header timer also runs before the first byte and between requests: it is the idle limit too.
-    http.timer(TokioTimer::new()).header_read_timeout(config.header_timeout).max_buf_size(MAX_BUFFER).half_close(false);
+    http.header_read_timeout(config.header_timeout).max_buf_size(MAX_BUFFER).half_close(false);
     if config.max_headers != HYPER_MAX_HEADERS {
         http.max_headers(config.max_headers);
     }
@@ -150,13 +150,14 @@ async fn connection(
     stream.set_nodelay(true)?;
     let stream = TcpStream::from_std(stream)?;
     let upgraded = Upgraded::default();
-    let peer = Rc::new(service.peer(peer, upgraded.clone()));
+    let alarm = Alarm::default();
+    let peer = Rc::new(service.peer(peer, upgraded.clone(), alarm.clone()));
     let io = TokioIo::new(ClientIo::new(stream, upgraded, write_stall, permit));
     let answer = service_fn(move |request| {
         let (service, peer) = (Rc::clone(&service), Rc::clone(&peer));
         async move { Ok::<_, Infallible>(service.serve(&peer, request).await) }
     });
-    let mut serving = pin!(http.serve_connection(io, answer).with_upgrades());
+    let mut serving = pin!(http.clone().timer(alarm).serve_connection(io, answer).with_upgrades());
     // How a connection ends is the client's affair: broken pipes and timeouts are not worth a line each.
     tokio::select! {
         _ = serving.as_mut() => {}
