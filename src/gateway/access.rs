@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 #[cfg(test)]
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 use std::time::SystemTime;
@@ -11,6 +12,8 @@ use std::time::SystemTime;
 use hyper::HeaderMap;
 use hyper::header;
 use hyper::header::HeaderValue;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Semaphore;
 
 use super::forward::Target;
 use super::route::GlobalCall;
@@ -24,6 +27,24 @@ use crate::supervisor::Lease;
 use crate::supervisor::Priority;
 use crate::supervisor::Supervisor;
 use crate::tenancy::Tenancy;
+
+/// Requests without an accepted credential that the global instance serves at once. It has places for all who sign in;
+/// strangers who read pictures slowly must not take them.
+const GUESTS: usize = 16;
+
+/// What a passed-on request holds until its answer is through.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    lease: Lease,
+    _guest: Option<OwnedSemaphorePermit>,
+}
+
+impl Hold {
+    /// The instance answered something.
+    pub(crate) fn answered(&self) {
+        self.lease.answered();
+    }
+}
 
 /// Leave to pass a request on.
 #[derive(Debug)]
@@ -56,6 +77,13 @@ pub(crate) struct Instances {
     pub(crate) supervisor: Supervisor,
     pub(crate) verifier: Verifier,
     pub(crate) tenancy: Tenancy,
+    pub(crate) guests: Arc<Semaphore>,
+}
+
+impl Instances {
+    pub(crate) fn new(supervisor: Supervisor, verifier: Verifier, tenancy: Tenancy) -> Self {
+        Self { supervisor, verifier, tenancy, guests: Arc::new(Semaphore::new(GUESTS)) }
+    }
 }
 
 impl Access {
@@ -96,7 +124,7 @@ impl Instances {
         let Some(authorization) = lease.user_authorization(&principal.user) else {
             return Err(Problem::new(Code::Forbidden).message("this account has no place in this instance"));
         };
-        Ok(admission(lease, tenant, Some(authorization), warm_after))
+        Ok(admission(lease, None, tenant, Some(authorization), warm_after))
     }
 
     async fn global(
@@ -116,9 +144,15 @@ impl Instances {
         }
         // A token that we no longer accept (an ended session, say) must not work at the instance either.
         let authorization = principal.is_ok().then(|| headers.get(header::AUTHORIZATION).cloned()).flatten();
+        let guest = if principal.is_ok() {
+            None
+        } else {
+            let full = || Problem::new(Code::Overloaded).retry_after(Duration::from_secs(2));
+            Some(Arc::clone(&self.guests).try_acquire_owned().map_err(|_| full())?)
+        };
         let tenant = TenantId::global();
         let (lease, warm_after) = self.lease(&tenant).await?;
-        Ok(admission(lease, tenant, authorization, warm_after))
+        Ok(admission(lease, guest, tenant, authorization, warm_after))
     }
 
     fn principal(&self, headers: &HeaderMap, recognised: &Recognised) -> Result<Principal, Problem> {
@@ -148,17 +182,19 @@ impl Instances {
 
 fn admission(
     lease: Lease,
+    guest: Option<OwnedSemaphorePermit>,
     tenant: TenantId,
     authorization: Option<HeaderValue>,
     warm_after: Option<Duration>,
 ) -> Admission {
-    let target = Target { address: lease.address(), epoch: lease.epoch(), lease: Some(lease) };
+    let (address, epoch) = (lease.address(), lease.epoch());
+    let target = Target { address, epoch, hold: Some(Hold { lease, _guest: guest }) };
     Admission { target, tenant, authorization, warm_after }
 }
 
 #[cfg(test)]
 fn fixed(address: SocketAddr) -> Admission {
-    let target = Target { address, epoch: 0, lease: None };
+    let target = Target { address, epoch: 0, hold: None };
     Admission { target, tenant: TenantId::global(), authorization: None, warm_after: None }
 }
 

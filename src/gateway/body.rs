@@ -17,6 +17,7 @@ use http_body::SizeHint;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use super::access::Hold;
 use super::pool::Driver;
 use super::pool::Key;
 use super::pool::Pool;
@@ -24,7 +25,6 @@ use super::pool::Upstream;
 use super::stall::Alarm;
 use super::upload::Standing;
 use super::upload::Upload;
-use crate::supervisor::Lease;
 
 /// Why a response body ended early; hyper closes the client's connection on it.
 #[derive(Debug, thiserror::Error)]
@@ -88,14 +88,14 @@ pub(crate) struct Held {
     pub(crate) pool: Rc<Pool>,
     pub(crate) key: Key,
     pub(crate) upload: Option<Arc<Upload>>,
-    pub(crate) lease: Option<Lease>,
+    pub(crate) hold: Option<Hold>,
 }
 
 impl Held {
     /// The answer has passed. A connection that still carries the request's body cannot be used again.
     pub(crate) fn finish(self) {
-        let Self { upstream, pool, key, upload, lease } = self;
-        drop(lease);
+        let Self { upstream, pool, key, upload, hold } = self;
+        drop(hold);
         if upload.is_none_or(|upload| upload.standing() == Standing::Done) {
             pool.put(key, upstream);
         }

@@ -48,6 +48,9 @@ impl Cors {
 
     /// Says on an answer who may read it.
     pub(crate) fn apply(&self, origin: Option<&HeaderValue>, answer: &mut HeaderMap) {
+        if origin.is_some() {
+            answer.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+        }
         match self {
             Self::Any => {
                 answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
@@ -62,6 +65,9 @@ impl Cors {
         }
     }
 }
+
+/// What scripts of other origins may read of an answer, beyond the usual.
+const EXPOSED: HeaderValue = HeaderValue::from_static("retry-after, x-request-id, x-pocketfleet-error");
 
 #[cfg(test)]
 mod tests {

@@ -26,6 +26,7 @@ use tokio::task::coop::unconstrained;
 use tokio::time::Instant;
 use tokio::time::timeout;
 
+use super::access::Hold;
 use super::body::Body;
 use super::body::Held;
 use super::body::Relay;
@@ -37,7 +38,6 @@ use super::upload::Standing;
 use super::upload::Upload;
 use crate::error::Code;
 use crate::error::Problem;
-use crate::supervisor::Lease;
 
 /// An instance listens on loopback and accepts at once or not at all.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,7 +49,7 @@ const MAX_HEAD: usize = 64 * 1024;
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     pub(crate) epoch: u64,
-    pub(crate) lease: Option<Lease>,
+    pub(crate) hold: Option<Hold>,
 }
 
 /// Sends requests to instances from one worker thread.
@@ -103,7 +103,7 @@ impl Forwarder {
                 Ok(answer) => {
                     return self.relay(
                         answer,
-                        Held { upstream, pool: Rc::clone(&self.pool), key, upload, lease: target.lease },
+                        Held { upstream, pool: Rc::clone(&self.pool), key, upload, hold: target.hold },
                         alarm,
                     );
                 }
@@ -120,7 +120,7 @@ impl Forwarder {
         match self.exchange(&mut upstream, request, upload.as_deref(), alarm).await {
             Ok(answer) => self.relay(
                 answer,
-                Held { upstream, pool: Rc::clone(&self.pool), key, upload, lease: target.lease },
+                Held { upstream, pool: Rc::clone(&self.pool), key, upload, hold: target.hold },
                 alarm,
             ),
             Err(failure) => Err(problem(&failure, upload.as_deref())),
@@ -180,7 +180,7 @@ impl Forwarder {
     }
 
     fn relay(&self, answer: Response<Incoming>, mut held: Held, alarm: &Alarm) -> Result<Response<Body>, Problem> {
-        if let Some(lease) = &held.lease {
+        if let Some(lease) = &held.hold {
             lease.answered();
         }
         // Upgrades are never asked for, so a switch of protocols is a broken instance.

@@ -4,6 +4,7 @@
 //! `Connection` names, and the trusted headers are added after.
 
 use hyper::HeaderMap;
+use hyper::Response;
 use hyper::Uri;
 use hyper::header;
 use hyper::header::HeaderName;
@@ -121,6 +122,21 @@ pub(crate) fn strip_response(headers: &mut HeaderMap) {
     if headers.contains_key(header::SET_COOKIE) {
         strip_cookie_domains(headers);
     }
+}
+
+/// Says that an answer is one caller's: the same address answers everybody differently, and a file that a browser kept
+/// must not be shown to the next who signs in there.
+pub(crate) fn keep_private<B>(mut response: Response<B>) -> Response<B> {
+    let headers = response.headers_mut();
+    headers.append(header::VARY, HeaderValue::from_static("Authorization"));
+    let kept = headers
+        .get(header::CACHE_CONTROL)
+        .and_then(|value| value.to_str().ok())
+        .filter(|value| !value.split(',').any(|word| matches!(word.trim(), "private" | "no-store")));
+    if let Some(value) = kept.and_then(|value| HeaderValue::try_from(format!("private, {value}")).ok()) {
+        headers.insert(header::CACHE_CONTROL, value);
+    }
+    response
 }
 
 fn remove_where(headers: &mut HeaderMap, doomed: impl Fn(&str) -> bool) {

@@ -91,7 +91,7 @@ impl Gateway {
         slow_request: Duration,
         router: axum::Router,
     ) -> Self {
-        let access = Access::Instances(Instances { supervisor, verifier, tenancy });
+        let access = Access::Instances(Instances::new(supervisor, verifier, tenancy));
         Self::with_access(config, access, metrics, slow_request, router)
     }
 

@@ -24,10 +24,6 @@ pub(crate) fn reply(problem: &Problem, shape: Shape, request_id: &str) -> Respon
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_POCKETFLEET_ERROR, HeaderValue::from_static(problem.code.as_str()));
-    headers.insert(
-        header::ACCESS_CONTROL_EXPOSE_HEADERS,
-        HeaderValue::from_static("retry-after, x-request-id, x-pocketfleet-error"),
-    );
     if let Some(seconds) = problem.retry_after_seconds() {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }

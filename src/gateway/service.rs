@@ -161,7 +161,8 @@ impl Service {
                 seen.by = Answerer::Tenant;
                 check_length(request.headers(), self.config.max_body_bytes)?;
                 let admission = self.access.tenant(request.headers(), &peer.recognised).await?;
-                self.pass_on(peer, tag, request, admission, self.config.max_body_bytes, seen).await
+                let response = self.pass_on(peer, tag, request, admission, self.config.max_body_bytes, seen).await;
+                response.map(headers::keep_private)
             }
             Route::Global(call) => self.global(peer, tag, request, call, seen).await,
             Route::Later => Err(Problem::new(Code::NotImplemented)),

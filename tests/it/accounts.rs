@@ -182,3 +182,87 @@ async fn a_login_flood_is_bounded_and_other_routes_stay_quick() {
     assert!(statuses.iter().all(|status| matches!(status, 400 | 429 | 503)), "{statuses:?}");
     assert!(statuses.iter().filter(|status| **status != 400).count() >= 30, "{statuses:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_logout_ends_everything_that_was_refreshed_from_the_same_sign_in() {
+    let app = TestApp::start().await;
+    let ada = app.user("ada").await;
+    let refresh = async |user: &crate::support::User| {
+        let token = crate::support::eventually("a new token", async || {
+            let answer: Value = user.post("/auth/refresh", json!({})).await.json().await.unwrap();
+            let token = answer["token"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned();
+            (token != user.token).then_some(token)
+        });
+        crate::support::User { token: token.await, ..user.clone() }
+    };
+    let second = refresh(&ada).await;
+    let third = refresh(&second).await;
+    // The first token is in its grace and still good; ending it ends the others.
+    assert_eq!(ada.post("/auth/logout", json!({})).await.status(), 204);
+    for user in [&ada, &second, &third] {
+        assert_eq!(user.get("/auth/me").await.status(), 401);
+    }
+    app.sign_in(&ada.email, &ada.password).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_logout_that_races_a_refresh_wins() {
+    let app = TestApp::start().await;
+    for round in 0..6 {
+        let ada = app.user(&format!("ada{round}")).await;
+        // Into the next second, so that a refresh gives another token.
+        crate::support::eventually("another second", async || {
+            (app.sign_in(&ada.email, &ada.password).await.token != ada.token).then_some(())
+        })
+        .await;
+        let (refreshed, ended) =
+            tokio::join!(ada.post("/auth/refresh", json!({})), ada.post("/auth/logout", json!({})),);
+        assert_eq!(ended.status(), 204);
+        assert!(matches!(refreshed.status().as_u16(), 200 | 401), "{}", refreshed.status());
+        if refreshed.status() == 200 {
+            let token = refreshed.json::<Value>().await.unwrap()["token"].as_str().unwrap().to_owned();
+            let heir = crate::support::User { token, ..ada.clone() };
+            assert_eq!(heir.get("/auth/me").await.status(), 401, "round {round}: the session lives on");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_who_read_a_picture_slowly_do_not_keep_others_from_signing_in() {
+    let app = TestApp::with("instances.max_in_flight = 20\ninstances.wake_timeout = \"5s\"\n").await;
+    let ada = app.user("ada").await;
+    let picture = vec![0x89_u8; 4 << 20];
+    let mut body = b"--b\r\nContent-Disposition: form-data; name=\"avatar\"; filename=\"a.png\"\r\n\
+        Content-Type: image/png\r\n\r\n\x89PNG\r\n\x1a\n"
+        .to_vec();
+    body.extend_from_slice(&picture);
+    body.extend_from_slice(b"\r\n--b--\r\n");
+    let path = format!("/api/collections/users/records/{}", ada.id);
+    let changed = ada
+        .request(Method::PATCH, &path)
+        .header("content-type", "multipart/form-data; boundary=b")
+        .body(body)
+        .send()
+        .await
+        .unwrap();
+    let status = changed.status();
+    let record: Value = changed.json().await.unwrap();
+    assert_eq!(status, 200, "{record}");
+    let request =
+        format!("GET /api/files/users/{}/{} HTTP/1.1\r\nHost: x\r\n\r\n", ada.id, record["avatar"].as_str().unwrap());
+    let address = app.base.trim_start_matches("http://").parse().unwrap();
+    let mut idle = Vec::new();
+    for _ in 0..40 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut stream = socket.connect(address).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes()).await.unwrap();
+        idle.push(stream);
+    }
+    crate::support::eventually("they are being served", async || {
+        (app.tenant("global")["in_flight"].as_u64().unwrap() >= 10).then_some(())
+    })
+    .await;
+    app.sign_in(&ada.email, &ada.password).await;
+    drop(idle);
+}
