@@ -13,6 +13,7 @@ use rustix::fs::inotify::CreateFlags;
 use rustix::fs::inotify::WatchFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
 
 use crate::supervisor::process;
 
@@ -45,6 +46,16 @@ impl Announcement {
             let mut events = [0; 512];
             while rustix::io::read(watch.get_ref(), &mut events).is_ok_and(|read| read > 0) {}
             ready.clear_ready();
+        }
+    }
+}
+
+impl Drop for Announcement {
+    /// Closing an inotify instance waits 10 to 20 ms in the kernel (it synchronises with all readers of its marks), and
+    /// a waiting client must not wait for that.
+    fn drop(&mut self) {
+        if let (Some(watch), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn_blocking(move || drop(watch));
         }
     }
 }
