@@ -21,6 +21,18 @@ fn pid(app: &TestApp, tenant: &str) -> Option<i32> {
     app.tenant(tenant)["pid"].as_i64().map(|pid| i32::try_from(pid).unwrap())
 }
 
+/// Changes a tenant's placement in the control database of a pocketfleet that does not run.
+fn edit_placement(app: &TestApp, tenant: &str, change: impl FnOnce(&mut Value)) {
+    let database = rusqlite::Connection::open(app.data().join("control.db")).unwrap();
+    let key = format!("place.{tenant}");
+    let value: Vec<u8> =
+        database.query_row("SELECT value FROM records WHERE key = ?1", [&key], |row| row.get(0)).unwrap();
+    let mut record: Value = serde_json::from_slice(&value).unwrap();
+    change(&mut record);
+    let value = serde_json::to_vec(&record).unwrap();
+    assert_eq!(database.execute("UPDATE records SET value = ?2 WHERE key = ?1", (&key, value)).unwrap(), 1);
+}
+
 /// Creates notes until told to stop; the titles that were acknowledged.
 async fn write_until(user: User, stop: Arc<AtomicBool>) -> BTreeSet<String> {
     let mut acknowledged = BTreeSet::new();
@@ -158,15 +170,7 @@ async fn an_orphan_without_a_record_is_found_by_its_lock_and_stopped() {
     let orphan = pid(&app, &ada.id).unwrap();
     app.kill();
     // As if we had died between the start and the note of it.
-    let database = rusqlite::Connection::open(app.data().join("control.db")).unwrap();
-    let key = format!("place.{}", ada.id);
-    let value: Vec<u8> =
-        database.query_row("SELECT value FROM records WHERE key = ?1", [&key], |row| row.get(0)).unwrap();
-    let mut record: Value = serde_json::from_slice(&value).unwrap();
-    record["process"] = Value::Null;
-    let value = serde_json::to_vec(&record).unwrap();
-    assert_eq!(database.execute("UPDATE records SET value = ?2 WHERE key = ?1", (&key, value)).unwrap(), 1);
-    drop(database);
+    edit_placement(&app, &ada.id, |record| record["process"] = Value::Null);
     app.launch().await;
     let ada = ada.at(&app);
     assert_eq!(ada.titles().await, ["x"]);
@@ -250,21 +254,15 @@ async fn a_reused_pid_in_the_record_is_never_signalled() {
     app.put_to_sleep(&ada.id);
     let mut bystander = crate::support::command("tail").args(["-f", "/dev/null"]).spawn().unwrap();
     app.kill();
-    let key = format!("place.{}", ada.id);
-    let database = rusqlite::Connection::open(app.data().join("control.db")).unwrap();
-    let value: Vec<u8> =
-        database.query_row("SELECT value FROM records WHERE key = ?1", [&key], |row| row.get(0)).unwrap();
-    let mut record: Value = serde_json::from_slice(&value).unwrap();
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-    record["state"] = "owned".into();
-    record["incarnation"] = "earlier".into();
-    record["process"] = serde_json::json!({
-        "boot_id": boot.trim(), "pid": bystander.id(), "start_tick": 1, "pidfd_inode": 1,
-        "address": "127.64.0.1:20000", "binary_sha256": "",
+    edit_placement(&app, &ada.id, |record| {
+        record["state"] = "owned".into();
+        record["incarnation"] = "earlier".into();
+        record["process"] = serde_json::json!({
+            "boot_id": boot.trim(), "pid": bystander.id(), "start_tick": 1, "pidfd_inode": 1,
+            "address": "127.64.0.1:20000", "binary_sha256": "",
+        });
     });
-    let value = serde_json::to_vec(&record).unwrap();
-    assert_eq!(database.execute("UPDATE records SET value = ?2 WHERE key = ?1", (&key, value)).unwrap(), 1);
-    drop(database);
     app.launch().await;
     assert_eq!(ada.at(&app).titles().await, ["x"]);
     assert!(bystander.try_wait().unwrap().is_none(), "the bystander was killed");
