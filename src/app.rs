@@ -155,7 +155,7 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
     let mut front = tokio::spawn(gateway.run(listener, shutdown.clone()));
     let control = tokio::spawn(socket.serve(api::control::router(state), shutdown.clone()));
     supervisor.wake_pinned();
-    if let Err(error) = std::fs::write(folders.at("run").join("address"), listen.to_string()) {
+    if let Err(error) = note_address(&folders.at("run"), listen) {
         tracing::warn!(%error, "note the address in run/address");
     }
     tracing::info!(listen = %listen, data = %folders.root.display(), duration_ms = begun.elapsed().as_millis(), "listening");
@@ -282,6 +282,13 @@ async fn prepare_pocketbase(config: &Config, folders: &Folders) -> anyhow::Resul
         templates.golden("global").context("the global template, without which nobody can sign in")?;
     }
     Ok((binary, templates))
+}
+
+/// Whole or not at all: scripts wait for this file.
+fn note_address(folder: &Path, listen: SocketAddr) -> std::io::Result<()> {
+    let fresh = folder.join("address.new");
+    std::fs::write(&fresh, listen.to_string())?;
+    std::fs::rename(fresh, folder.join("address"))
 }
 
 fn incarnation() -> String {

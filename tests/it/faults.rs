@@ -217,10 +217,19 @@ async fn a_database_that_somebody_locks_for_a_while_is_no_reason_for_quarantine(
     .await;
 }
 
+/// A program that is not left to the other tests when this one fails.
+struct Guard(std::process::Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closed_standard_error_does_not_stop_the_server() {
     let dir = tempfile::tempdir().unwrap();
-    let mut child = crate::support::pocketfleet()
+    let child = crate::support::pocketfleet()
         .args(["serve", "--listen", "127.0.0.1:0", "--pocketbase"])
         .arg(crate::support::pocketbase())
         .arg("--data")
@@ -229,7 +238,8 @@ async fn a_closed_standard_error_does_not_stop_the_server() {
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    drop(child.stderr.take());
+    let mut child = Guard(child);
+    drop(child.0.stderr.take());
     let address =
         eventually("it listens", async || std::fs::read_to_string(dir.path().join("data/run/address")).ok()).await;
     let base = format!("http://{address}");
@@ -240,8 +250,8 @@ async fn a_closed_standard_error_does_not_stop_the_server() {
     let body = serde_json::json!({"email": "a@example.com", "password": "correct horse"});
     let http = reqwest::Client::new();
     assert_eq!(http.post(format!("{base}/auth/register")).json(&body).send().await.unwrap().status(), 201);
-    signal(i32::try_from(child.id()).unwrap(), "TERM");
-    let ended = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
+    signal(i32::try_from(child.0.id()).unwrap(), "TERM");
+    let ended = tokio::task::spawn_blocking(move || child.0.wait().unwrap()).await.unwrap();
     assert!(ended.success(), "{ended}");
     assert!(crate::support::processes_in(dir.path()).is_empty());
 }
