@@ -210,11 +210,11 @@ async fn a_logout_that_races_a_refresh_wins() {
     let app = TestApp::start().await;
     for round in 0..6 {
         let ada = app.user(&format!("ada{round}")).await;
-        // Into the next second, so that a refresh gives another token.
-        crate::support::eventually("another second", async || {
-            (app.sign_in(&ada.email, &ada.password).await.token != ada.token).then_some(())
-        })
-        .await;
+        // Into the next second, so that a refresh gives another token; and without another sign-in, whose token could be
+        // the same as the refreshed one and rightly lives on.
+        let second = || std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let signed_in = second();
+        crate::support::eventually("another second", async || (second() > signed_in).then_some(())).await;
         let (refreshed, ended) =
             tokio::join!(ada.post("/auth/refresh", json!({})), ada.post("/auth/logout", json!({})),);
         assert_eq!(ended.status(), 204);
