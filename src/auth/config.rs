@@ -19,7 +19,8 @@ pub struct Config {
     pub attempts_per_ip: NonZeroU32,
     /// Registrations from one client address per minute.
     pub registrations_per_ip: NonZeroU32,
-    /// Wrong passwords for one account before further attempts are delayed.
+    /// Wrong passwords for one account from one address before further attempts are delayed; 20 times as many from
+    /// everywhere delay the account.
     pub free_failures: u32,
     /// The first such delay; each further failure doubles it.
     #[serde(with = "humantime_serde")]

@@ -93,6 +93,25 @@ async fn kill_of_an_instance_under_load_loses_nothing_acknowledged_and_disturbs_
     assert!(lost.is_empty(), "lost: {lost:?}");
 }
 
+/// Reads until told to stop; what answers must answer rightly. How many did.
+async fn read_until(user: User, stop: Arc<AtomicBool>) -> usize {
+    let mut answered = 0;
+    while !stop.load(Ordering::SeqCst) {
+        match user.request(reqwest::Method::GET, "/api/collections/notes/records").send().await {
+            Ok(answer) if answer.status() == 200 => {
+                // A body that breaks off with the server is an error, never another body.
+                if let Ok(body) = answer.json::<Value>().await {
+                    assert_eq!(body["items"][0]["title"], "before");
+                    answered += 1;
+                }
+            }
+            Ok(answer) => assert!(matches!(answer.status().as_u16(), 502..=504), "{}", answer.status()),
+            Err(_) => pause().await,
+        }
+    }
+    answered
+}
+
 async fn all_titles(user: &User) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     for page in 1.. {
@@ -134,11 +153,16 @@ async fn kill_of_pocketfleet_leaves_twenty_instances_serving_and_the_next_one_ad
     for (n, user) in users.iter().enumerate().take(4) {
         writers.push((n, tokio::spawn(write_until(user.clone(), Arc::clone(&stop)))));
     }
+    let readers: Vec<_> =
+        users[4..8].iter().map(|user| tokio::spawn(read_until(user.clone(), Arc::clone(&stop)))).collect();
     for _ in 0..10 {
         pause().await;
     }
     app.kill();
     stop.store(true, Ordering::SeqCst);
+    for reader in readers {
+        assert!(reader.await.unwrap() > 0);
+    }
     let mut acknowledged = Vec::new();
     for (n, writer) in writers {
         acknowledged.push((n, writer.await.unwrap()));

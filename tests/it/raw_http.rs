@@ -84,7 +84,7 @@ async fn malformed_requests_get_a_4xx_and_no_instance_sees_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_instance_sees_one_forwarded_address_which_is_ours() {
+async fn a_spoofed_address_makes_nobody_a_superuser() {
     let app = TestApp::start().await;
     let ada = app.user("ada").await;
     ada.note("x").await;
