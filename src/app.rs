@@ -18,7 +18,6 @@ use std::time::Instant;
 use anyhow::Context;
 use anyhow::anyhow;
 use rustix::fs::FlockOperation;
-use time::OffsetDateTime;
 
 use crate::api;
 use crate::api::About;
@@ -296,15 +295,7 @@ fn incarnation() -> String {
 }
 
 fn global_tenant() -> Tenant {
-    Tenant {
-        id: TenantId::global(),
-        kind: Kind::Global,
-        template: "global".to_owned(),
-        owner: None,
-        pinned: true,
-        suspended: false,
-        created_at: OffsetDateTime::now_utc(),
-    }
+    Tenant { pinned: true, ..Tenant::new(TenantId::global(), Kind::Global, "global", None) }
 }
 
 /// Makes the admin of the configuration once the global instance answers, unless there is one.

@@ -25,6 +25,19 @@ pub enum Kind {
     Global,
     /// One user's own.
     Personal,
+    /// Shared by its members, or an app of its own with users of its own.
+    Workspace,
+}
+
+/// Whose accounts a tenant's callers have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Identity {
+    /// Ours: they sign in at the global instance, and membership decides.
+    #[default]
+    Global,
+    /// The instance's own `users`: its sign-in is its own affair, and its tokens pass through untouched.
+    Own,
 }
 
 /// A tenant as the control plane knows it.
@@ -44,9 +57,41 @@ pub struct Tenant {
     /// Refused to everybody until an operator lifts it.
     #[serde(default)]
     pub suspended: bool,
+    /// What it is called in addresses, beside its id: `{slug}.{domain}` and `/t/{slug}/`. Workspaces only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slug: Option<String>,
+    /// What people call it. Workspaces only.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// Whose accounts its callers have.
+    #[serde(default)]
+    pub identity: Identity,
+    /// Paths that anybody may read (GET and HEAD) without a credential, such as `/api/collections/posts/records`; a
+    /// `*` at the end stands for any rest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub public_read: Vec<String>,
     /// When the tenant was registered.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: time::OffsetDateTime,
+}
+
+impl Tenant {
+    /// A tenant of a template, made now, with nothing out of the ordinary.
+    pub fn new(id: TenantId, kind: Kind, template: impl Into<String>, owner: Option<UserId>) -> Self {
+        Self {
+            id,
+            kind,
+            template: template.into(),
+            owner,
+            pinned: false,
+            suspended: false,
+            slug: None,
+            name: String::new(),
+            identity: Identity::Global,
+            public_read: Vec::new(),
+            created_at: time::OffsetDateTime::now_utc(),
+        }
+    }
 }
 
 fn key_of(id: &TenantId) -> String {

@@ -44,15 +44,8 @@ impl Tenancy {
         if let Some(known) = self.personal(user) {
             return Ok(known);
         }
-        let wanted = Tenant {
-            id: TenantId::personal(user),
-            kind: Kind::Personal,
-            template: self.personal_template.to_string(),
-            owner: Some(user.clone()),
-            pinned: false,
-            suspended: false,
-            created_at: OffsetDateTime::now_utc(),
-        };
+        let id = TenantId::personal(user);
+        let wanted = Tenant::new(id, Kind::Personal, &*self.personal_template, Some(user.clone()));
         let tenant = self.tenants.create_or_find(wanted).await?;
         if belongs(&tenant, user) {
             Ok(tenant.id.clone())

@@ -85,15 +85,8 @@ fn user_id(text: &str) -> UserId {
 }
 
 fn tenant(id: &str) -> Tenant {
-    Tenant {
-        id: tenant_id(id),
-        kind: Kind::Personal,
-        template: "personal".to_owned(),
-        owner: Some(user_id(id)),
-        pinned: false,
-        suspended: false,
-        created_at: OffsetDateTime::UNIX_EPOCH,
-    }
+    let personal = Tenant::new(tenant_id(id), Kind::Personal, "personal", Some(user_id(id)));
+    Tenant { created_at: OffsetDateTime::UNIX_EPOCH, ..personal }
 }
 
 fn session(token: &str, user: &str, expires_in: i64) -> Session {
