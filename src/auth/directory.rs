@@ -59,6 +59,8 @@ pub(super) struct Account {
     pub(super) collection: Arc<str>,
     /// Key of the account's auth tokens.
     pub(super) key: Key,
+    /// Key of its file tokens, when the collection has a secret for those.
+    pub(super) file_key: Option<Key>,
     pub(super) role: Role,
     pub(super) email: Arc<str>,
 }
@@ -88,6 +90,7 @@ struct Open {
 struct Users {
     id: Arc<str>,
     secret: Arc<str>,
+    file_secret: Option<Arc<str>>,
 }
 
 /// Reader of the accounts database.
@@ -262,14 +265,16 @@ impl Open {
         if let Some(users) = &self.users {
             return Ok(users.clone());
         }
-        let sql = "SELECT id, json_extract(options, '$.authToken.secret') FROM _collections \
-                   WHERE name = 'users' AND type = 'auth'";
-        let (id, secret) = self
-            .connection
-            .query_row(sql, [], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?)))?;
+        let sql = "SELECT id, json_extract(options, '$.authToken.secret'), json_extract(options, '$.fileToken.secret') \
+                   FROM _collections WHERE name = 'users' AND type = 'auth'";
+        let (id, secret, file_secret) = self.connection.query_row(sql, [], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?, row.get::<_, Option<String>>(2)?))
+        })?;
+        let present = |secret: &String| !secret.is_empty();
         // A key without the collection's half would be forgeable by whoever knows a tokenKey alone.
-        let secret = secret.filter(|secret| !secret.is_empty()).ok_or(Unreadable::NoSecret)?;
-        let users = Users { id: id.into(), secret: secret.into() };
+        let secret = secret.filter(present).ok_or(Unreadable::NoSecret)?;
+        let file_secret = file_secret.filter(present).map(Into::into);
+        let users = Users { id: id.into(), secret: secret.into(), file_secret };
         self.users = Some(users.clone());
         Ok(users)
     }
@@ -287,6 +292,7 @@ impl Open {
             user,
             collection: users.id,
             key: Key::new(&token_key, &users.secret),
+            file_key: users.file_secret.map(|secret| Key::new(&token_key, &secret)),
             role: Role::of(role.as_deref().unwrap_or_default()),
             email: email.unwrap_or_default().into(),
         }))

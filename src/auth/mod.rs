@@ -27,6 +27,7 @@ use crate::error::Code;
 use crate::error::Problem;
 use crate::ids::UserId;
 use crate::pocketbase::token;
+use crate::pocketbase::token::Signer;
 use crate::pocketbase::token::Unverified;
 use crate::store::sessions::SessionId;
 use crate::store::sessions::Sessions;
@@ -46,6 +47,9 @@ pub use keeper::Keeper;
 use directory::Account;
 use directory::Directory;
 use keeper::Adoptions;
+
+/// How long a file token lives (`PocketBase`'s default).
+const FILE_TOKEN_TTL: Duration = Duration::from_mins(3);
 
 /// What an account may do, from least to most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -153,6 +157,12 @@ impl From<Error> for Problem {
     }
 }
 
+fn principal(account: &Account, session: SessionId, exp: u64) -> Result<Principal, Error> {
+    let expires = UNIX_EPOCH.checked_add(Duration::from_secs(exp)).ok_or(token::Error::Malformed)?;
+    let (user, email) = (account.user.clone(), Arc::clone(&account.email));
+    Ok(Principal { user, role: account.role, email, session, expires })
+}
+
 /// Verifies user tokens locally: no round trip, also while the global instance is down. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Verifier {
@@ -204,14 +214,7 @@ impl Verifier {
             return Err(Error::Foreign);
         }
         let claims = unverified.verify(&account.key, now)?;
-        let expires = UNIX_EPOCH.checked_add(Duration::from_secs(claims.exp)).ok_or(token::Error::Malformed)?;
-        let principal = Principal {
-            user: account.user.clone(),
-            role: account.role,
-            email: Arc::clone(&account.email),
-            session: SessionId::of(token),
-            expires,
-        };
+        let principal = principal(&account, SessionId::of(token), claims.exp)?;
         Ok((principal, account))
     }
 
@@ -225,6 +228,37 @@ impl Verifier {
                 self.adoptions.adopt(&principal, now);
                 Ok(principal)
             }
+        }
+    }
+
+    /// A token for protected files in the name of this session, as `PocketBase` gives it (`POST /api/files/token`):
+    /// short-lived, sent as `?token=`, and worth nothing once the session has ended. `None` when the accounts
+    /// collection has no secret for such tokens.
+    pub fn file_token(&self, principal: &Principal, now: SystemTime) -> Result<Option<String>, Error> {
+        let account = self.directory.account(principal.user.as_str())?;
+        let Some(key) = account.file_key.clone() else { return Ok(None) };
+        let (collection_id, record_id) = (account.collection.to_string(), account.user.to_string());
+        let session = Some(principal.session.to_string());
+        Ok(Some(Signer { collection_id, record_id, key }.mint_file(now, FILE_TOKEN_TTL, session)))
+    }
+
+    /// Who a file token of ours speaks for.
+    pub fn verify_file(&self, token: &str, now: SystemTime) -> Result<Principal, Error> {
+        let unverified = Unverified::parse(token)?;
+        if unverified.claims().kind != "file" {
+            return Err(Error::Foreign);
+        }
+        let account = self.directory.account(&unverified.claims().id)?;
+        if *unverified.claims().collection_id != *account.collection {
+            return Err(Error::Foreign);
+        }
+        let claims = unverified.verify(account.file_key.as_ref().ok_or(Error::Foreign)?, now)?;
+        let session = claims.session.as_deref().and_then(SessionId::parse).ok_or(Error::Foreign)?;
+        let principal = principal(&account, session, claims.exp)?;
+        // Nothing is adopted here: the session was known when the token was made.
+        match self.sessions.find(&principal.session).as_deref().map(|session| &session.status) {
+            Some(Status::Revoked) => Err(Error::Revoked),
+            _ => Ok(principal),
         }
     }
 

@@ -15,14 +15,24 @@ use hyper::header::HeaderValue;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 
+use super::config::Config;
 use super::forward::Target;
+use super::guests::GuestPlace;
+use super::guests::Guests;
+use super::query::token_in;
 use super::route::GlobalCall;
+use super::tenant_access::Ask;
+use super::tenant_access::Strangers;
+use super::tenant_access::Verdict;
+use super::tenant_route::is_listed;
 use crate::auth::Accepted;
 use crate::auth::Principal;
 use crate::auth::Verifier;
 use crate::error::Code;
 use crate::error::Problem;
 use crate::ids::TenantId;
+use crate::ids::UserId;
+use crate::store::tenants::Tenant;
 use crate::supervisor::Lease;
 use crate::supervisor::Priority;
 use crate::supervisor::Supervisor;
@@ -32,11 +42,20 @@ use crate::tenancy::Tenancy;
 /// strangers who read pictures slowly must not take them.
 const GUESTS: usize = 16;
 
+/// A stranger's place, which bounds how many of them there are at once.
+#[derive(Debug)]
+pub(crate) enum Guest {
+    /// At the global instance.
+    Global { _place: OwnedSemaphorePermit },
+    /// At a tenant that lets strangers in.
+    Tenant(GuestPlace),
+}
+
 /// What a passed-on request holds until its answer is through.
 #[derive(Debug)]
 pub(crate) struct Hold {
     lease: Lease,
-    _guest: Option<OwnedSemaphorePermit>,
+    _guest: Option<Guest>,
 }
 
 impl Hold {
@@ -46,13 +65,25 @@ impl Hold {
     }
 }
 
+/// The one credential that an instance sees.
+#[derive(Debug)]
+pub(crate) enum Credential {
+    /// None, whatever was sent.
+    Nothing,
+    /// A token of the instance, in exchange for ours.
+    Exchanged(HeaderValue),
+    /// What was sent: it is the instance's own to judge, in the header and in the query.
+    AsSent(Option<HeaderValue>),
+}
+
 /// Leave to pass a request on.
 #[derive(Debug)]
 pub(crate) struct Admission {
     pub(crate) target: Target,
     pub(crate) tenant: TenantId,
-    /// The one credential that the instance sees.
-    pub(crate) authorization: Option<HeaderValue>,
+    pub(crate) credential: Credential,
+    /// The instance's own file token in place of ours.
+    pub(crate) file_token: Option<String>,
     /// How long it took when the instance was awake and had room; `None` when the request had to wait.
     pub(crate) warm_after: Option<Duration>,
 }
@@ -77,16 +108,95 @@ pub(crate) struct Instances {
     pub(crate) supervisor: Supervisor,
     pub(crate) verifier: Verifier,
     pub(crate) tenancy: Tenancy,
+    /// At the global instance.
     pub(crate) guests: Arc<Semaphore>,
+    /// At tenants that let them in.
+    pub(crate) strangers: Strangers,
+}
+
+impl Admission {
+    pub(crate) fn new(
+        lease: Lease,
+        guest: Option<Guest>,
+        tenant: &TenantId,
+        credential: Credential,
+        warm_after: Option<Duration>,
+    ) -> Self {
+        let (address, epoch) = (lease.address(), lease.epoch());
+        let target = Target { address, epoch, hold: Some(Hold { lease, _guest: guest }) };
+        Self { target, tenant: tenant.clone(), credential, file_token: None, warm_after }
+    }
+
+    /// For a user of ours, with a token of their own row in the instance.
+    pub(crate) fn of_user(
+        lease: Lease,
+        tenant: &TenantId,
+        user: &UserId,
+        warm_after: Option<Duration>,
+    ) -> Result<Self, Problem> {
+        let Some(token) = lease.user_authorization(user) else {
+            return Err(Problem::new(Code::Forbidden).message("this account has no place in this instance"));
+        };
+        Ok(Self::new(lease, None, tenant, Credential::Exchanged(token), warm_after))
+    }
+
+    /// Exchanges the file token as well.
+    #[must_use]
+    pub(crate) fn with_file_token(mut self, user: &UserId) -> Self {
+        self.file_token = self.target.hold.as_ref().and_then(|hold| hold.lease.user_file_token(user));
+        self
+    }
 }
 
 impl Instances {
-    pub(crate) fn new(supervisor: Supervisor, verifier: Verifier, tenancy: Tenancy) -> Self {
-        Self { supervisor, verifier, tenancy, guests: Arc::new(Semaphore::new(GUESTS)) }
+    pub(crate) fn new(supervisor: Supervisor, verifier: Verifier, tenancy: Tenancy, config: &Config) -> Self {
+        let guests = Arc::new(Semaphore::new(GUESTS));
+        let strangers = Guests::new(config.public_wakes, config.hosted_sign_ins_per_ip);
+        Self { supervisor, verifier, tenancy, guests, strangers }
     }
 }
 
 impl Access {
+    /// What becomes of a request to a tenant's address.
+    pub(crate) async fn named(&self, ask: &Ask<'_>, recognised: &Recognised) -> Result<Verdict, Problem> {
+        match self {
+            Self::Instances(instances) => instances.named(ask, recognised).await,
+            Self::Nothing => Err(not_found()),
+            #[cfg(test)]
+            Self::Fixed(address) => Ok(Verdict::Forward(Box::new(fixed(*address)))),
+        }
+    }
+
+    /// Admission to a file of the caller's own instance, by header or by file token.
+    pub(crate) async fn file(
+        &self,
+        headers: &HeaderMap,
+        query: Option<&str>,
+        recognised: &Recognised,
+    ) -> Result<Admission, Problem> {
+        match self {
+            Self::Instances(instances) => instances.file(headers, query, recognised).await,
+            Self::Nothing => Err(not_found()),
+            #[cfg(test)]
+            Self::Fixed(address) => Ok(fixed(*address)),
+        }
+    }
+
+    /// Admission to a hook's route in the caller's own instance.
+    pub(crate) async fn custom(
+        &self,
+        headers: &HeaderMap,
+        path: &str,
+        recognised: &Recognised,
+    ) -> Result<Admission, Problem> {
+        match self {
+            Self::Instances(instances) => instances.custom(headers, path, recognised).await,
+            Self::Nothing => Err(not_found()),
+            #[cfg(test)]
+            Self::Fixed(address) => Ok(fixed(*address)),
+        }
+    }
+
     /// Admission to the caller's own instance.
     pub(crate) async fn tenant(&self, headers: &HeaderMap, recognised: &Recognised) -> Result<Admission, Problem> {
         match self {
@@ -116,15 +226,60 @@ impl Access {
 impl Instances {
     async fn tenant(&self, headers: &HeaderMap, recognised: &Recognised) -> Result<Admission, Problem> {
         let principal = self.principal(headers, recognised)?;
+        self.own_instance(&principal).await
+    }
+
+    async fn own_instance(&self, principal: &Principal) -> Result<Admission, Problem> {
         let tenant = match self.tenancy.personal(&principal.user) {
             Some(tenant) => tenant,
-            None => self.register(&principal).await?,
+            None => self.register(principal).await?,
         };
         let (lease, warm_after) = self.lease(&tenant).await?;
-        let Some(authorization) = lease.user_authorization(&principal.user) else {
-            return Err(Problem::new(Code::Forbidden).message("this account has no place in this instance"));
+        Admission::of_user(lease, &tenant, &principal.user, warm_after)
+    }
+
+    async fn file(
+        &self,
+        headers: &HeaderMap,
+        query: Option<&str>,
+        recognised: &Recognised,
+    ) -> Result<Admission, Problem> {
+        let principal = match token_in(query) {
+            Some(token) if !headers.contains_key(header::AUTHORIZATION) => {
+                self.verifier.verify_file(&token, SystemTime::now()).map_err(Problem::from)
+            }
+            _ => self.principal(headers, recognised),
         };
-        Ok(admission(lease, None, tenant, Some(authorization), warm_after))
+        // Without a credential nobody can tell whose file it is: there is none at this address.
+        let principal = principal.map_err(|problem| match problem.code {
+            Code::Unauthorized => not_found(),
+            _ => problem,
+        })?;
+        Ok(self.own_instance(&principal).await?.with_file_token(&principal.user))
+    }
+
+    async fn custom(&self, headers: &HeaderMap, path: &str, recognised: &Recognised) -> Result<Admission, Problem> {
+        // Whoever is nobody here learns nothing about what hooks serve.
+        let principal = self.principal(headers, recognised).map_err(|problem| match problem.code {
+            Code::Unauthorized => not_found(),
+            _ => problem,
+        })?;
+        let tenant = self.tenancy.resolve(principal.user.as_str());
+        if tenant.is_some_and(|tenant| self.has_route(&tenant, path)) {
+            self.own_instance(&principal).await
+        } else {
+            Err(not_found())
+        }
+    }
+
+    /// Whether the tenant's template lists a hook's route.
+    pub(crate) fn has_route(&self, tenant: &Tenant, path: &str) -> bool {
+        self.supervisor.templates().traits(&tenant.template).is_some_and(|traits| is_listed(&traits.routes, path))
+    }
+
+    /// Whether the tenant's template has public files.
+    pub(crate) fn has_pages(&self, tenant: &Tenant) -> bool {
+        self.supervisor.templates().traits(&tenant.template).is_some_and(|traits| traits.has_public)
     }
 
     async fn global(
@@ -148,14 +303,15 @@ impl Instances {
             None
         } else {
             let full = || Problem::new(Code::Overloaded).retry_after(Duration::from_secs(2));
-            Some(Arc::clone(&self.guests).try_acquire_owned().map_err(|_| full())?)
+            Some(Guest::Global { _place: Arc::clone(&self.guests).try_acquire_owned().map_err(|_| full())? })
         };
         let tenant = TenantId::global();
         let (lease, warm_after) = self.lease(&tenant).await?;
-        Ok(admission(lease, guest, tenant, authorization, warm_after))
+        let credential = authorization.map_or(Credential::Nothing, Credential::Exchanged);
+        Ok(Admission::new(lease, guest, &tenant, credential, warm_after))
     }
 
-    fn principal(&self, headers: &HeaderMap, recognised: &Recognised) -> Result<Principal, Problem> {
+    pub(crate) fn principal(&self, headers: &HeaderMap, recognised: &Recognised) -> Result<Principal, Problem> {
         let token = headers.get(header::AUTHORIZATION).and_then(token_of).ok_or_else(unauthorized)?;
         self.verifier.verify_again(token, SystemTime::now(), &mut recognised.borrow_mut()).map_err(|error| {
             let problem = Problem::from(error);
@@ -170,7 +326,7 @@ impl Instances {
         })
     }
 
-    async fn lease(&self, tenant: &TenantId) -> Result<(Lease, Option<Duration>), Problem> {
+    pub(crate) async fn lease(&self, tenant: &TenantId) -> Result<(Lease, Option<Duration>), Problem> {
         let asked = Instant::now();
         if let Some(lease) = self.supervisor.try_lease(tenant) {
             return Ok((lease, Some(asked.elapsed())));
@@ -180,26 +336,15 @@ impl Instances {
     }
 }
 
-fn admission(
-    lease: Lease,
-    guest: Option<OwnedSemaphorePermit>,
-    tenant: TenantId,
-    authorization: Option<HeaderValue>,
-    warm_after: Option<Duration>,
-) -> Admission {
-    let (address, epoch) = (lease.address(), lease.epoch());
-    let target = Target { address, epoch, hold: Some(Hold { lease, _guest: guest }) };
-    Admission { target, tenant, authorization, warm_after }
-}
-
 #[cfg(test)]
 fn fixed(address: SocketAddr) -> Admission {
     let target = Target { address, epoch: 0, hold: None };
-    Admission { target, tenant: TenantId::global(), authorization: None, warm_after: None }
+    let (credential, file_token) = (Credential::Nothing, None);
+    Admission { target, tenant: TenantId::global(), credential, file_token, warm_after: None }
 }
 
 /// `T` or `Bearer T`, the scheme in any case, as `PocketBase` takes it.
-fn token_of(value: &HeaderValue) -> Option<&str> {
+pub(crate) fn token_of(value: &HeaderValue) -> Option<&str> {
     let text = value.to_str().ok()?.trim();
     let token = match text.split_at_checked(7) {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer ") => token.trim(),
@@ -208,7 +353,7 @@ fn token_of(value: &HeaderValue) -> Option<&str> {
     (!token.is_empty()).then_some(token)
 }
 
-fn unauthorized() -> Problem {
+pub(crate) fn unauthorized() -> Problem {
     Problem::new(Code::Unauthorized).message("the request requires valid record authorization token")
 }
 

@@ -16,6 +16,12 @@ pub struct Config {
     pub workers: usize,
     /// The URL that users see; empty = `http://<listen>`.
     pub public_url: String,
+    /// The domain below which tenants have hosts of their own, `{tenant}.{domain}`; empty = none.
+    pub domain: String,
+    /// Times that strangers may wake one tenant within a minute.
+    pub public_wakes: u32,
+    /// Sign-ins at one hosted app from one client address within a minute.
+    pub hosted_sign_ins_per_ip: u32,
     /// Proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpAddr>,
     /// Origins that browsers may call from; `*` = any.
@@ -66,6 +72,10 @@ pub struct Invalid {
 impl Config {
     /// Checks what the types cannot say. The first setting that is not usable is the error.
     pub fn validate(&self) -> Result<(), Invalid> {
+        if !is_domain(&self.domain) {
+            let allowed = "a host name such as \"apps.example.com\", or empty";
+            return Err(Invalid { key: "domain", value: self.domain.clone(), allowed });
+        }
         for (key, value, least, allowed) in [
             ("max_connections", self.max_connections, 1, "a number from 1 to 1000000"),
             ("max_connections_per_ip", self.max_connections_per_ip, 1, "a number from 1 to 1000000"),
@@ -101,6 +111,17 @@ impl Config {
     }
 }
 
+/// Empty, or labels with dots between them.
+fn is_domain(text: &str) -> bool {
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    text.is_empty() || (text.len() <= 200 && text.split('.').all(is_label))
+}
+
 /// `*`, or `scheme://host[:port]` without a path, in visible ASCII.
 fn is_origin(text: &str) -> bool {
     if text == "*" {
@@ -134,6 +155,10 @@ pub(crate) mod tests {
         for origin in ["", "app.example.com", "https://", "https://a/b", "ftp://a", "https://a b", "https://*.a"] {
             let config = Config { cors_origins: vec![origin.to_owned()], ..defaults() };
             assert_eq!(config.validate().unwrap_err().key, "cors_origins", "{origin}");
+        }
+        for domain in [".example.com", "example.com.", "a b", "https://a", "a:80", "-a.b"] {
+            let config = Config { domain: domain.to_owned(), ..defaults() };
+            assert_eq!(config.validate().unwrap_err().key, "domain", "{domain}");
         }
         let config = Config { max_connections: 0, ..defaults() };
         assert_eq!(config.validate().unwrap_err().key, "max_connections");

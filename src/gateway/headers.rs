@@ -124,6 +124,15 @@ pub(crate) fn strip_response(headers: &mut HeaderMap) {
     }
 }
 
+/// Puts the prefix of a tenant's address back in front of where an instance points to on itself.
+pub(crate) fn relocate(headers: &mut HeaderMap, prefix: &str) {
+    let Some(location) = headers.get(header::LOCATION).and_then(|value| value.to_str().ok()) else { return };
+    let is_own = location.starts_with('/') && !location.starts_with("//");
+    if let Some(Ok(value)) = is_own.then(|| HeaderValue::try_from(format!("{prefix}{location}"))) {
+        headers.insert(header::LOCATION, value);
+    }
+}
+
 /// Says that an answer is one caller's: the same address answers everybody differently, and a file that a browser kept
 /// must not be shown to the next who signs in there.
 pub(crate) fn keep_private<B>(mut response: Response<B>) -> Response<B> {

@@ -24,16 +24,22 @@ mod config;
 mod cors;
 mod forward;
 mod framing;
+mod guests;
 mod headers;
 mod io;
 mod meters;
+mod named;
 mod path;
+mod place;
 mod pool;
+mod query;
 mod reply;
 mod request_id;
 mod route;
 mod service;
 mod stall;
+mod tenant_access;
+mod tenant_route;
 #[cfg(test)]
 mod tests;
 mod upload;
@@ -91,7 +97,7 @@ impl Gateway {
         slow_request: Duration,
         router: axum::Router,
     ) -> Self {
-        let access = Access::Instances(Instances::new(supervisor, verifier, tenancy));
+        let access = Access::Instances(Instances::new(supervisor, verifier, tenancy, &config));
         Self::with_access(config, access, metrics, slow_request, router)
     }
 

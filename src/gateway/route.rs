@@ -3,6 +3,8 @@
 
 use hyper::Method;
 
+use super::tenant_route::is_custom;
+
 /// Where a request goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Route<'a> {
@@ -14,6 +16,13 @@ pub(crate) enum Route<'a> {
     Global(GlobalCall<'a>),
     /// Forwarded to the caller's own instance.
     Tenant,
+    /// A file of the caller's own instance.
+    File,
+    /// The event stream, and subscriptions to it.
+    Realtime,
+    /// A path under `/api/` that neither `PocketBase` nor we know: a route of the caller's instance, if its template
+    /// lists it.
+    Custom,
     /// Part of `PocketBase`'s API that is not offered yet.
     Later,
     /// Part of `PocketBase`'s API that is not offered.
@@ -42,9 +51,8 @@ pub(crate) fn route<'a>(method: &Method, path: &'a str) -> Route<'a> {
         return api(method, rest);
     }
     match path {
-        "/api" | "/_" | "/t" => Route::Absent,
+        "/api" | "/_" => Route::Absent,
         _ if path.starts_with("/_/") => Route::Absent,
-        _ if path.starts_with("/t/") => Route::Later,
         _ => Route::Own,
     }
 }
@@ -55,9 +63,11 @@ fn api<'a>(method: &Method, rest: &'a str) -> Route<'a> {
         ("collections", Some(tail)) => collection(method, tail),
         ("files", Some(tail)) => file(method, tail),
         ("batch", None) if method == Method::POST => Route::Tenant,
-        ("realtime" | "oauth2-redirect", None) => Route::Later,
+        ("realtime", None) if method == Method::GET || method == Method::POST => Route::Realtime,
+        ("oauth2-redirect", None) => Route::Own,
         ("v1" | "health" | "keys", _) => Route::Own,
         _ if first.starts_with("queue") || first.starts_with("meetings") => Route::Own,
+        _ if is_custom(first) => Route::Custom,
         _ => Route::Absent,
     }
 }
@@ -105,8 +115,7 @@ fn users<'a>(method: &Method, call: &'a str) -> Route<'a> {
 
 fn file<'a>(method: &Method, tail: &'a str) -> Route<'a> {
     if tail == "token" {
-        // A token that no download accepts would be worse than none.
-        return if method == Method::POST { Route::Later } else { Route::Absent };
+        return if method == Method::POST { Route::Own } else { Route::Absent };
     }
     let mut parts = tail.split('/');
     let (Some(name), Some(id), Some(file), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
@@ -117,14 +126,14 @@ fn file<'a>(method: &Method, tail: &'a str) -> Route<'a> {
     } else if is_users(name) {
         Route::Global(GlobalCall::Picture)
     } else if is_open(name) {
-        Route::Tenant
+        Route::File
     } else {
         Route::Absent
     }
 }
 
 /// What the rest of a collection's path names.
-enum Records<'a> {
+pub(super) enum Records<'a> {
     /// `records`
     All,
     /// `records/{id}`
@@ -134,7 +143,7 @@ enum Records<'a> {
 }
 
 impl<'a> Records<'a> {
-    fn of(call: &'a str) -> Self {
+    pub(super) fn of(call: &'a str) -> Self {
         match call.split_once('/') {
             None if call == "records" => Self::All,
             Some(("records", id)) if !id.is_empty() && !id.contains('/') => Self::One(id),
@@ -143,17 +152,17 @@ impl<'a> Records<'a> {
     }
 }
 
-fn is_read(method: &Method) -> bool {
+pub(super) fn is_read(method: &Method) -> bool {
     method == Method::GET || method == Method::HEAD
 }
 
 /// `PocketBase` finds collections without regard to case.
-fn is_users(name: &str) -> bool {
+pub(super) fn is_users(name: &str) -> bool {
     name.eq_ignore_ascii_case("users") || name.eq_ignore_ascii_case("_pb_users_auth_")
 }
 
 /// Collection names and ids are `\w+`; the system's own are not for callers, whichever name they use.
-fn is_open(name: &str) -> bool {
+pub(super) fn is_open(name: &str) -> bool {
     !name.is_empty()
         && !name.starts_with('_')
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
@@ -192,6 +201,8 @@ mod tests {
                 ("GET", "/openapi.json"),
                 ("GET", "/docs/x"),
                 ("GET", "/api/health"),
+                ("GET|POST", "/api/oauth2-redirect"),
+                ("POST", "/api/files/token"),
                 ("GET", "/queue_updates"),
                 ("GET", "/ws"),
                 (ANY, "/api/keys"),
@@ -242,7 +253,6 @@ mod tests {
             &[
                 ("GET|HEAD|POST", "/api/collections/notes/records"),
                 ("GET|HEAD|PATCH|DELETE", "/api/collections/notes/records/b5c3xih3gtjb48z"),
-                ("GET|HEAD", "/api/files/notes/b5c3xih3gtjb48z/a_x1.png"),
                 ("POST", "/api/batch"),
                 ("GET", "/api/collections/pbc_1234567890/records"),
             ],
@@ -250,14 +260,17 @@ mod tests {
     }
 
     #[test]
+    fn files_realtime_and_routes_of_hooks() {
+        check(|method, path| route(method, path) == Route::File, &[("GET|HEAD", "/api/files/notes/x/a_x1.png")]);
+        check(|method, path| route(method, path) == Route::Realtime, &[("GET|POST", "/api/realtime")]);
+        check(|method, path| route(method, path) == Route::Custom, &[(ANY, "/api/hello"), (ANY, "/api/hello/you")]);
+    }
+
+    #[test]
     fn later_routes() {
         check(
             |method, path| route(method, path) == Route::Later,
             &[
-                ("GET|POST", "/api/realtime"),
-                (ANY, "/t/acme/api/collections/notes/records"),
-                ("GET|POST", "/api/oauth2-redirect"),
-                ("POST", "/api/files/token"),
                 ("POST", "/api/collections/users/request-otp"),
                 ("POST", "/api/collections/users/auth-with-oauth2"),
                 ("POST", "/api/collections/users/confirm-email-change"),
@@ -315,6 +328,7 @@ mod tests {
                 ("POST|DELETE", "/api/files/notes/x/y"),
                 (ANY, "/api/realtime/"),
                 (ANY, "/api/Health"),
+                ("PUT|PATCH|DELETE|HEAD", "/api/realtime"),
             ],
         );
     }
@@ -323,7 +337,7 @@ mod tests {
         #[test]
         fn only_the_listed_shapes_reach_an_instance(path in "/(api|_|t|x)(/[a-zA-Z_]{0,12}){0,5}") {
             for method in [Method::GET, Method::POST, Method::PATCH, Method::DELETE] {
-                if route(&method, &path) == Route::Tenant {
+                if matches!(route(&method, &path), Route::Tenant | Route::File) {
                     let collections = path.starts_with("/api/collections/") && path.contains("/records");
                     prop_assert!(collections || path.starts_with("/api/files/") || path == "/api/batch", "{}", path);
                     prop_assert!(!path.starts_with("/api/collections/_") && !path.starts_with("/api/files/_"));

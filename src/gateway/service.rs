@@ -21,6 +21,7 @@ use tower::ServiceExt;
 
 use super::access::Access;
 use super::access::Admission;
+use super::access::Credential;
 use super::access::Recognised;
 use super::access::not_found;
 use super::body::Body;
@@ -34,6 +35,9 @@ use super::io::Upgraded;
 use super::meters::Answerer;
 use super::meters::Meters;
 use super::path;
+use super::place::Domain;
+use super::place::Place;
+use super::query::with_token;
 use super::reply::reply;
 use super::request_id::Tag;
 use super::request_id::X_REQUEST_ID;
@@ -65,12 +69,13 @@ pub(crate) struct Blueprint {
 /// Answers requests on one worker thread.
 #[derive(Debug)]
 pub(crate) struct Service {
-    config: Arc<Config>,
-    access: Access,
+    pub(super) config: Arc<Config>,
+    pub(super) access: Access,
     forwarder: Forwarder,
     router: axum::Router,
     cors: Cors,
-    trusted: TrustedProxies,
+    domain: Domain,
+    pub(super) trusted: TrustedProxies,
     meters: Meters,
     slow_request: Duration,
 }
@@ -78,20 +83,34 @@ pub(crate) struct Service {
 /// The other end of one connection.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    address: IpAddr,
+    pub(super) address: IpAddr,
     /// Whether it is believed when it speaks of somebody else.
     is_trusted: bool,
     forwarded_for: Option<HeaderValue>,
     upgraded: Upgraded,
     alarm: Alarm,
-    recognised: Recognised,
+    pub(super) recognised: Recognised,
 }
 
 /// What is learnt about a request while it is answered, for its log line and its counters.
-struct Seen {
-    by: Answerer,
-    shape: Shape,
-    tenant: Option<TenantId>,
+pub(super) struct Seen {
+    pub(super) by: Answerer,
+    pub(super) shape: Shape,
+    pub(super) tenant: Option<TenantId>,
+}
+
+/// A request on its way to an instance.
+pub(super) struct Passage {
+    pub(super) admission: Admission,
+    /// How much of the path names the tenant and is not for the instance.
+    pub(super) cut: usize,
+}
+
+impl Passage {
+    /// The path as it came.
+    fn whole(admission: Admission) -> Self {
+        Self { admission, cut: 0 }
+    }
 }
 
 impl Service {
@@ -100,6 +119,7 @@ impl Service {
         Self {
             forwarder: Forwarder::new(config.response_timeout, config.body_idle_timeout),
             cors: Cors::new(&config.cors_origins),
+            domain: Domain::new(&config.domain),
             trusted: TrustedProxies::new(&config.trusted_proxies),
             meters: Meters::new(&metrics),
             config,
@@ -152,22 +172,51 @@ impl Service {
         if let Some(response) = Cors::preflight(request.method(), request.headers()) {
             return Ok(response);
         }
+        match self.domain.place(request.headers(), uri, &path) {
+            Place::Home => {}
+            Place::Tenant(named) => {
+                // The headers are moved with the request; the name is all that is still needed of them.
+                let named = named.detach();
+                return self.named(peer, tag, request, &named, seen).await;
+            }
+            Place::Nowhere => {
+                seen.shape = Shape::PocketBase;
+                return Err(not_found());
+            }
+        }
         let route = route(request.method(), &path);
         seen.shape = if route == Route::Own { Shape::Own } else { Shape::PocketBase };
         match route {
             Route::Own => self.own(peer, tag, request, None).await,
-            Route::OwnAccount(rest) => self.own(peer, tag, request, Some(rest)).await,
-            Route::Tenant => {
-                seen.by = Answerer::Tenant;
-                check_length(request.headers(), self.config.max_body_bytes)?;
-                let admission = self.access.tenant(request.headers(), &peer.recognised).await?;
-                let response = self.pass_on(peer, tag, request, admission, self.config.max_body_bytes, seen).await;
-                response.map(headers::keep_private)
+            Route::OwnAccount(rest) => {
+                self.own(peer, tag, request, Some(&format!("/api/collections/users/{rest}"))).await
             }
+            Route::Tenant => {
+                self.check_tenant_call(&request, seen)?;
+                let admission = self.access.tenant(request.headers(), &peer.recognised).await?;
+                self.pass_on(peer, tag, request, Passage::whole(admission), seen).await
+            }
+            Route::File => {
+                self.check_tenant_call(&request, seen)?;
+                let admission = self.access.file(request.headers(), uri.query(), &peer.recognised).await?;
+                self.pass_on(peer, tag, request, Passage::whole(admission), seen).await
+            }
+            Route::Custom => {
+                self.check_tenant_call(&request, seen)?;
+                let admission = self.access.custom(request.headers(), &path, &peer.recognised).await?;
+                self.pass_on(peer, tag, request, Passage::whole(admission), seen).await
+            }
+            Route::Realtime => Err(Problem::new(Code::NotImplemented)),
             Route::Global(call) => self.global(peer, tag, request, call, seen).await,
             Route::Later => Err(Problem::new(Code::NotImplemented)),
             Route::Absent => Err(not_found()),
         }
+    }
+
+    /// What is looked at before anybody is asked who may.
+    pub(super) fn check_tenant_call(&self, request: &Request<Incoming>, seen: &mut Seen) -> Result<(), Problem> {
+        seen.by = Answerer::Tenant;
+        check_length(request.headers(), self.config.max_body_bytes)
     }
 
     /// The raw checks; the result is the decoded path.
@@ -191,13 +240,13 @@ impl Service {
         Ok(path)
     }
 
-    /// Our own router answers; `account` is the rest of an account path under its canonical collection name.
-    async fn own(
+    /// Our own router answers, at `path` if the request came by another.
+    pub(super) async fn own(
         &self,
         peer: &Peer,
         tag: &Tag,
         request: Request<Incoming>,
-        account: Option<&str>,
+        path: Option<&str>,
     ) -> Result<Response<Body>, Problem> {
         let limit = self.config.max_json_bytes.max(self.config.max_account_bytes);
         check_length(request.headers(), limit)?;
@@ -207,8 +256,8 @@ impl Service {
         parts.headers.insert(X_REQUEST_ID, tag.header());
         parts.extensions.insert(ClientIp(client));
         parts.extensions.insert(tag.extension());
-        if let Some(rest) = account {
-            parts.uri = account_uri(&parts.uri, rest)?;
+        if let Some(path) = path {
+            parts.uri = at_path(&parts.uri, path)?;
         }
         let body = RequestBody::new(incoming, limit, self.config.body_idle_timeout);
         let request = Request::from_parts(parts, axum::body::Body::new(body));
@@ -233,27 +282,45 @@ impl Service {
         seen.by = Answerer::Global;
         check_length(request.headers(), self.config.max_account_bytes)?;
         let admission = self.access.global(&call, request.headers(), &peer.recognised).await?;
-        self.pass_on(peer, tag, request, admission, self.config.max_account_bytes, seen).await
+        self.pass_on(peer, tag, request, Passage::whole(admission), seen).await
     }
 
-    async fn pass_on(
+    pub(super) async fn pass_on(
         &self,
         peer: &Peer,
         tag: &Tag,
         request: Request<Incoming>,
-        admission: Admission,
-        limit: u64,
+        passage: Passage,
         seen: &mut Seen,
     ) -> Result<Response<Body>, Problem> {
-        let Admission { target, tenant, authorization, warm_after } = admission;
+        let Passage { admission: Admission { target, tenant, credential, file_token, warm_after }, cut } = passage;
+        let limit = if tenant.is_global() { self.config.max_account_bytes } else { self.config.max_body_bytes };
+        // An instance's own tokens in the query are its own affair; ours never reach it.
+        let replaces_token = file_token.is_some() || matches!(credential, Credential::Nothing);
+        let (authorization, is_private) = match credential {
+            Credential::Nothing => (None, false),
+            Credential::Exchanged(value) => (Some(value), true),
+            Credential::AsSent(value) => {
+                let is_private = value.is_some();
+                (value, is_private)
+            }
+        };
         if let Some(after) = warm_after {
             self.meters.warm(after);
         }
+        let is_tenant = !tenant.is_global();
         seen.tenant = Some(tenant);
         let (parts, incoming) = request.into_parts();
         let mut outgoing = Request::new(RequestBody::new(incoming, limit, self.config.body_idle_timeout));
         *outgoing.method_mut() = parts.method.clone();
-        *outgoing.uri_mut() = origin_form(&parts.uri);
+        *outgoing.uri_mut() = if is_tenant && replaces_token && parts.uri.query().is_some() {
+            target_uri(&parts.uri, cut, with_token(parts.uri.query(), file_token.as_deref()).as_deref())?
+        } else if cut > 0 {
+            target_uri(&parts.uri, cut, parts.uri.query())?
+        } else {
+            origin_form(&parts.uri)
+        };
+        let prefix = parts.uri.path().get(..cut).unwrap_or_default().to_owned();
         *outgoing.version_mut() = Version::HTTP_11;
         *outgoing.headers_mut() = self.instance_headers(peer, tag, parts, authorization);
         let mut response = self.forwarder.forward(outgoing, target, &peer.alarm).await?;
@@ -262,7 +329,10 @@ impl Service {
         if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
             response.headers_mut().remove(header::CONTENT_LENGTH);
         }
-        Ok(response)
+        if !prefix.is_empty() {
+            headers::relocate(response.headers_mut(), &prefix);
+        }
+        Ok(if is_tenant && is_private { headers::keep_private(response) } else { response })
     }
 
     /// The caller's headers without anything forged, then ours.
@@ -312,12 +382,19 @@ fn origin_form(uri: &Uri) -> Uri {
     uri.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from)
 }
 
-fn account_uri(uri: &Uri, rest: &str) -> Result<Uri, Problem> {
-    let path = format!("/api/collections/users/{rest}");
+/// What follows the first `cut` bytes of the path, with another query.
+fn target_uri(uri: &Uri, cut: usize, query: Option<&str>) -> Result<Uri, Problem> {
+    let path = uri.path().get(cut..).unwrap_or("/");
+    let target = query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+    PathAndQuery::try_from(target).map(Uri::from).map_err(|_| Problem::new(Code::InvalidRequest))
+}
+
+/// The same query at another path of ours.
+fn at_path(uri: &Uri, path: &str) -> Result<Uri, Problem> {
     if uri.path() == path {
         return Ok(uri.clone());
     }
-    let target = uri.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
+    let target = uri.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
     PathAndQuery::try_from(target).map(Uri::from).map_err(|_| Problem::new(Code::InvalidRequest))
 }
 

@@ -95,6 +95,8 @@ pub struct Signers {
     pub superuser: Signer,
     /// The rows of `users`.
     pub users: HashMap<UserId, Signer>,
+    /// The same rows with the keys of their file tokens.
+    pub files: HashMap<UserId, Signer>,
 }
 
 /// Whether an edit must survive a power cut when it returns.
@@ -151,7 +153,10 @@ pub fn apply_settings(path: &Path, settings: &[(&str, Value)]) -> Result<(), Err
 /// Reads what minting tokens for the control superuser and for every row of `users` needs.
 pub fn signers(path: &Path) -> Result<Signers, Error> {
     let connection = open(path, Access::Read)?;
-    let read = || Ok(Signers { superuser: read_superuser(&connection)?, users: read_users(&connection)? });
+    let read = || {
+        let (users, files) = read_users(&connection)?;
+        Ok(Signers { superuser: read_superuser(&connection)?, users, files })
+    };
     read().map_err(|error| at(path, error))
 }
 
@@ -183,15 +188,19 @@ pub fn quick_check(path: &Path) -> Result<(), Error> {
     Err(Error::Damaged { path: path.to_owned(), detail: lines.join("; ") })
 }
 
-/// Id and auth token secret of an auth collection.
-fn collection(connection: &Connection, name: &str) -> rusqlite::Result<Option<(String, String)>> {
-    let sql = "SELECT id, json_extract(CAST(options AS TEXT), '$.authToken.secret') FROM _collections
-               WHERE type = 'auth' AND name = ?1";
-    connection.query_row(sql, [name], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+/// Id, auth token secret and file token secret of an auth collection.
+fn collection(connection: &Connection, name: &str) -> rusqlite::Result<Option<(String, String, Option<String>)>> {
+    let sql = "SELECT id, json_extract(CAST(options AS TEXT), '$.authToken.secret'),
+                      json_extract(CAST(options AS TEXT), '$.fileToken.secret')
+               FROM _collections WHERE type = 'auth' AND name = ?1";
+    connection.query_row(sql, [name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()
 }
 
+/// Signers by user: of auth tokens, and of file tokens.
+type UserSigners = (HashMap<UserId, Signer>, HashMap<UserId, Signer>);
+
 fn read_superuser(connection: &Connection) -> Result<Signer, EditError> {
-    let (collection_id, secret) = collection(connection, "_superusers")?.ok_or(EditError::Missing("superusers"))?;
+    let (collection_id, secret, _) = collection(connection, "_superusers")?.ok_or(EditError::Missing("superusers"))?;
     let row = connection
         .query_row("SELECT id, tokenKey FROM _superusers WHERE email = ?1", [CONTROL_EMAIL], |row| {
             Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
@@ -201,19 +210,27 @@ fn read_superuser(connection: &Connection) -> Result<Signer, EditError> {
     Ok(Signer { collection_id, record_id, key: Key::new(&token_key, &secret) })
 }
 
-fn read_users(connection: &Connection) -> Result<HashMap<UserId, Signer>, EditError> {
-    let Some((collection_id, secret)) = collection(connection, USERS)? else { return Ok(HashMap::new()) };
+fn read_users(connection: &Connection) -> Result<UserSigners, EditError> {
+    let Some((collection_id, secret, file_secret)) = collection(connection, USERS)? else {
+        return Ok(UserSigners::default());
+    };
     let mut statement = connection.prepare(&format!("SELECT id, tokenKey FROM {}", quoted(USERS)))?;
     let mut rows = statement.query([])?;
-    let mut users = HashMap::new();
+    let (mut users, mut files) = UserSigners::default();
     while let Some(row) = rows.next()? {
         let (record_id, token_key): (String, String) = (row.get(0)?, row.get(1)?);
         // An id outside our alphabet cannot be one of a global account.
         let Ok(user) = UserId::parse(&record_id) else { continue };
+        // Half a key would be no secret.
+        if let Some(secret) = file_secret.as_ref().filter(|secret| !secret.is_empty()) {
+            let key = Key::new(&token_key, secret);
+            let signer = Signer { collection_id: collection_id.clone(), record_id: record_id.clone(), key };
+            files.insert(user.clone(), signer);
+        }
         let key = Key::new(&token_key, &secret);
         users.insert(user, Signer { collection_id: collection_id.clone(), record_id, key });
     }
-    Ok(users)
+    Ok((users, files))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

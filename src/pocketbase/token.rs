@@ -51,6 +51,9 @@ pub struct Claims {
     /// Issued at, which `PocketBase` itself never sets; one in the future makes the token invalid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iat: Option<u64>,
+    /// Ours, on file tokens that we mint: the session they were asked for with, so that they end with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
 }
 
 /// The secret half of a record's tokens: `tokenKey` + collection secret.
@@ -148,13 +151,23 @@ pub struct Signer {
 impl Signer {
     /// Mints an auth token that lives `ttl` from `now` and cannot be refreshed.
     pub fn mint(&self, now: SystemTime, ttl: Duration) -> String {
+        self.sign("auth", now, ttl, None)
+    }
+
+    /// The same for a file token, which protected files ask for as `?token=`; the key must be that of file tokens.
+    pub fn mint_file(&self, now: SystemTime, ttl: Duration, session: Option<String>) -> String {
+        self.sign("file", now, ttl, session)
+    }
+
+    fn sign(&self, kind: &str, now: SystemTime, ttl: Duration, session: Option<String>) -> String {
         let claims = Claims {
             collection_id: self.collection_id.clone(),
             exp: seconds(now).saturating_add(ttl.as_secs()),
             id: self.record_id.clone(),
             refreshable: false,
-            kind: "auth".to_owned(),
+            kind: kind.to_owned(),
             iat: None,
+            session,
         };
         let payload = serde_json::to_vec(&claims).unwrap_or_default();
         let signed = format!("{HEADER}.{}", URL_SAFE_NO_PAD.encode(payload));

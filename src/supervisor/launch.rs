@@ -217,7 +217,7 @@ fn unreadable(error: &database::Error) -> Failure {
 /// Reads the keys of an instance. Nobody's token is ever minted for the global one but the control superuser's.
 pub(crate) fn signers(tenant: &TenantId, path: &Path) -> Result<Signers, database::Error> {
     if tenant.is_global() {
-        return Ok(Signers { superuser: database::superuser(path)?, users: HashMap::new() });
+        return Ok(Signers { superuser: database::superuser(path)?, users: HashMap::new(), files: HashMap::new() });
     }
     database::signers(path)
 }

@@ -282,6 +282,25 @@ impl Supervisor {
         }
     }
 
+    /// Whether the instance is awake, at this moment.
+    pub fn is_awake(&self, tenant: &TenantId) -> bool {
+        self.fleet.registry.get(tenant).is_some_and(|slot| slot.running().is_some())
+    }
+
+    /// Whether the instance holds a file of this record, also while it sleeps. Both are single names; the collection is
+    /// looked for.
+    pub fn has_file(&self, tenant: &TenantId, record: &str, name: &str) -> bool {
+        let is_single = |name: &str| !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\0']);
+        let storage = self.fleet.folder(tenant).join("pb_data").join("storage");
+        let Ok(collections) = std::fs::read_dir(storage) else { return false };
+        is_single(record)
+            && is_single(name)
+            && collections.flatten().any(|collection| {
+                let path = collection.path().join(record).join(name);
+                path.symlink_metadata().is_ok_and(|metadata| metadata.is_file())
+            })
+    }
+
     /// Path of the instance's database file, also while it sleeps.
     pub fn database(&self, tenant: &TenantId) -> PathBuf {
         self.fleet.folder(tenant).join("pb_data").join("data.db")

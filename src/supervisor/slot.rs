@@ -88,6 +88,10 @@ impl Running {
         mint(&self.signers.superuser, SystemTime::now(), PROOF_TTL)
     }
 
+    fn file_token(&self, user: &UserId) -> Option<String> {
+        Some(self.signers.files.get(user)?.mint_file(SystemTime::now(), FILE_TOKEN_TTL, None))
+    }
+
     /// The token of a user's row, minted again shortly before it expires.
     fn user_token(&self, user: &UserId) -> Option<HeaderValue> {
         let now = SystemTime::now();
@@ -103,6 +107,9 @@ impl Running {
         Some(header)
     }
 }
+
+/// How long a file token for one forwarded request lives: until the instance has looked at it.
+const FILE_TOKEN_TTL: Duration = Duration::from_mins(1);
 
 pub(crate) fn mint(signer: &Signer, now: SystemTime, ttl: Duration) -> HeaderValue {
     // A token is base64url and dots, which a header value always takes.
@@ -291,6 +298,11 @@ impl Lease {
     /// has no such row.
     pub fn user_authorization(&self, user: &UserId) -> Option<HeaderValue> {
         self.running.user_token(user)
+    }
+
+    /// A file token of this user's own row in the instance, for one request. `None` when the instance has no such row.
+    pub fn user_file_token(&self, user: &UserId) -> Option<String> {
+        self.running.file_token(user)
     }
 
     /// A token of the control superuser. The instance accepts it only from a loopback address, so it is for calls

@@ -1,0 +1,57 @@
+//! A request to a tenant's address: by host or below `/t/{tenant}/`.
+
+use hyper::Request;
+use hyper::Response;
+use hyper::body::Incoming;
+
+use super::body::Body;
+use super::place::Detached;
+use super::request_id::Tag;
+use super::service::Passage;
+use super::service::Peer;
+use super::service::Seen;
+use super::service::Service;
+use super::tenant_access::Ask;
+use super::tenant_access::Verdict;
+use super::tenant_route::TenantRoute;
+use super::tenant_route::tenant_route;
+use crate::error::Code;
+use crate::error::Problem;
+use crate::error::Shape;
+
+impl Service {
+    /// Answers it, by the instance or by our own router.
+    pub(super) async fn named(
+        &self,
+        peer: &Peer,
+        tag: &Tag,
+        request: Request<Incoming>,
+        named: &Detached,
+        seen: &mut Seen,
+    ) -> Result<Response<Body>, Problem> {
+        seen.shape = Shape::PocketBase;
+        let route = tenant_route(request.method(), &named.path);
+        if route == TenantRoute::Realtime {
+            return Err(Problem::new(Code::NotImplemented));
+        }
+        self.check_tenant_call(&request, seen)?;
+        let ask = Ask {
+            name: &named.name,
+            path: &named.path,
+            query: request.uri().query(),
+            method: request.method(),
+            headers: request.headers(),
+            route,
+            client: self.trusted.client(peer.address, request.headers()),
+        };
+        match self.access.named(&ask, &peer.recognised).await? {
+            Verdict::Own(path) => {
+                seen.by = super::meters::Answerer::Own;
+                self.own(peer, tag, request, Some(&path)).await
+            }
+            Verdict::Forward(admission) => {
+                self.pass_on(peer, tag, request, Passage { admission: *admission, cut: named.cut }, seen).await
+            }
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Who may have what of a tenant that the address names.
+//!
+//! A tenant with our accounts is open to its members; one with accounts of its own is open to whoever its own tokens
+//! or public calls admit. Absent and forbidden look the same: without a credential 401 (404 for files and pages, which
+//! browsers fetch without one), with one 404, whether or not there is such a tenant.
+//!
+//! Invariant: nothing here starts a process before a credential was verified or a public rule matched, and what a
+//! public rule starts is within the tenant's budget.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+use std::time::SystemTime;
+
+use hyper::HeaderMap;
+use hyper::Method;
+use hyper::header;
+use hyper::header::HeaderValue;
+
+use super::access::Admission;
+use super::access::Credential;
+use super::access::Guest;
+use super::access::Instances;
+use super::access::Recognised;
+use super::access::not_found;
+use super::access::token_of;
+use super::access::unauthorized;
+use super::query::token_in;
+use super::route::is_read;
+use super::tenant_route::FilePath;
+use super::tenant_route::SignIn;
+use super::tenant_route::TenantRoute;
+use super::tenant_route::is_listed;
+use crate::auth::Principal;
+use crate::error::Code;
+use crate::error::Problem;
+use crate::store::tenants::Identity;
+use crate::store::tenants::Tenant;
+use crate::supervisor::Priority;
+use crate::tenancy::MemberRole;
+
+/// A request to a tenant's address.
+#[derive(Debug)]
+pub(crate) struct Ask<'a> {
+    /// The slug or id in the address.
+    pub(crate) name: &'a str,
+    /// The decoded path within the tenant.
+    pub(crate) path: &'a str,
+    pub(crate) query: Option<&'a str>,
+    pub(crate) method: &'a Method,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) route: TenantRoute<'a>,
+    pub(crate) client: IpAddr,
+}
+
+/// What becomes of it.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// The instance answers.
+    Forward(Box<Admission>),
+    /// Our own router answers, at this path.
+    Own(String),
+}
+
+/// Who asks, as far as our own accounts know.
+enum Caller {
+    Nobody,
+    Known(Box<Principal>, Option<MemberRole>),
+}
+
+impl Instances {
+    /// Decides on a request to a tenant's address, and takes the lease if an instance answers it.
+    pub(crate) async fn named(&self, ask: &Ask<'_>, recognised: &Recognised) -> Result<Verdict, Problem> {
+        match ask.route {
+            TenantRoute::Health => return Ok(Verdict::Own("/api/health".to_owned())),
+            TenantRoute::OAuth2Redirect => return Ok(Verdict::Own("/api/oauth2-redirect".to_owned())),
+            // The stream and the dashboard have ways of their own.
+            TenantRoute::Absent | TenantRoute::Realtime | TenantRoute::Dashboard => return Err(not_found()),
+            _ => {}
+        }
+        match self.tenancy.resolve(ask.name) {
+            Some(tenant) if tenant.identity == Identity::Own => self.visit(&tenant, ask).await,
+            tenant => self.meet(tenant.as_deref(), ask, recognised).await,
+        }
+    }
+
+    /// A tenant with our accounts, or none at all: the two must not be told apart by those who are not members.
+    async fn meet(
+        &self,
+        tenant: Option<&Tenant>,
+        ask: &Ask<'_>,
+        recognised: &Recognised,
+    ) -> Result<Verdict, Problem> {
+        match ask.route {
+            TenantRoute::SignIn(SignIn { is_users: true, call }) => {
+                return Ok(Verdict::Own(format!("/api/collections/users/{call}")));
+            }
+            TenantRoute::SignIn(_) => return Err(not_found()),
+            TenantRoute::FileToken => return Ok(Verdict::Own("/api/files/token".to_owned())),
+            _ => {}
+        }
+        let caller = self.caller(tenant, ask, recognised)?;
+        if let (TenantRoute::ChangeUser(id), Caller::Known(principal, _)) = (ask.route, &caller) {
+            // Whoever changes themselves changes their account; the row here follows.
+            let is_own = principal.user.as_str() == id && ask.method == Method::PATCH;
+            return if is_own {
+                Ok(Verdict::Own(format!("/api/collections/users/records/{id}")))
+            } else {
+                Err(not_found())
+            };
+        }
+        if let (Some(tenant), Caller::Known(principal, Some(role))) = (tenant, &caller) {
+            return self.member(tenant, ask, principal, *role).await;
+        }
+        match (tenant.filter(|tenant| self.is_public(tenant, ask)), ask.route, caller) {
+            (Some(tenant), ..) => self.stranger(tenant, Credential::Nothing).await,
+            (None, TenantRoute::File(_) | TenantRoute::Page, _) | (None, _, Caller::Known(..)) => Err(not_found()),
+            (None, _, Caller::Nobody) => Err(unauthorized()),
+        }
+    }
+
+    /// A token that is not valid (any more) makes nobody of the caller, as in `PocketBase` itself.
+    fn caller(&self, tenant: Option<&Tenant>, ask: &Ask<'_>, recognised: &Recognised) -> Result<Caller, Problem> {
+        let by_file = |token: &str| self.verifier.verify_file(token, SystemTime::now()).map_err(Problem::from);
+        let principal = if ask.headers.contains_key(header::AUTHORIZATION) {
+            self.principal(ask.headers, recognised)
+        } else {
+            match (ask.route, token_in(ask.query)) {
+                (TenantRoute::File(_), Some(token)) => by_file(&token),
+                _ => return Ok(Caller::Nobody),
+            }
+        };
+        match principal {
+            Ok(principal) => {
+                let role = tenant.and_then(|tenant| self.tenancy.role(tenant, &principal.user));
+                Ok(Caller::Known(Box::new(principal), role))
+            }
+            Err(problem) if problem.code == Code::Unauthorized => Ok(Caller::Nobody),
+            Err(problem) => Err(problem),
+        }
+    }
+
+    async fn member(
+        &self,
+        tenant: &Tenant,
+        ask: &Ask<'_>,
+        principal: &Principal,
+        role: MemberRole,
+    ) -> Result<Verdict, Problem> {
+        if matches!(ask.route, TenantRoute::Custom) && !self.has_route(tenant, ask.path) && !self.is_public(tenant, ask)
+            || matches!(ask.route, TenantRoute::Page) && !self.has_pages(tenant)
+        {
+            return Err(not_found());
+        }
+        if role == MemberRole::Guest && !is_read(ask.method) {
+            return Err(Problem::new(Code::Forbidden).message("guests of this workspace may only read"));
+        }
+        let (lease, warm_after) = self.lease(&tenant.id).await?;
+        let admission = Admission::of_user(lease, &tenant.id, &principal.user, warm_after)?;
+        let admission = if matches!(ask.route, TenantRoute::File(_)) {
+            admission.with_file_token(&principal.user)
+        } else {
+            admission
+        };
+        Ok(Verdict::Forward(Box::new(admission)))
+    }
+
+    /// A tenant with accounts of its own: its tokens pass untouched, and only a valid one wakes it.
+    async fn visit(&self, tenant: &Tenant, ask: &Ask<'_>) -> Result<Verdict, Problem> {
+        if matches!(ask.route, TenantRoute::Custom) && !self.has_route(tenant, ask.path) && !self.is_public(tenant, ask)
+        {
+            return Err(not_found());
+        }
+        let authorization = ask.headers.get(header::AUTHORIZATION);
+        let credential = || Credential::AsSent(authorization.cloned());
+        if let TenantRoute::SignIn(call) = ask.route
+            && call.is_public()
+        {
+            if call.call != "auth-methods" {
+                self.strangers.sign_in(&tenant.id, ask.client, Instant::now())?;
+            }
+            return self.stranger(tenant, credential()).await;
+        }
+        let token = match ask.route {
+            TenantRoute::File(_) => token_in(ask.query).or_else(|| bearer(authorization)),
+            TenantRoute::Page => None,
+            _ => bearer(authorization),
+        };
+        if let Some(token) = token {
+            if let Some(lease) = self.supervisor.try_lease(&tenant.id) {
+                let warm = Some(std::time::Duration::ZERO);
+                return Ok(Verdict::Forward(Box::new(Admission::new(lease, None, &tenant.id, credential(), warm))));
+            }
+            if self.accepts(tenant, token.into_owned()).await? {
+                let lease = self.supervisor.lease(&tenant.id, Priority::Client).await?;
+                return Ok(Verdict::Forward(Box::new(Admission::new(lease, None, &tenant.id, credential(), None))));
+            }
+        }
+        if self.is_public(tenant, ask) {
+            return self.stranger(tenant, credential()).await;
+        }
+        Err(if matches!(ask.route, TenantRoute::File(_) | TenantRoute::Page) { not_found() } else { unauthorized() })
+    }
+
+    /// Whether one of the tenant's own tokens is valid, read from its database; nothing is started for it.
+    async fn accepts(&self, tenant: &Tenant, token: String) -> Result<bool, Problem> {
+        let path = self.supervisor.database(&tenant.id);
+        let looked = tokio::task::spawn_blocking(move || {
+            crate::pocketbase::visitors::accepts(&path, &token, SystemTime::now())
+        });
+        match looked.await {
+            Ok(Ok(accepted)) => Ok(accepted),
+            // A tenant that has never run has no tokens.
+            Ok(Err(crate::pocketbase::database::Error::NoFile { .. })) => Ok(false),
+            Ok(Err(error)) => {
+                tracing::warn!(tenant.id = %tenant.id, %error, "read a hosted app's accounts");
+                Err(Problem::new(Code::TenantBlocked))
+            }
+            Err(_) => Err(Problem::new(Code::ShuttingDown)),
+        }
+    }
+
+    /// Somebody without a credential of ours, within what strangers may have.
+    async fn stranger(&self, tenant: &Tenant, credential: Credential) -> Result<Verdict, Problem> {
+        let place = Guest::Tenant(self.strangers.enter(&tenant.id)?);
+        let asked = Instant::now();
+        let (lease, warm_after) = match self.supervisor.try_lease(&tenant.id) {
+            Some(lease) => (lease, Some(asked.elapsed())),
+            None => {
+                // One that is awake and busy is waited for like by anybody else.
+                if !self.supervisor.is_awake(&tenant.id) {
+                    self.strangers.wake(&tenant.id, asked)?;
+                }
+                (self.supervisor.lease(&tenant.id, Priority::Client).await?, None)
+            }
+        };
+        Ok(Verdict::Forward(Box::new(Admission::new(lease, Some(place), &tenant.id, credential, warm_after))))
+    }
+
+    /// Whether anybody may have this.
+    fn is_public(&self, tenant: &Tenant, ask: &Ask<'_>) -> bool {
+        match ask.route {
+            TenantRoute::Page => self.has_pages(tenant),
+            // `PocketBase` decides whether the file needs a token. Its name has random parts, so whoever knows it was
+            // told; whoever guesses wakes nobody.
+            TenantRoute::File(FilePath { record, name }) => {
+                self.supervisor.is_awake(&tenant.id) || self.supervisor.has_file(&tenant.id, record, name)
+            }
+            _ => is_read(ask.method) && is_listed(&tenant.public_read, ask.path),
+        }
+    }
+}
+
+fn bearer(authorization: Option<&HeaderValue>) -> Option<std::borrow::Cow<'_, str>> {
+    authorization.and_then(token_of).map(std::borrow::Cow::Borrowed)
+}
+
+/// Strangers are counted for the whole gateway.
+pub(crate) type Strangers = Arc<super::guests::Guests>;
