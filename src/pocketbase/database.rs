@@ -234,12 +234,12 @@ fn read_users(connection: &Connection) -> Result<UserSigners, EditError> {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Access {
+pub(super) enum Access {
     Read,
     Write,
 }
 
-fn open(path: &Path, access: Access) -> Result<Connection, Error> {
+pub(super) fn open(path: &Path, access: Access) -> Result<Connection, Error> {
     match path.metadata() {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::NoFile { path: path.to_owned() }),
@@ -274,7 +274,7 @@ fn has_wal(path: &Path) -> bool {
     Path::new(&wal).exists()
 }
 
-fn at(path: &Path, error: EditError) -> Error {
+pub(super) fn at(path: &Path, error: EditError) -> Error {
     match error {
         EditError::Missing(what) => Error::Missing { path: path.to_owned(), what },
         EditError::Sqlite(source) => classify(path, source),

@@ -17,6 +17,7 @@ use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
 use crate::ids::UserId;
+use crate::pocketbase::schema::Shared;
 
 /// E-mail address of the row in `_superusers` that control tokens are minted for. It has no password.
 pub const CONTROL_EMAIL: &str = "control@pocketfleet.invalid";
@@ -78,16 +79,7 @@ impl Edit {
     /// Gives every auth collection new token secrets and every auth record a new token key. All tokens die.
     pub fn rotate_secrets(&self) -> Result<(), EditError> {
         for (id, table) in self.auth_collections()? {
-            self.connection.execute(
-                "UPDATE _collections SET options = json_set(CAST(options AS TEXT),
-                     '$.authToken.secret', :auth, '$.passwordResetToken.secret', :reset,
-                     '$.emailChangeToken.secret', :email, '$.verificationToken.secret', :verification,
-                     '$.fileToken.secret', :file) WHERE id = :id",
-                named_params! {
-                    ":auth": secret(), ":reset": secret(), ":email": secret(), ":verification": secret(),
-                    ":file": secret(), ":id": id,
-                },
-            )?;
+            self.rotate_collection(&id)?;
             let table = quoted(&table);
             let ids: Vec<String> = self
                 .connection
@@ -99,6 +91,31 @@ impl Edit {
                 update.execute(params![secret(), id])?;
             }
         }
+        Ok(())
+    }
+
+    /// Replaces every secret and token key that the database has in common with another one, and removes superusers
+    /// that are not among `superusers`. For a database that migrations were run on: what they write is the same in
+    /// every instance, and must neither sign tokens nor sign anybody in.
+    pub fn unshare(&self, shared: &Shared, superusers: &[String]) -> Result<(), EditError> {
+        for (id, table) in self.auth_collections()? {
+            let options: String = self.connection.query_row(
+                "SELECT CAST(options AS TEXT) FROM _collections WHERE id = ?1",
+                [&id],
+                |row| row.get(0),
+            )?;
+            if shared.has_secret_of(&options) {
+                self.rotate_collection(&id)?;
+            }
+            let sql = format!("UPDATE {} SET tokenKey = ?1 WHERE tokenKey = ?2", quoted(&table));
+            let mut update = self.connection.prepare(&sql)?;
+            for key in shared.token_keys() {
+                update.execute(params![secret(), key])?;
+            }
+        }
+        let known = serde_json::to_string(superusers).unwrap_or_default();
+        self.connection
+            .execute("DELETE FROM _superusers WHERE id NOT IN (SELECT value FROM json_each(?1))", [known])?;
         Ok(())
     }
 
@@ -176,6 +193,20 @@ impl Edit {
         }
         let sql = "UPDATE _params SET value = ?1, updated = ?2 WHERE id = 'settings'";
         self.connection.execute(sql, params![stored.to_string(), timestamp()])?;
+        Ok(())
+    }
+
+    fn rotate_collection(&self, id: &str) -> rusqlite::Result<()> {
+        self.connection.execute(
+            "UPDATE _collections SET options = json_set(CAST(options AS TEXT),
+                 '$.authToken.secret', :auth, '$.passwordResetToken.secret', :reset,
+                 '$.emailChangeToken.secret', :email, '$.verificationToken.secret', :verification,
+                 '$.fileToken.secret', :file) WHERE id = :id",
+            named_params! {
+                ":auth": secret(), ":reset": secret(), ":email": secret(), ":verification": secret(),
+                ":file": secret(), ":id": id,
+            },
+        )?;
         Ok(())
     }
 

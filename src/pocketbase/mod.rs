@@ -4,4 +4,5 @@
 
 pub mod database;
 mod edit;
+pub mod schema;
 pub mod token;

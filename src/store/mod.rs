@@ -3,7 +3,7 @@
 //! [`Store`] keeps small records with revisions (compare-and-swap, prefix watch), [`Bus`](bus::Bus) says "look
 //! again" (at most once, never the only copy of anything), [`Blobs`](blobs::Blobs) keeps objects that are written
 //! once. Each has an embedded form here: one `SQLite` file, in-process queues, a folder. Typed records with live
-//! views stand on top: [`tenants`], [`placements`], [`sessions`].
+//! views stand on top: [`tenants`], [`placements`], [`sessions`], [`versions`].
 //!
 //! Invariants:
 //! - A write is on disk before its call returns, and its revision is larger than that of every write before it.
@@ -30,6 +30,7 @@ pub mod sessions;
 pub mod sqlite;
 mod table;
 pub mod tenants;
+pub mod versions;
 mod view;
 mod watch;
 

@@ -182,7 +182,7 @@ impl<'a> Work<'a> {
             "--hooksDir".as_ref(),
             self.empty.as_os_str(),
             "--migrationsDir".as_ref(),
-            self.copy.migrations.as_os_str(),
+            self.copy.migrations.as_deref().unwrap_or(&self.empty).as_os_str(),
             "--publicDir".as_ref(),
             self.empty.as_os_str(),
             "migrate".as_ref(),

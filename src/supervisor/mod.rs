@@ -48,6 +48,7 @@ mod instance;
 pub mod jail;
 mod launch;
 pub mod logs;
+mod manifest;
 pub mod oneshot;
 pub mod process;
 pub mod provision;

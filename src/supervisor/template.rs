@@ -1,7 +1,7 @@
 //! Templates: what an instance contains, and the golden directories that new instances are copied from.
 //!
-//! A template is a folder: `template.toml` (optional), `pb_migrations/*.js`, and optionally `pb_hooks/` and
-//! `pb_public/`. It is baked once into a golden directory whose name carries a hash of the template, of the
+//! A template is a folder with `template.toml` (optional) and at least one of `pb_migrations/`, `pb_hooks/` and
+//! `pb_public/`: what a `PocketBase` project has. It is baked once into a golden directory whose name carries a hash of the template, of the
 //! `PocketBase` version and of what baking itself does, so a changed template never changes an existing golden
 //! directory. Golden directories carry a copy of the hooks and public files: instances serve those, and an edit of
 //! the template under a running fleet has no effect before the next start of pocketfleet.
@@ -21,7 +21,6 @@ use std::sync::Arc;
 use figment::Figment;
 use figment::providers::Format;
 use figment::providers::Toml;
-use serde::Deserialize;
 use sha2::Digest;
 use sha2::Sha256;
 
@@ -30,6 +29,8 @@ use crate::supervisor::bake;
 use crate::supervisor::bake::BAKE_FORMAT;
 use crate::supervisor::files;
 use crate::supervisor::files::Mode;
+use crate::supervisor::manifest::Manifest;
+pub use crate::supervisor::manifest::Traits;
 
 /// Prefixes of what baking and provisioning leave in the staging folder when they are killed.
 pub(super) const STAGING_PREFIXES: [&str; 2] = ["bake-", "tenant-"];
@@ -70,9 +71,9 @@ pub enum LoadError {
     /// Names become part of folder names.
     #[error("the name of a template has 1 to 32 characters of a-z, 0-9 and inner hyphens")]
     Name,
-    /// The part that makes a folder a template.
-    #[error("the template has no folder pb_migrations")]
-    NoMigrations,
+    /// The parts that make a folder a template.
+    #[error("the template has no folder pb_migrations, pb_hooks or pb_public")]
+    Empty,
     /// An unreadable or malformed manifest.
     #[error("template.toml is not valid: {detail}")]
     Manifest {
@@ -100,32 +101,25 @@ pub struct Locations {
     pub version: String,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Manifest {
-    description: String,
-    app_name: Option<String>,
-}
-
 /// A template as it was when it was read.
 #[derive(Debug, Clone)]
 pub struct Template {
     /// Its name, which is the name of its folder.
     pub name: String,
-    /// One line for people, may be empty.
-    pub description: String,
     /// What `PocketBase` calls itself in mails: `app_name`, or else the template's name.
     pub app_name: String,
     /// Where it is.
     pub dir: PathBuf,
-    /// The folder of migrations.
-    pub migrations: PathBuf,
+    /// The folder of migrations, if there is one.
+    pub migrations: Option<PathBuf>,
     /// The folder of hooks, if there is one.
     pub hooks: Option<PathBuf>,
     /// The folder of public files, if there is one.
     pub public: Option<PathBuf>,
     /// SHA-256 in hex over everything that baking depends on.
     pub hash: String,
+    /// What it says of itself.
+    pub traits: Traits,
 }
 
 impl Template {
@@ -140,7 +134,9 @@ impl Template {
     /// Reads the template in `dir`, whatever that folder is called.
     pub(super) fn load_from(dir: &Path, name: &str, version: &str) -> Result<Self, LoadError> {
         let part = |name: &str| Some(dir.join(name)).filter(|path| path.is_dir());
-        let migrations = part(MIGRATIONS).ok_or(LoadError::NoMigrations)?;
+        if [MIGRATIONS, HOOKS, PUBLIC].iter().all(|name| part(name).is_none()) {
+            return Err(LoadError::Empty);
+        }
         let manifest = match fs::read_to_string(dir.join(MANIFEST)) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
@@ -149,6 +145,9 @@ impl Template {
         let manifest: Manifest = Figment::from(Toml::string(&manifest))
             .extract()
             .map_err(|error| LoadError::Manifest { detail: error.to_string() })?;
+        let is_global = name == TenantId::global().as_str();
+        manifest.check(is_global).map_err(|detail| LoadError::Manifest { detail })?;
+        let kinds = manifest.kinds(is_global);
         let app_name = manifest.app_name.unwrap_or_else(|| name.to_owned());
         let mut hash = Sha256::new();
         absorb(&mut hash, version.as_bytes());
@@ -167,15 +166,25 @@ impl Template {
             let _infallible = write!(hex, "{byte:02x}");
             hex
         });
+        let traits = Traits {
+            description: manifest.description,
+            kinds,
+            identity: manifest.identity,
+            public_read: manifest.public_read,
+            routes: manifest.routes,
+            has_public: part(PUBLIC).is_some(),
+            has_hooks: part(HOOKS).is_some(),
+            hash: hash.clone(),
+        };
         Ok(Self {
             name: name.to_owned(),
-            description: manifest.description,
             app_name,
             dir: dir.to_owned(),
-            migrations,
+            migrations: part(MIGRATIONS),
             hooks: part(HOOKS),
             public: part(PUBLIC),
             hash,
+            traits,
         })
     }
 
@@ -186,8 +195,7 @@ impl Template {
         if manifest.is_file() {
             fs::copy(manifest, to.join(MANIFEST))?;
         }
-        files::copy_tree(&self.migrations, &to.join(MIGRATIONS), Mode::ReadOnly)?;
-        for (folder, name) in [(&self.hooks, HOOKS), (&self.public, PUBLIC)] {
+        for (folder, name) in [(&self.migrations, MIGRATIONS), (&self.hooks, HOOKS), (&self.public, PUBLIC)] {
             if let Some(folder) = folder {
                 files::copy_tree(folder, &to.join(name), Mode::ReadOnly)?;
             }
@@ -252,6 +260,10 @@ pub struct Golden {
     pub hash: String,
     /// The data directory that instances are copied from: `data.db`, `auxiliary.db`, `types.d.ts`, maybe `storage/`.
     pub dir: PathBuf,
+    /// What `PocketBase` calls itself in mails.
+    pub app_name: String,
+    /// Migrations that lead here from every earlier version, read-only files.
+    pub migrations_dir: Option<PathBuf>,
     /// Hooks to serve with, read-only files.
     pub hooks_dir: Option<PathBuf>,
     /// Public files to serve with, read-only.
@@ -280,6 +292,8 @@ impl Golden {
             name: name.to_owned(),
             hash: hash.to_owned(),
             dir: Self::data_dir(&root),
+            app_name: app_name(&copy).unwrap_or_else(|| name.to_owned()),
+            migrations_dir: part(MIGRATIONS),
             hooks_dir: part(HOOKS),
             public_dir: part(PUBLIC),
         }))
@@ -296,11 +310,24 @@ impl Golden {
     }
 }
 
+/// The name in the manifest of a golden directory. The rest of it may be from another time, when there were other fields.
+fn app_name(copy: &Path) -> Option<String> {
+    Figment::from(Toml::file_exact(copy.join(MANIFEST))).extract_inner("app_name").ok()
+}
+
+/// A template that was looked at when pocketfleet started.
+#[derive(Debug)]
+struct Known {
+    golden: Result<Arc<Golden>, String>,
+    /// None when it could not even be read.
+    traits: Option<Traits>,
+}
+
 /// Every template of an installation, baked. A cheap clone speaks of the same ones.
 #[derive(Debug, Clone)]
 pub struct Templates {
     root: PathBuf,
-    baked: Arc<BTreeMap<String, Result<Arc<Golden>, String>>>,
+    known: Arc<BTreeMap<String, Known>>,
 }
 
 impl Templates {
@@ -315,26 +342,39 @@ impl Templates {
         fs::create_dir_all(&locations.staging).map_err(at(&locations.staging))?;
         sweep(&locations.staging).map_err(at(&locations.staging))?;
         let names = folders(&locations.templates).map_err(at(&locations.templates))?;
-        let mut baked = BTreeMap::new();
+        let mut known = BTreeMap::new();
         for name in names {
-            let result = match Template::load(&locations.templates, &name, &locations.version) {
-                Ok(template) => bake::golden(&template, locations).await.map(Arc::new).map_err(|e| chain(&e)),
-                Err(error) => Err(chain(&error)),
+            let (golden, traits) = match Template::load(&locations.templates, &name, &locations.version) {
+                Ok(template) => {
+                    let golden = bake::golden(&template, locations).await.map(Arc::new).map_err(|e| chain(&e));
+                    (golden, Some(template.traits))
+                }
+                Err(error) => (Err(chain(&error)), None),
             };
-            match &result {
+            match &golden {
                 Ok(golden) => {
                     tracing::debug!(template.name = name, template.hash = &golden.hash[..16], "template ready");
                 }
                 Err(error) => tracing::error!(template.name = name, error, "template {name} is broken and not served"),
             }
-            baked.insert(name, result);
+            known.insert(name, Known { golden, traits });
         }
-        Ok(Self { root: locations.golden.clone(), baked: Arc::new(baked) })
+        Ok(Self { root: locations.golden.clone(), known: Arc::new(known) })
+    }
+
+    /// What a template says of itself; none for one that does not exist or cannot be read.
+    pub fn traits(&self, name: &str) -> Option<Traits> {
+        self.known.get(name)?.traits.clone()
+    }
+
+    /// The names of all templates, the broken ones too, in order.
+    pub fn names(&self) -> Vec<String> {
+        self.known.keys().cloned().collect()
     }
 
     /// The golden directory of a template.
     pub fn golden(&self, name: &str) -> Result<Arc<Golden>, Error> {
-        match self.baked.get(name) {
+        match self.known.get(name).map(|known| &known.golden) {
             Some(Ok(golden)) => Ok(Arc::clone(golden)),
             Some(Err(error)) => Err(Error::Broken { error: error.clone() }),
             None => Err(Error::Unknown),
@@ -344,7 +384,7 @@ impl Templates {
     /// What an instance was made from, by the hash that was noted then. Its schema is that one's, so its hooks must be
     /// too, whatever the template says today. Reads a file when the template has changed since.
     pub fn made_from(&self, name: &str, hash: &str) -> io::Result<Option<Arc<Golden>>> {
-        match self.baked.get(name) {
+        match self.known.get(name).map(|known| &known.golden) {
             Some(Ok(golden)) if golden.hash == hash => Ok(Some(Arc::clone(golden))),
             _ if hash.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
                 Ok(Golden::open(&self.root, name, hash)?.map(Arc::new))
@@ -355,7 +395,7 @@ impl Templates {
 
     /// Templates that are not served: name and error.
     pub fn broken(&self) -> Vec<(String, String)> {
-        let broken = self.baked.iter().filter_map(|(name, result)| Some((name, result.as_ref().err()?)));
+        let broken = self.known.iter().filter_map(|(name, known)| Some((name, known.golden.as_ref().err()?)));
         broken.map(|(name, error)| (name.clone(), error.clone())).collect()
     }
 }
@@ -388,7 +428,7 @@ fn sweep(staging: &Path) -> io::Result<()> {
 }
 
 /// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -459,7 +499,7 @@ mod tests {
         let templates = Templates::open(&locations).await.unwrap();
         let expected = [
             ("Upper", "the name of a template"),
-            ("empty", "no folder pb_migrations"),
+            ("empty", "no folder pb_migrations, pb_hooks or pb_public"),
             ("hook", "bad hook"),
             ("linked", "neither a file nor a folder"),
             ("manifest", "unknown field"),
