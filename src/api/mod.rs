@@ -11,6 +11,7 @@ pub mod control;
 pub mod control_socket;
 pub mod error;
 pub mod extractors;
+pub mod files;
 pub mod frame;
 pub mod health;
 pub mod json;

@@ -10,6 +10,7 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::api::AppState;
 use crate::api::auth;
 use crate::api::error::ApiError;
+use crate::api::files;
 use crate::api::frame::frame;
 use crate::api::health;
 use crate::api::later;
@@ -37,6 +38,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .nest(USERS, pocketbase::router())
         .nest(USERS_BY_ID, alias(pocketbase::router(), "by_collection_id", USERS))
         .merge(pocketbase::health_router())
+        .merge(files::router())
         .merge(health::router())
         .merge(metrics::router())
         .merge(openapi::router())

@@ -48,7 +48,7 @@ pub(crate) enum Guest {
     /// At the global instance.
     Global { _place: OwnedSemaphorePermit },
     /// At a tenant that lets strangers in.
-    Tenant(GuestPlace),
+    Tenant { _place: GuestPlace },
 }
 
 /// What a passed-on request holds until its answer is through.

@@ -104,7 +104,8 @@ fn by_path<'a>(uri: &'a Uri, path: &'a str) -> Place<'a> {
     let Some((name, _)) = rest.split_once('/') else { return Place::Nowhere };
     let cut = PREFIX.len() + name.len();
     // The name must be spelled plainly: the same number of bytes is cut off the raw path.
-    if !is_name(name) || name.bytes().any(|byte| byte.is_ascii_uppercase()) || uri.path().get(..cut) != path.get(..cut) {
+    if !is_name(name) || name.bytes().any(|byte| byte.is_ascii_uppercase()) || uri.path().get(..cut) != path.get(..cut)
+    {
         return Place::Nowhere;
     }
     Place::Tenant(Named { name: Cow::Borrowed(name), path: path.get(cut..).unwrap_or("/"), cut })
@@ -166,7 +167,9 @@ mod tests {
         for host in ["a.b.example.com", "-.example.com", "a_b.example.com"] {
             assert_eq!(place("example.com", host, "/"), tenant("", "", 0), "{host}");
         }
-        for host in ["example.com", "notexample.com", "www.example.com", "127.0.0.1", "[::1]:80", "acme.example.com.evil"] {
+        for host in
+            ["example.com", "notexample.com", "www.example.com", "127.0.0.1", "[::1]:80", "acme.example.com.evil"]
+        {
             assert_eq!(place("example.com", host, "/"), None, "{host}");
         }
         assert_eq!(place("", "acme.example.com", "/"), None);

@@ -85,12 +85,7 @@ impl Instances {
     }
 
     /// A tenant with our accounts, or none at all: the two must not be told apart by those who are not members.
-    async fn meet(
-        &self,
-        tenant: Option<&Tenant>,
-        ask: &Ask<'_>,
-        recognised: &Recognised,
-    ) -> Result<Verdict, Problem> {
+    async fn meet(&self, tenant: Option<&Tenant>, ask: &Ask<'_>, recognised: &Recognised) -> Result<Verdict, Problem> {
         match ask.route {
             TenantRoute::SignIn(SignIn { is_users: true, call }) => {
                 return Ok(Verdict::Own(format!("/api/collections/users/{call}")));
@@ -205,9 +200,8 @@ impl Instances {
     /// Whether one of the tenant's own tokens is valid, read from its database; nothing is started for it.
     async fn accepts(&self, tenant: &Tenant, token: String) -> Result<bool, Problem> {
         let path = self.supervisor.database(&tenant.id);
-        let looked = tokio::task::spawn_blocking(move || {
-            crate::pocketbase::visitors::accepts(&path, &token, SystemTime::now())
-        });
+        let looked =
+            tokio::task::spawn_blocking(move || crate::pocketbase::visitors::accepts(&path, &token, SystemTime::now()));
         match looked.await {
             Ok(Ok(accepted)) => Ok(accepted),
             // A tenant that has never run has no tokens.
@@ -222,7 +216,7 @@ impl Instances {
 
     /// Somebody without a credential of ours, within what strangers may have.
     async fn stranger(&self, tenant: &Tenant, credential: Credential) -> Result<Verdict, Problem> {
-        let place = Guest::Tenant(self.strangers.enter(&tenant.id)?);
+        let place = Guest::Tenant { _place: self.strangers.enter(&tenant.id)? };
         let asked = Instant::now();
         let (lease, warm_after) = match self.supervisor.try_lease(&tenant.id) {
             Some(lease) => (lease, Some(asked.elapsed())),

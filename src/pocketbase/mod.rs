@@ -6,3 +6,4 @@ pub mod database;
 mod edit;
 pub mod schema;
 pub mod token;
+pub mod visitors;

@@ -283,6 +283,11 @@ impl Supervisor {
         }
     }
 
+    /// The templates as they were read at the start.
+    pub fn templates(&self) -> &template::Templates {
+        &self.fleet.templates
+    }
+
     /// Whether the instance is awake, at this moment.
     pub fn is_awake(&self, tenant: &TenantId) -> bool {
         self.fleet.registry.get(tenant).is_some_and(|slot| slot.running().is_some())

@@ -16,6 +16,16 @@ use crate::store::tenants::Kind;
 use crate::store::tenants::Tenant;
 use crate::store::tenants::Tenants;
 
+/// STUB
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "stub")]
+pub enum MemberRole {
+    Guest,
+    Member,
+    Admin,
+    Owner,
+}
+
 /// Which tenant a user acts in. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Tenancy {
@@ -52,6 +62,17 @@ impl Tenancy {
         } else {
             Err(Error::Invalid("the user's id names a tenant that is not theirs"))
         }
+    }
+
+    /// STUB
+    pub fn resolve(&self, name: &str) -> Option<Arc<Tenant>> {
+        let id = TenantId::parse(name).ok()?;
+        self.tenants.find(&id).filter(|tenant| tenant.kind != Kind::Global)
+    }
+
+    /// STUB
+    pub fn role(&self, tenant: &Tenant, user: &UserId) -> Option<MemberRole> {
+        (tenant.kind == Kind::Personal && tenant.owner.as_ref() == Some(user)).then_some(MemberRole::Owner)
     }
 
     fn record(&self, user: &UserId) -> Option<Arc<Tenant>> {

@@ -4,6 +4,7 @@
 mod accounts;
 mod architecture;
 mod faults;
+mod files;
 mod gateway;
 mod openapi;
 mod operators;

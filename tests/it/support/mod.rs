@@ -142,6 +142,13 @@ impl TestApp {
         Self { child: None, base: String::new(), http, config, expected: Vec::new(), dir }
     }
 
+    /// More configuration, for an app that is not running yet.
+    pub(crate) fn add_keys(&self, keys: &str) {
+        let mut text = std::fs::read_to_string(&self.config).unwrap();
+        text.push_str(keys);
+        std::fs::write(&self.config, text).unwrap();
+    }
+
     /// A warning or error that this test provokes.
     pub(crate) fn expect_log(&mut self, text: &'static str) {
         self.expected.push(text);
