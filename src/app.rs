@@ -22,6 +22,7 @@ use rustix::fs::FlockOperation;
 use crate::api;
 use crate::api::About;
 use crate::api::AccountBodies;
+use crate::api::Addresses;
 use crate::api::AppState;
 use crate::api::Limits;
 use crate::api::control_socket;
@@ -30,6 +31,8 @@ use crate::auth::Verifier;
 use crate::auth::accounts;
 use crate::auth::accounts::Accounts;
 use crate::config::Config;
+use crate::gateway;
+use crate::gateway::Dashboards;
 use crate::gateway::Gateway;
 use crate::ids::TenantId;
 use crate::pocketbase::database;
@@ -236,7 +239,11 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
             shutdown: shutdown.clone(),
         },
     )?;
+    let dashboards = Dashboards::new(config.server.dashboard, config.server.dashboard_ttl);
     let state = AppState {
+        dashboards: dashboards.clone(),
+        tenancy: tenancy.clone(),
+        addresses: Addresses::new(&config.public_url(listen), &config.server.domain),
         accounts: accounts.clone(),
         verifier: verifier.clone(),
         supervisor: supervisor.clone(),
@@ -252,15 +259,16 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         about: Arc::new(About::new(listen.to_string())),
     };
     let router = api::router::router(state.clone());
-    let gateway = Gateway::new(
-        config.server.clone(),
-        supervisor.clone(),
+    let parts = gateway::Parts {
+        config: config.server.clone(),
+        supervisor: supervisor.clone(),
         verifier,
         tenancy,
+        dashboards,
         metrics,
-        config.log.slow_request,
-        router,
-    );
+        slow_request: config.log.slow_request,
+    };
+    let gateway = Gateway::new(parts, router);
     Ok(Running { shutdown, supervisor, database, accounts, gateway, state })
 }
 

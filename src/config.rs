@@ -206,10 +206,18 @@ impl Config {
             ("server.header_timeout", s.header_timeout),
             ("server.body_idle_timeout", s.body_idle_timeout),
             ("server.response_timeout", s.response_timeout),
+            ("server.dashboard_ttl", s.dashboard_ttl),
         ] {
             if value < Duration::from_millis(1) || value > Duration::from_hours(24) {
                 return Err(rule(key, format!("{value:?}"), "between 1ms and 24h"));
             }
+        }
+        if s.dashboard == gateway::DashboardMode::Isolated && supervisor::ISOLATION_LEVEL < 2 {
+            let needed = "\"off\" here: processes are not isolated from each other (level 2 is needed)";
+            return Err(rule("server.dashboard", "isolated", needed));
+        }
+        if s.dashboard != gateway::DashboardMode::Off && s.domain.is_empty() {
+            return Err(rule("server.dashboard", "trusted", "\"off\" as long as server.domain is empty"));
         }
         if i.backoff_base > i.backoff_max {
             return Err(rule("instances.backoff_base", format!("{:?}", i.backoff_base), "not above backoff_max"));

@@ -6,15 +6,18 @@ use axum::extract::FromRef;
 
 use crate::api::About;
 use crate::api::AccountBodies;
+use crate::api::Addresses;
 use crate::api::AppState;
 use crate::api::Limits;
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
+use crate::gateway::Dashboards;
 use crate::shutdown::Shutdown;
 use crate::store::sessions::Sessions;
 use crate::store::tenants::Tenants;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
+use crate::tenancy::Tenancy;
 
 /// Implements `FromRef` for one field.
 macro_rules! part {
@@ -29,6 +32,9 @@ macro_rules! part {
 
 part!(accounts: Accounts);
 part!(verifier: Verifier);
+part!(tenancy: Tenancy);
+part!(dashboards: Dashboards);
+part!(addresses: Addresses);
 part!(supervisor: Supervisor);
 part!(tenants: Tenants);
 part!(sessions: Sessions);

@@ -6,9 +6,11 @@
 //! (`gateway` forwards those before this router is asked) and every decision about processes or accounts.
 
 pub mod adapters;
+mod addresses;
 pub mod auth;
 pub mod control;
 pub mod control_socket;
+pub mod dashboard;
 pub mod error;
 pub mod extractors;
 pub mod files;
@@ -31,11 +33,15 @@ use tokio::sync::Semaphore;
 
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
+use crate::gateway::Dashboards;
 use crate::shutdown::Shutdown;
 use crate::store::sessions::Sessions;
 use crate::store::tenants::Tenants;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
+use crate::tenancy::Tenancy;
+
+pub use addresses::Addresses;
 
 /// Largest bodies that handlers take, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +95,12 @@ pub struct AppState {
     pub accounts: Accounts,
     /// Who a token speaks for.
     pub verifier: Verifier,
+    /// Which tenants there are, and who belongs to them.
+    pub tenancy: Tenancy,
+    /// Dashboards that owners opened.
+    pub dashboards: Dashboards,
+    /// Where tenants are reached.
+    pub addresses: Addresses,
     /// The instances.
     pub supervisor: Supervisor,
     /// The tenants' records.

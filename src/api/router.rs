@@ -9,6 +9,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::api::AppState;
 use crate::api::auth;
+use crate::api::dashboard;
 use crate::api::error::ApiError;
 use crate::api::files;
 use crate::api::frame::frame;
@@ -39,6 +40,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .nest(USERS_BY_ID, alias(pocketbase::router(), "by_collection_id", USERS))
         .merge(pocketbase::health_router())
         .merge(files::router())
+        .merge(dashboard::router())
         .merge(health::router())
         .merge(metrics::router())
         .merge(openapi::router())

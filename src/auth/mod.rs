@@ -262,6 +262,12 @@ impl Verifier {
         }
     }
 
+    /// Whether what a principal once proved still stands: the account exists, and the session was not ended.
+    pub fn still_holds(&self, principal: &Principal) -> bool {
+        let ended = self.sessions.find(&principal.session).is_some_and(|session| session.status == Status::Revoked);
+        !ended && self.directory.account(principal.user.as_str()).is_ok()
+    }
+
     /// Forgets cached accounts: something wrote to the global instance through us, and counts from this moment on.
     pub fn accounts_changed(&self) {
         self.directory.changed();

@@ -16,6 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 
 use super::config::Config;
+use super::dashboard::Dashboards;
 use super::forward::Target;
 use super::guests::GuestPlace;
 use super::guests::Guests;
@@ -72,6 +73,9 @@ pub(crate) enum Credential {
     Nothing,
     /// A token of the instance, in exchange for ours.
     Exchanged(HeaderValue),
+    /// The control superuser's, for the dashboard of an owner: the call must then look like one of our own, because the
+    /// instance takes this token from its own machine only.
+    Superuser(HeaderValue),
     /// What was sent: it is the instance's own to judge, in the header and in the query.
     AsSent(Option<HeaderValue>),
 }
@@ -112,6 +116,7 @@ pub(crate) struct Instances {
     pub(crate) guests: Arc<Semaphore>,
     /// At tenants that let them in.
     pub(crate) strangers: Strangers,
+    pub(crate) dashboards: Dashboards,
 }
 
 impl Admission {
@@ -149,10 +154,16 @@ impl Admission {
 }
 
 impl Instances {
-    pub(crate) fn new(supervisor: Supervisor, verifier: Verifier, tenancy: Tenancy, config: &Config) -> Self {
+    pub(crate) fn new(
+        supervisor: Supervisor,
+        verifier: Verifier,
+        tenancy: Tenancy,
+        dashboards: Dashboards,
+        config: &Config,
+    ) -> Self {
         let guests = Arc::new(Semaphore::new(GUESTS));
         let strangers = Guests::new(config.public_wakes, config.hosted_sign_ins_per_ip);
-        Self { supervisor, verifier, tenancy, guests, strangers }
+        Self { supervisor, verifier, tenancy, guests, strangers, dashboards }
     }
 }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::dashboard::Mode;
+
 /// The `[server]` section of the configuration.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -22,6 +24,11 @@ pub struct Config {
     pub public_wakes: u32,
     /// Sign-ins at one hosted app from one client address within a minute.
     pub hosted_sign_ins_per_ip: u32,
+    /// Who may open the dashboard of an instance, at its own host.
+    pub dashboard: Mode,
+    /// How long a dashboard stays open.
+    #[serde(with = "humantime_serde")]
+    pub dashboard_ttl: Duration,
     /// Proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpAddr>,
     /// Origins that browsers may call from; `*` = any.

@@ -22,6 +22,7 @@ mod body;
 mod client_addr;
 mod config;
 mod cors;
+mod dashboard;
 mod forward;
 mod framing;
 mod guests;
@@ -52,6 +53,9 @@ use std::time::Duration;
 
 pub use self::config::Config;
 pub use self::config::Invalid;
+pub use self::dashboard::Dashboards;
+pub use self::dashboard::Mode as DashboardMode;
+pub use self::dashboard::Opened;
 pub use self::request_id::RequestId;
 pub use self::service::ClientIp;
 
@@ -78,26 +82,38 @@ pub enum Error {
     Worker(#[source] std::io::Error),
 }
 
+/// What the gateway is built from.
+#[derive(Debug)]
+pub struct Parts {
+    /// The `[server]` section.
+    pub config: Config,
+    /// The instances.
+    pub supervisor: Supervisor,
+    /// Who a token speaks for.
+    pub verifier: Verifier,
+    /// Which tenants there are, and who belongs to them.
+    pub tenancy: Tenancy,
+    /// Dashboards that owners opened.
+    pub dashboards: Dashboards,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Requests that take this long or longer get a log line.
+    pub slow_request: Duration,
+}
+
 /// Serves connections. Made once, consumed by [`run`](Self::run).
 pub struct Gateway {
     blueprint: Blueprint,
 }
 
 impl Gateway {
-    /// A gateway in front of a fleet. Requests that take `slow_request` or longer get a log line.
+    /// A gateway in front of a fleet.
     ///
     /// Handlers of `router` find [`ClientIp`] and [`RequestId`] in the request's extensions. They run on a worker's
     /// event loop, which ends with the gateway: tasks that must outlive it belong on another runtime.
-    pub fn new(
-        config: Config,
-        supervisor: Supervisor,
-        verifier: Verifier,
-        tenancy: Tenancy,
-        metrics: Arc<Metrics>,
-        slow_request: Duration,
-        router: axum::Router,
-    ) -> Self {
-        let access = Access::Instances(Instances::new(supervisor, verifier, tenancy, &config));
+    pub fn new(parts: Parts, router: axum::Router) -> Self {
+        let Parts { config, supervisor, verifier, tenancy, dashboards, metrics, slow_request } = parts;
+        let access = Access::Instances(Instances::new(supervisor, verifier, tenancy, dashboards, &config));
         Self::with_access(config, access, metrics, slow_request, router)
     }
 

@@ -42,12 +42,17 @@ impl Service {
             method: request.method(),
             headers: request.headers(),
             route,
+            by_host: named.cut == 0,
             client: self.trusted.client(peer.address, request.headers()),
         };
         match self.access.named(&ask, &peer.recognised).await? {
             Verdict::Own(path) => {
                 seen.by = super::meters::Answerer::Own;
                 self.own(peer, tag, request, Some(&path)).await
+            }
+            Verdict::Answer(response) => {
+                seen.by = super::meters::Answerer::Own;
+                Ok(*response)
             }
             Verdict::Forward(admission) => {
                 self.pass_on(peer, tag, request, Passage { admission: *admission, cut: named.cut }, seen).await

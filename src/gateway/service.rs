@@ -297,9 +297,10 @@ impl Service {
         let limit = if tenant.is_global() { self.config.max_account_bytes } else { self.config.max_body_bytes };
         // An instance's own tokens in the query are its own affair; ours never reach it.
         let replaces_token = file_token.is_some() || matches!(credential, Credential::Nothing);
+        let is_ours = matches!(credential, Credential::Superuser(_));
         let (authorization, is_private) = match credential {
             Credential::Nothing => (None, false),
-            Credential::Exchanged(value) => (Some(value), true),
+            Credential::Exchanged(value) | Credential::Superuser(value) => (Some(value), true),
             Credential::AsSent(value) => {
                 let is_private = value.is_some();
                 (value, is_private)
@@ -323,6 +324,9 @@ impl Service {
         let prefix = parts.uri.path().get(..cut).unwrap_or_default().to_owned();
         *outgoing.version_mut() = Version::HTTP_11;
         *outgoing.headers_mut() = self.instance_headers(peer, tag, parts, authorization);
+        if is_ours {
+            outgoing.headers_mut().remove(headers::X_FORWARDED_FOR);
+        }
         let mut response = self.forwarder.forward(outgoing, target, &peer.alarm).await?;
         let status = response.status();
         headers::strip_response(response.headers_mut());

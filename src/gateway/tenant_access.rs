@@ -14,6 +14,7 @@ use std::time::SystemTime;
 
 use hyper::HeaderMap;
 use hyper::Method;
+use hyper::Response;
 use hyper::header;
 use hyper::header::HeaderValue;
 
@@ -25,6 +26,8 @@ use super::access::Recognised;
 use super::access::not_found;
 use super::access::token_of;
 use super::access::unauthorized;
+use super::body::Body;
+use super::dashboard;
 use super::query::token_in;
 use super::route::is_read;
 use super::tenant_route::FilePath;
@@ -51,6 +54,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) headers: &'a HeaderMap,
     pub(crate) route: TenantRoute<'a>,
     pub(crate) client: IpAddr,
+    /// Whether the tenant's own host was asked, which shares no storage in browsers with any other.
+    pub(crate) by_host: bool,
 }
 
 /// What becomes of it.
@@ -60,6 +65,8 @@ pub(crate) enum Verdict {
     Forward(Box<Admission>),
     /// Our own router answers, at this path.
     Own(String),
+    /// This is the answer.
+    Answer(Box<Response<Body>>),
 }
 
 /// Who asks, as far as our own accounts know.
@@ -71,6 +78,12 @@ enum Caller {
 impl Instances {
     /// Decides on a request to a tenant's address, and takes the lease if an instance answers it.
     pub(crate) async fn named(&self, ask: &Ask<'_>, recognised: &Recognised) -> Result<Verdict, Problem> {
+        if ask.by_host
+            && self.dashboards.are_on()
+            && let Some(verdict) = self.dashboard(ask).await?
+        {
+            return Ok(verdict);
+        }
         match ask.route {
             TenantRoute::Health => return Ok(Verdict::Own("/api/health".to_owned())),
             TenantRoute::OAuth2Redirect => return Ok(Verdict::Own("/api/oauth2-redirect".to_owned())),
@@ -81,6 +94,42 @@ impl Instances {
         match self.tenancy.resolve(ask.name) {
             Some(tenant) if tenant.identity == Identity::Own => self.visit(&tenant, ask).await,
             tenant => self.meet(tenant.as_deref(), ask, recognised).await,
+        }
+    }
+
+    /// The dashboard of an owner who opened it; `None` for everything else.
+    async fn dashboard(&self, ask: &Ask<'_>) -> Result<Option<Verdict>, Problem> {
+        let now = SystemTime::now();
+        let Some(tenant) = self.tenancy.resolve(ask.name) else { return Ok(None) };
+        if ask.route == TenantRoute::Dashboard {
+            if !is_read(ask.method) || !self.dashboards.is_open(&tenant.id, now) {
+                return Ok(None);
+            }
+            if let Some(page) = dashboard::opener(ask.path) {
+                return Ok(Some(Verdict::Answer(Box::new(page))));
+            }
+            // The same files for everybody, without any data.
+            return self.stranger(&tenant, Credential::Nothing).await.map(Some);
+        }
+        if ask.route == TenantRoute::Realtime || !ask.path.starts_with("/api/") {
+            return Ok(None);
+        }
+        let Some(token) = bearer(ask.headers.get(header::AUTHORIZATION)) else { return Ok(None) };
+        let Some(principal) = self.dashboards.find(&tenant.id, &token, now) else { return Ok(None) };
+        let is_owner = self.tenancy.role(&tenant, &principal.user) == Some(MemberRole::Owner);
+        if !is_owner || !self.verifier.still_holds(&principal) {
+            return Err(unauthorized());
+        }
+        match dashboard::call(ask.method, ask.path) {
+            dashboard::Call::Refuse => Err(Problem::new(Code::Forbidden)
+                .message("the dashboard may not do this here; use pocketfleet's own commands")),
+            dashboard::Call::Refresh => Ok(Some(Verdict::Answer(Box::new(dashboard::refreshed(&token, &principal))))),
+            dashboard::Call::Pass => {
+                let (lease, warm_after) = self.lease(&tenant.id).await?;
+                let credential = Credential::Superuser(lease.superuser_authorization());
+                let admission = Admission::new(lease, None, &tenant.id, credential, warm_after);
+                Ok(Some(Verdict::Forward(Box::new(admission))))
+            }
         }
     }
 

@@ -70,6 +70,9 @@ pub use status::InstanceStatus;
 /// A backoff of at most this long is waited for like a start; a longer one is answered with its `Retry-After`.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How far processes are kept from each other: 0 = resource limits only, all run under one user.
+pub const ISOLATION_LEVEL: u8 = 0;
+
 /// Who waits for a wake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Priority {

@@ -3,6 +3,7 @@
 
 mod accounts;
 mod architecture;
+mod dashboard;
 mod faults;
 mod files;
 mod gateway;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -14,6 +15,7 @@ use axum::http::Response;
 use http_body_util::BodyExt;
 use pocketfleet::api::About;
 use pocketfleet::api::AccountBodies;
+use pocketfleet::api::Addresses;
 use pocketfleet::api::AppState;
 use pocketfleet::api::Limits;
 use pocketfleet::api::control;
@@ -26,6 +28,8 @@ use pocketfleet::auth::accounts::Accounts;
 use pocketfleet::config::Config;
 use pocketfleet::config::Flags;
 use pocketfleet::gateway::ClientIp;
+use pocketfleet::gateway::DashboardMode;
+use pocketfleet::gateway::Dashboards;
 use pocketfleet::shutdown::Shutdown;
 use pocketfleet::store::Store;
 use pocketfleet::store::placements::Placements;
@@ -74,17 +78,21 @@ async fn state() -> (AppState, TempDir) {
         metrics: Arc::clone(&metrics),
     });
     let (verifier, _) = Verifier::new(&config.auth, at("data.db"), sessions.clone());
+    let tenancy = Tenancy::new(tenants.clone(), "personal".to_owned());
     let parts = accounts::Parts {
         supervisor: supervisor.clone(),
         verifier: verifier.clone(),
         sessions: sessions.clone(),
-        tenancy: Tenancy::new(tenants.clone(), "personal".to_owned()),
+        tenancy: tenancy.clone(),
         metrics: Arc::clone(&metrics),
         shutdown: shutdown.clone(),
     };
     let state = AppState {
         accounts: Accounts::new(&config.auth, parts).unwrap(),
         verifier,
+        tenancy,
+        dashboards: Dashboards::new(DashboardMode::Off, Duration::from_mins(1)),
+        addresses: Addresses::new("http://localhost:3000", ""),
         supervisor,
         tenants,
         sessions,
