@@ -9,6 +9,7 @@ mod files;
 mod gateway;
 mod openapi;
 mod operators;
+mod python;
 mod raw_http;
 mod sdk;
 mod startup;
