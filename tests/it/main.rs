@@ -7,6 +7,7 @@ mod dashboard;
 mod faults;
 mod files;
 mod gateway;
+mod matrix;
 mod openapi;
 mod operators;
 mod python;

@@ -1,0 +1,73 @@
+//! The part of the matrix that our own API answers: accounts, sessions, workspaces.
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::matrix::EVERYBODY;
+use crate::matrix::Who;
+use crate::matrix::people::World;
+
+/// How many calls were made, and what was wrong with them.
+pub(crate) async fn check(world: &World) -> (usize, Vec<String>) {
+    let (mut cases, mut wrong) = (0, Vec::new());
+    for who in EVERYBODY {
+        for (method, path, body, wanted) in calls(world, who) {
+            let (status, text) = world.send(who, method.clone(), &path, body).await;
+            cases += 1;
+            if !wanted.contains(&status) {
+                wrong.push(format!("{who:?} {method} {path}: {status}, not {wanted:?}: {text}"));
+            }
+        }
+    }
+    (cases, wrong)
+}
+
+type Case = (Method, String, Option<serde_json::Value>, Vec<u16>);
+
+fn calls(world: &World, who: Who) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |method: Method, path: String, body: Option<serde_json::Value>, wanted: &[u16]| {
+        let wanted = if who.is_somebody() { wanted.to_vec() } else { vec![401] };
+        cases.push((method, path, body, wanted));
+    };
+    add(Method::GET, "/api/v1/auth/me".to_owned(), None, &[200]);
+    add(Method::GET, "/api/v1/auth/sessions".to_owned(), None, &[200]);
+    add(Method::GET, "/api/v1/tenants".to_owned(), None, &[200]);
+    let (owners, others) = &world.sessions;
+    let absent = "0".repeat(64);
+    for (session, is_own) in [(owners, who == Who::Owner), (others, who == Who::Other), (&absent, false)] {
+        let path = format!("/api/v1/auth/sessions/{session}");
+        add(Method::GET, path.clone(), None, if is_own { &[200] } else { &[404] });
+        if !is_own {
+            add(Method::DELETE, path, None, &[404]);
+        }
+    }
+    // By slug, by id, a tenant that others have, and one that nobody has.
+    let places = [
+        ("acme", matches!(who, Who::Owner | Who::Member | Who::Guest), who == Who::Owner),
+        (&*world.workspace, matches!(who, Who::Owner | Who::Member | Who::Guest), who == Who::Owner),
+        (&*world.owner, who == Who::Owner, who == Who::Owner),
+        (&*world.other, who == Who::Other, who == Who::Other),
+        ("acne", false, false),
+        ("global", false, false),
+    ];
+    for (name, belongs, owns) in places {
+        let path = |rest: &str| format!("/api/v1/tenants/{name}{rest}");
+        let reads: &[u16] = if belongs { &[200] } else { &[404] };
+        add(Method::GET, path(""), None, reads);
+        // A personal tenant has no members to manage.
+        add(Method::GET, path("/members"), None, if belongs { &[200, 403, 404, 409] } else { &[404] });
+        // Refusals only: what owners may change is tested with the workspaces.
+        if !owns {
+            let refused: &[u16] = if belongs { &[403] } else { &[404] };
+            add(Method::PATCH, path(""), Some(json!({"name": "Mine now"})), refused);
+            add(Method::GET, path("/invitations"), None, refused);
+            add(Method::POST, path("/invitations"), Some(json!({"role": "admin"})), refused);
+            add(Method::POST, path("/transfer"), Some(json!({"user": world.account(who)})), refused);
+            add(Method::PATCH, path(&format!("/members/{}", world.owner)), Some(json!({"role": "guest"})), refused);
+            add(Method::DELETE, path(&format!("/members/{}", world.owner)), None, refused);
+            add(Method::POST, path("/dashboard"), Some(json!({})), refused);
+        }
+    }
+    cases
+}
