@@ -15,6 +15,7 @@ use crate::store::sessions::Sessions;
 use crate::store::tenants::Tenants;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
+use crate::tenancy::Tenancy;
 
 /// Implements `FromRef` for one field.
 macro_rules! part {
@@ -30,6 +31,7 @@ macro_rules! part {
 part!(accounts: Accounts);
 part!(verifier: Verifier);
 part!(supervisor: Supervisor);
+part!(tenancy: Tenancy);
 part!(tenants: Tenants);
 part!(sessions: Sessions);
 part!(metrics: Arc<Metrics>);

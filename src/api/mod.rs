@@ -9,17 +9,21 @@ pub mod adapters;
 pub mod auth;
 pub mod control;
 pub mod control_socket;
+pub mod control_workspaces;
 pub mod error;
 pub mod extractors;
 pub mod frame;
 pub mod health;
+pub mod invitations;
 pub mod json;
 pub mod later;
+pub mod members;
 pub mod metrics;
 pub mod openapi;
 pub mod pocketbase;
 pub mod router;
 pub mod sessions;
+pub mod tenants;
 pub mod welcome;
 
 use std::sync::Arc;
@@ -35,6 +39,7 @@ use crate::store::sessions::Sessions;
 use crate::store::tenants::Tenants;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
+use crate::tenancy::Tenancy;
 
 /// Largest bodies that handlers take, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +95,8 @@ pub struct AppState {
     pub verifier: Verifier,
     /// The instances.
     pub supervisor: Supervisor,
+    /// Who belongs where.
+    pub tenancy: Tenancy,
     /// The tenants' records.
     pub tenants: Tenants,
     /// The sessions' records.

@@ -28,18 +28,23 @@ use pocketfleet::config::Flags;
 use pocketfleet::gateway::ClientIp;
 use pocketfleet::shutdown::Shutdown;
 use pocketfleet::store::Store;
+use pocketfleet::store::invitations::Invitations;
+use pocketfleet::store::members::Members;
 use pocketfleet::store::placements::Placements;
 use pocketfleet::store::sessions::Sessions;
+use pocketfleet::store::slugs::Slugs;
 use pocketfleet::store::sqlite::ControlDatabase;
 use pocketfleet::store::tenants::Tenants;
 use pocketfleet::supervisor::Parts;
 use pocketfleet::supervisor::Supervisor;
+use pocketfleet::supervisor::config::Access;
 use pocketfleet::supervisor::config::Binary;
 use pocketfleet::supervisor::config::Layout;
-use pocketfleet::supervisor::config::Owners;
+use pocketfleet::supervisor::config::Rosters;
 use pocketfleet::supervisor::template::Locations;
 use pocketfleet::supervisor::template::Templates;
 use pocketfleet::telemetry::Metrics;
+use pocketfleet::tenancy;
 use pocketfleet::tenancy::Tenancy;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -68,17 +73,25 @@ async fn state() -> (AppState, TempDir) {
         binary: Binary { path: at("pocketbase"), sha256: String::new(), version: "0.40.6".to_owned() },
         templates: Templates::open(&locations).await.unwrap(),
         tenants: tenants.clone(),
-        placements: Placements::open(store, "test".to_owned()).await.unwrap(),
-        owners: Owners(Arc::new(|_| None)),
+        placements: Placements::open(Arc::clone(&store), "test".to_owned()).await.unwrap(),
+        rosters: Rosters(Arc::new(|_| Access::Unknown)),
         public_url: String::new(),
         metrics: Arc::clone(&metrics),
+    });
+    let tenancy = Tenancy::new(tenancy::Parts {
+        tenants: tenants.clone(),
+        members: Members::open(Arc::clone(&store)).await.unwrap(),
+        invitations: Invitations::open(Arc::clone(&store)).await.unwrap(),
+        slugs: Slugs::open(store).await.unwrap(),
+        config: config.workspaces.clone(),
+        personal_template: "personal".to_owned(),
     });
     let (verifier, _) = Verifier::new(&config.auth, at("data.db"), sessions.clone());
     let parts = accounts::Parts {
         supervisor: supervisor.clone(),
         verifier: verifier.clone(),
         sessions: sessions.clone(),
-        tenancy: Tenancy::new(tenants.clone(), "personal".to_owned()),
+        tenancy: tenancy.clone(),
         metrics: Arc::clone(&metrics),
         shutdown: shutdown.clone(),
     };
@@ -86,6 +99,7 @@ async fn state() -> (AppState, TempDir) {
         accounts: Accounts::new(&config.auth, parts).unwrap(),
         verifier,
         supervisor,
+        tenancy,
         tenants,
         sessions,
         metrics,
