@@ -4,6 +4,7 @@
 //! instance, the gateway, the control socket. Stop: no new connections, requests drain, tenants stop, the global
 //! instance stops, the control database closes.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::net::TcpListener;
@@ -18,6 +19,7 @@ use std::time::Instant;
 use anyhow::Context;
 use anyhow::anyhow;
 use rustix::fs::FlockOperation;
+use time::OffsetDateTime;
 
 use crate::api;
 use crate::api::About;
@@ -36,24 +38,33 @@ use crate::gateway::Dashboards;
 use crate::gateway::Gateway;
 use crate::ids::TenantId;
 use crate::pocketbase::database;
+use crate::pocketbase::database::Owner;
+use crate::pocketbase::roster::Roster;
+use crate::pocketbase::roster::Row;
 use crate::shutdown::Shutdown;
 use crate::store::Store;
+use crate::store::invitations::Invitations;
+use crate::store::members::Members;
 use crate::store::placements::Placements;
 use crate::store::sessions::Sessions;
+use crate::store::slugs::Slugs;
 use crate::store::sqlite::ControlDatabase;
+use crate::store::tenants::Identity;
 use crate::store::tenants::Kind;
 use crate::store::tenants::Tenant;
 use crate::store::tenants::Tenants;
 use crate::supervisor;
 use crate::supervisor::Supervisor;
 use crate::supervisor::binary;
+use crate::supervisor::config::Access;
 use crate::supervisor::config::Binary;
 use crate::supervisor::config::Layout;
-use crate::supervisor::config::Owners;
+use crate::supervisor::config::Rosters;
 use crate::supervisor::template::Locations;
 use crate::supervisor::template::Templates;
 use crate::telemetry;
 use crate::telemetry::Metrics;
+use crate::tenancy;
 use crate::tenancy::Tenancy;
 
 /// What each part of the way down gets beyond its own limits.
@@ -208,8 +219,9 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
     tenants.create_or_find(global_tenant()).await?;
 
     let global_db = folders.at("instances").join("global").join("pb_data").join("data.db");
-    let owners_db = global_db.clone();
-    let owners = Owners(Arc::new(move |user| database::account(&owners_db, user).ok().flatten()));
+    let tenancy = open_tenancy(config, &store, &tenants).await?;
+    let (rostered, accounts_db) = (tenancy.clone(), global_db.clone());
+    let rosters = Rosters(Arc::new(move |tenant| roster(&rostered, &accounts_db, tenant)));
     let supervisor = Supervisor::new(supervisor::Parts {
         config: config.instances.clone(),
         layout: Layout {
@@ -221,13 +233,12 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         templates,
         tenants: tenants.clone(),
         placements,
-        owners,
+        rosters,
         public_url: config.public_url(listen),
         metrics: Arc::clone(&metrics),
     });
     let (verifier, keeper) = Verifier::new(&config.auth, global_db, sessions.clone());
     shutdown.spawn(keeper.run(shutdown.clone()));
-    let tenancy = Tenancy::new(tenants.clone(), config.pocketbase.personal_template.clone());
     let accounts = Accounts::new(
         &config.auth,
         accounts::Parts {
@@ -242,11 +253,11 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
     let dashboards = Dashboards::new(config.server.dashboard, config.server.dashboard_ttl);
     let state = AppState {
         dashboards: dashboards.clone(),
-        tenancy: tenancy.clone(),
         addresses: Addresses::new(&config.public_url(listen), &config.server.domain),
         accounts: accounts.clone(),
         verifier: verifier.clone(),
         supervisor: supervisor.clone(),
+        tenancy: tenancy.clone(),
         tenants,
         sessions,
         metrics: Arc::clone(&metrics),
@@ -289,6 +300,40 @@ async fn prepare_pocketbase(config: &Config, folders: &Folders) -> anyhow::Resul
         templates.golden("global").context("the global template, without which nobody can sign in")?;
     }
     Ok((binary, templates))
+}
+
+/// Who belongs where, with what an earlier run was interrupted in finished.
+async fn open_tenancy(config: &Config, store: &Arc<dyn Store>, tenants: &Tenants) -> anyhow::Result<Tenancy> {
+    let tenancy = Tenancy::new(tenancy::Parts {
+        tenants: tenants.clone(),
+        members: Members::open(Arc::clone(store)).await?,
+        invitations: Invitations::open(Arc::clone(store)).await?,
+        slugs: Slugs::open(Arc::clone(store)).await?,
+        config: config.workspaces.clone(),
+        personal_template: config.pocketbase.personal_template.clone(),
+    });
+    let repaired = tenancy.repair(OffsetDateTime::now_utc()).await.context("repair the records of workspaces")?;
+    if repaired > 0 {
+        tracing::info!(records = repaired, "finished what an earlier run was interrupted in");
+    }
+    Ok(tenancy)
+}
+
+/// Who may act in a tenant's instance, as the accounts stand.
+fn roster(tenancy: &Tenancy, accounts: &Path, tenant: &Tenant) -> Access {
+    if tenant.identity == Identity::Own {
+        return Access::Own;
+    }
+    let is_shared = tenant.kind == Kind::Workspace;
+    let roles: HashMap<_, _> = tenancy.roster(tenant).into_iter().collect();
+    let Ok(found) = database::accounts(accounts, roles.keys()) else { return Access::Unknown };
+    if found.is_empty() {
+        // Nobody is left who could act in it. Whatever that means, it is no reason to shut anybody out.
+        return Access::Unknown;
+    }
+    let role = |account: &Owner| roles.get(&account.id).filter(|_| is_shared).map_or("", |role| role.as_str());
+    let rows = found.into_iter().map(|account| Row { member_role: role(&account), account }).collect();
+    Access::Roster(Roster { rows, is_shared })
 }
 
 /// Whole or not at all: scripts wait for this file.

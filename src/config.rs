@@ -19,6 +19,7 @@ use crate::auth;
 use crate::gateway;
 use crate::supervisor;
 use crate::telemetry;
+use crate::tenancy;
 
 /// The defaults, which are also the documentation of every key.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
@@ -79,6 +80,8 @@ pub struct Config {
     pub instances: supervisor::Config,
     /// `[auth]`
     pub auth: auth::Config,
+    /// `[workspaces]`
+    pub workspaces: tenancy::Config,
     /// `PATH` of the environment, for finding the binary.
     #[serde(skip)]
     pub search_path: String,
@@ -219,6 +222,7 @@ impl Config {
         if s.dashboard != gateway::DashboardMode::Off && s.domain.is_empty() {
             return Err(rule("server.dashboard", "trusted", "\"off\" as long as server.domain is empty"));
         }
+        self.check_workspaces()?;
         if i.backoff_base > i.backoff_max {
             return Err(rule("instances.backoff_base", format!("{:?}", i.backoff_base), "not above backoff_max"));
         }
@@ -237,6 +241,29 @@ impl Config {
         }
         if !a.admin_email.is_empty() && !a.admin_email.contains('@') {
             return Err(rule("auth.admin_email", &a.admin_email, "an e-mail address"));
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    fn check_workspaces(&self) -> Result<(), Error> {
+        let w = &self.workspaces;
+        positive("workspaces.max_members", w.max_members as u64)?;
+        positive("workspaces.max_invitations", w.max_invitations as u64)?;
+        // Every start compares the rows of all members.
+        at_most("workspaces.max_members", w.max_members as u64, 10_000)?;
+        at_most("workspaces.max_invitations", w.max_invitations as u64, 10_000)?;
+        if !(Duration::from_mins(1)..=Duration::from_hours(24 * 365)).contains(&w.invitation_ttl) {
+            let found = format!("{:?}", w.invitation_ttl);
+            return Err(rule("workspaces.invitation_ttl", found, "between 1m and 365d"));
+        }
+        for (key, template) in
+            [("workspaces.template", &w.template), ("workspaces.hosted_template", &w.hosted_template)]
+        {
+            if template.is_empty() || template == "global" {
+                return Err(rule(key, template, "the name of a template other than global"));
+            }
         }
         Ok(())
     }

@@ -34,6 +34,11 @@ macro_rules! id {
                 if is_valid(text) { Ok(Self(text.into())) } else { Err(InvalidId) }
             }
 
+            /// The first of all in order: no identifier sorts before it.
+            pub fn lowest() -> Self {
+                Self("0".into())
+            }
+
             /// The identifier as text.
             pub fn as_str(&self) -> &str {
                 &self.0

@@ -32,10 +32,10 @@ macro_rules! part {
 
 part!(accounts: Accounts);
 part!(verifier: Verifier);
-part!(tenancy: Tenancy);
 part!(dashboards: Dashboards);
 part!(addresses: Addresses);
 part!(supervisor: Supervisor);
+part!(tenancy: Tenancy);
 part!(tenants: Tenants);
 part!(sessions: Sessions);
 part!(metrics: Arc<Metrics>);

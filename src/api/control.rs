@@ -20,6 +20,7 @@ use time::OffsetDateTime;
 
 use crate::api::AppState;
 use crate::api::control_socket::ControlSocket;
+use crate::api::control_workspaces;
 use crate::api::error::ApiError;
 use crate::api::health;
 use crate::api::health::Readiness;
@@ -54,6 +55,9 @@ pub fn router(state: AppState) -> Router {
         .route("/tenants/{id}", get(show))
         .route("/tenants/{id}/logs", get(logs))
         .route("/tenants/{id}/{action}", post(act))
+        .route("/workspaces", get(control_workspaces::list))
+        .route("/workspaces/{name}", get(control_workspaces::show))
+        .route("/workspaces/{name}/members", get(control_workspaces::members))
         .route("/admins", post(create_admin));
     framed(router.with_state(state))
 }

@@ -78,6 +78,10 @@ pub fn base() -> OpenApi {
     let tags = [
         ("auth", "Register, sign in, refresh, log out."),
         ("sessions", "The devices that are signed in."),
+        (
+            "workspaces",
+            "Instances that several people share, or that have users of their own; members and invitations.",
+        ),
         ("pocketbase", "The accounts part of PocketBase's own API, for its SDKs."),
         ("operators", "Health, readiness, metrics, this document."),
     ];

@@ -14,18 +14,22 @@ use crate::api::error::ApiError;
 use crate::api::files;
 use crate::api::frame::frame;
 use crate::api::health;
+use crate::api::invitations;
 use crate::api::later;
+use crate::api::members;
 use crate::api::metrics;
 use crate::api::openapi;
 use crate::api::openapi::Document;
 use crate::api::openapi::alias;
 use crate::api::pocketbase;
 use crate::api::sessions;
+use crate::api::tenants;
 use crate::api::welcome;
 use crate::error::Code;
 use crate::error::Problem;
 
 const AUTH: &str = "/api/v1/auth";
+const V1: &str = "/api/v1";
 const USERS: &str = "/api/collections/users";
 /// The id of the `users` collection, which SDKs may use in place of its name.
 const USERS_BY_ID: &str = "/api/collections/_pb_users_auth_";
@@ -38,6 +42,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .nest("/auth", alias(auth(), "alias", AUTH))
         .nest(USERS, pocketbase::router())
         .nest(USERS_BY_ID, alias(pocketbase::router(), "by_collection_id", USERS))
+        .nest(V1, tenants::router().merge(members::router()).merge(invitations::router()))
         .merge(pocketbase::health_router())
         .merge(files::router())
         .merge(dashboard::router())

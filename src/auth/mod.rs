@@ -273,6 +273,11 @@ impl Verifier {
         self.directory.changed();
     }
 
+    /// What people call an account, may be empty; none for one that does not exist.
+    pub fn name_of(&self, user: &UserId) -> Option<String> {
+        self.profile(user).ok()?["name"].as_str().map(str::to_owned)
+    }
+
     /// The user's row as the user may see it.
     fn profile(&self, user: &UserId) -> Result<Value, Error> {
         self.directory.profile(user)

@@ -9,6 +9,7 @@ pub mod client;
 pub mod doctor;
 pub mod output;
 pub mod tenants;
+pub mod workspaces;
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -67,6 +68,9 @@ enum Command {
     /// List and operate the instances of the running server.
     #[command(subcommand)]
     Tenants(tenants::Command),
+    /// List workspaces and their members.
+    #[command(subcommand)]
+    Workspaces(workspaces::Command),
     /// Show the running server and its fleet in numbers.
     Status,
     /// Manage administrators.
@@ -113,6 +117,10 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
         Command::Tenants(command) => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);
             on_runtime(tenants::run(command, &control, output))
+        }
+        Command::Workspaces(command) => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(workspaces::run(command, &control, output))
         }
         Command::Admin(command) => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);

@@ -22,6 +22,7 @@ use rusqlite::Connection;
 use rusqlite::ErrorCode;
 use rusqlite::OpenFlags;
 use rusqlite::OptionalExtension;
+use rusqlite::Row;
 use serde_json::Value;
 
 use crate::ids::UserId;
@@ -152,12 +153,25 @@ pub fn apply_settings(path: &Path, settings: &[(&str, Value)]) -> Result<(), Err
 
 /// Reads what minting tokens for the control superuser and for every row of `users` needs.
 pub fn signers(path: &Path) -> Result<Signers, Error> {
+    read(path, |_| Ok(())).map(|(signers, ())| signers)
+}
+
+/// The same, and something else through the same connection.
+pub(super) fn read<T>(
+    path: &Path,
+    also: impl FnOnce(&Connection) -> Result<T, EditError>,
+) -> Result<(Signers, T), Error> {
+    look(path, |connection| {
+        let (users, files) = read_users(connection)?;
+        let signers = Signers { superuser: read_superuser(connection)?, users, files };
+        Ok((signers, also(connection)?))
+    })
+}
+
+/// Reads something.
+pub(super) fn look<T>(path: &Path, with: impl FnOnce(&Connection) -> Result<T, EditError>) -> Result<T, Error> {
     let connection = open(path, Access::Read)?;
-    let read = || {
-        let (users, files) = read_users(&connection)?;
-        Ok(Signers { superuser: read_superuser(&connection)?, users, files })
-    };
-    read().map_err(|error| at(path, error))
+    with(&connection).map_err(|error| at(path, error))
 }
 
 /// Reads what minting tokens for the control superuser needs. Its cost does not depend on the number of users.
@@ -166,13 +180,17 @@ pub fn superuser(path: &Path) -> Result<Signer, Error> {
     read_superuser(&connection).map_err(|error| at(path, error))
 }
 
-/// The row of an account in `users`, as an instance's owner row needs it.
-pub fn account(path: &Path, user: &UserId) -> Result<Option<Owner>, Error> {
-    let connection = open(path, Access::Read)?;
-    let sql = format!("SELECT email, name FROM {} WHERE id = ?1", quoted(USERS));
-    let row = connection
-        .query_row(&sql, [user.as_str()], |row| Ok(Owner { id: user.clone(), email: row.get(0)?, name: row.get(1)? }));
-    row.optional().map_err(|source| classify(path, source))
+/// The rows of accounts in `users`, as instances' rows need them; those that do not exist are left out.
+pub fn accounts<'a>(path: &Path, users: impl IntoIterator<Item = &'a UserId>) -> Result<Vec<Owner>, Error> {
+    look(path, |connection| {
+        let mut statement = connection.prepare(&format!("SELECT email, name FROM {} WHERE id = ?1", quoted(USERS)))?;
+        let mut found = Vec::new();
+        for user in users {
+            let owner = |row: &Row<'_>| Ok(Owner { id: user.clone(), email: row.get(0)?, name: row.get(1)? });
+            found.extend(statement.query_row([user.as_str()], owner).optional()?);
+        }
+        Ok(found)
+    })
 }
 
 /// Looks for damage: the pages' structure and the indexes' order, not every index entry.

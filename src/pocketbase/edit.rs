@@ -60,7 +60,7 @@ pub enum EditError {
 /// An open transaction on an instance's database.
 #[derive(Debug)]
 pub struct Edit {
-    connection: Connection,
+    pub(super) connection: Connection,
 }
 
 impl Edit {
@@ -125,7 +125,7 @@ impl Edit {
         let now = timestamp();
         let key = secret();
         // A template may have dropped columns, and may have added some: those have defaults.
-        let existing = self.columns(users)?;
+        let existing = columns(&self.connection, users)?;
         if !existing.iter().any(|column| column == "id") {
             return Err(EditError::Missing("users collection"));
         }
@@ -214,11 +214,12 @@ impl Edit {
         let mut statement = self.connection.prepare("SELECT id, name FROM _collections WHERE type = 'auth'")?;
         statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
     }
+}
 
-    fn columns(&self, table: &str) -> rusqlite::Result<Vec<String>> {
-        let mut statement = self.connection.prepare("SELECT name FROM pragma_table_info(?1)")?;
-        statement.query_map([table], |row| row.get(0))?.collect()
-    }
+/// The columns of a table; none when there is no such table.
+pub(super) fn columns(connection: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
+    let mut statement = connection.prepare("SELECT name FROM pragma_table_info(?1)")?;
+    statement.query_map([table], |row| row.get(0))?.collect()
 }
 
 /// Sets the value at a JSON pointer; its parent must be an object that exists.
@@ -230,7 +231,7 @@ fn set(root: &mut Value, pointer: &str, value: Value) -> Option<()> {
 }
 
 /// Random letters and digits from the thread's cryptographic generator.
-fn secret() -> String {
+pub(super) fn secret() -> String {
     Alphanumeric.sample_string(&mut rand::rng(), SECRET_LENGTH)
 }
 
@@ -241,7 +242,7 @@ fn record_id() -> String {
     id
 }
 
-fn timestamp() -> String {
+pub(super) fn timestamp() -> String {
     // The format has only components that every time has, so it cannot fail; an empty time is what PocketBase
     // itself stores for "unknown".
     OffsetDateTime::now_utc().format(TIME).unwrap_or_default()

@@ -1,9 +1,10 @@
-//! What we know of one `PocketBase`: its tokens and its database file.
+//! What we know of one `PocketBase`: its tokens, its database file, and who may act in it.
 //!
 //! Deliberately absent: processes (see `supervisor`) and any idea of who a user is.
 
 pub mod database;
 mod edit;
+pub mod roster;
 pub mod schema;
 pub mod token;
 pub mod visitors;

@@ -1,10 +1,65 @@
-//! STUB
+//! Whether a token is one of an instance's own users.
+//!
+//! An app with accounts of its own signs its visitors in itself, and its tokens pass through untouched. Before such a
+//! token may wake the app it is checked here, from the database file, asleep or awake. The control superuser's tokens
+//! and those of any other superuser are nobody's here. Limits: a collection's `authRule` is not looked at, as by
+//! `PocketBase` itself after the sign-in.
+
 use std::path::Path;
 use std::time::SystemTime;
 
-use super::database::Error;
+use rusqlite::Connection;
+use rusqlite::OptionalExtension;
 
-/// STUB
-pub fn accepts(path: &Path, _token: &str, _now: SystemTime) -> Result<bool, Error> {
-    super::database::superuser(path).map(|_| false)
+use super::database;
+use super::database::Error;
+use super::edit::EditError;
+use super::edit::quoted;
+use super::token::Claims;
+use super::token::Key;
+use super::token::Unverified;
+
+/// Whether the instance whose database is at `path` would take this token, of the type `auth` or `file`, from anybody.
+/// Reads the file; what cannot be a token costs nothing.
+pub fn accepts(path: &Path, token: &str, now: SystemTime) -> Result<bool, Error> {
+    let Ok(unverified) = Unverified::parse(token) else { return Ok(false) };
+    let Some(secret) = secret_of(&unverified.claims().kind) else { return Ok(false) };
+    let claims = unverified.claims().clone();
+    let keys = database::look(path, |connection| keys(connection, &claims, secret))?;
+    // Parsed anew for each: a name of one collection may be the id of another.
+    let fits = |key: &Key| Unverified::parse(token).is_ok_and(|token| token.verify(key, now).is_ok());
+    Ok(keys.iter().any(fits))
+}
+
+/// Where a collection keeps the secret of this type of token.
+fn secret_of(kind: &str) -> Option<&'static str> {
+    match kind {
+        "auth" => Some("$.authToken.secret"),
+        "file" => Some("$.fileToken.secret"),
+        _ => None,
+    }
+}
+
+fn keys(connection: &Connection, claims: &Claims, secret: &str) -> Result<Vec<Key>, EditError> {
+    let mut statement = connection.prepare(
+        "SELECT name, json_extract(CAST(options AS TEXT), ?2) FROM _collections
+         WHERE type = 'auth' AND name <> '_superusers' AND (id = ?1 OR name = ?1)",
+    )?;
+    let found = statement.query_map([claims.collection_id.as_str(), secret], |row| {
+        Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?))
+    })?;
+    let mut keys = Vec::new();
+    for found in found {
+        let (name, secret) = found?;
+        let sql = format!("SELECT tokenKey FROM {} WHERE id = ?1", quoted(&name));
+        let key: Option<String> = connection.query_row(&sql, [&claims.id], |row| row.get(0)).optional()?;
+        // Half a key could be forged by whoever knows the other half.
+        if let (Some(secret), Some(key)) = (secret, key)
+            && !secret.is_empty()
+            && !key.is_empty()
+        {
+            keys.push(Key::new(&key, &secret));
+        }
+    }
+    Ok(keys)
 }

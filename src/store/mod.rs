@@ -3,7 +3,8 @@
 //! [`Store`] keeps small records with revisions (compare-and-swap, prefix watch), [`Bus`](bus::Bus) says "look
 //! again" (at most once, never the only copy of anything), [`Blobs`](blobs::Blobs) keeps objects that are written
 //! once. Each has an embedded form here: one `SQLite` file, in-process queues, a folder. Typed records with live
-//! views stand on top: [`tenants`], [`placements`], [`sessions`], [`versions`].
+//! views stand on top: [`tenants`], [`members`], [`invitations`], [`slugs`], [`placements`], [`sessions`],
+//! [`versions`].
 //!
 //! Invariants:
 //! - A write is on disk before its call returns, and its revision is larger than that of every write before it.
@@ -24,9 +25,12 @@ use bytes::Bytes;
 pub mod blobs;
 pub mod bus;
 mod error;
+pub mod invitations;
 mod keys;
+pub mod members;
 pub mod placements;
 pub mod sessions;
+pub mod slugs;
 pub mod sqlite;
 mod table;
 pub mod tenants;

@@ -161,6 +161,23 @@ impl<R: Record> Table<R> {
         Ok(())
     }
 
+    /// Reads the record and removes it if `agrees`, again when somebody was faster. Returns what was removed.
+    pub(super) async fn remove(
+        &self,
+        key: &str,
+        mut agrees: impl FnMut(&R) -> bool + Send,
+    ) -> Result<Option<Arc<R>>, Error> {
+        for _ in 0..ATTEMPTS {
+            let Some(read) = self.read(key).await?.filter(|read| agrees(&read.record)) else { return Ok(None) };
+            match self.delete(&read.record, read.revision).await {
+                Ok(()) => return Ok(Some(read.record)),
+                Err(error) if error.is_refusal() => tokio::task::yield_now().await,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::Stale)
+    }
+
     fn wrote(&self, record: R, revision: Revision) -> Arc<R> {
         let record = Arc::new(record.compact());
         self.inner.view.apply(Source::Own, record.id(), revision, Some(Arc::clone(&record)));

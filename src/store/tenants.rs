@@ -49,7 +49,8 @@ pub struct Tenant {
     pub kind: Kind,
     /// Name of the template under `pb_templates/`.
     pub template: String,
-    /// The user whose row the instance's `users` collection holds; none for the global instance.
+    /// Whose it is; none for the global instance. Of a workspace, the owner who can only hand it over: because this is
+    /// one field of one record, a workspace has an owner whatever happens to its members' records.
     pub owner: Option<UserId>,
     /// Never put to sleep.
     #[serde(default)]
@@ -70,6 +71,9 @@ pub struct Tenant {
     /// `*` at the end stands for any rest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub public_read: Vec<String>,
+    /// Put away by its owner: nobody reaches it, nothing of it is deleted. Workspaces only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub archived: bool,
     /// When the tenant was registered.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: time::OffsetDateTime,
@@ -89,6 +93,7 @@ impl Tenant {
             name: String::new(),
             identity: Identity::Global,
             public_read: Vec::new(),
+            archived: false,
             created_at: time::OffsetDateTime::now_utc(),
         }
     }

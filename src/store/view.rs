@@ -41,6 +41,10 @@ pub(super) trait Record: Clone + PartialEq + Serialize + DeserializeOwned + Send
     fn parse_id(rest: &str) -> Option<Self::Id>;
     /// Its place in the order; none leaves it out.
     fn index(&self) -> Option<Self::Index>;
+    /// A second place, for records that are looked up from two sides; the order keeps the two apart.
+    fn second_index(&self) -> Option<Self::Index> {
+        None
+    }
     /// Lets equal texts of a freshly read record share their memory.
     #[must_use]
     fn compact(self) -> Self {
@@ -175,17 +179,16 @@ impl<R: Record> View<R> {
             (Some(_), None) => self.records.fetch_sub(1, Ordering::Relaxed),
             _ => 0,
         };
-        let (old, new) = (old.and_then(Record::index), new.and_then(Record::index));
+        let places = |record: Option<&R>| record.map_or([None, None], |record| [record.index(), record.second_index()]);
+        let (old, new) = (places(old), places(new));
         if old == new {
             return;
         }
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = old {
+        for place in old.into_iter().flatten() {
             index.remove(&place);
         }
-        if let Some(place) = new {
-            index.insert(place);
-        }
+        index.extend(new.into_iter().flatten());
     }
 }
 

@@ -27,6 +27,7 @@ use crate::supervisor::launch::PROOF_TTL;
 use crate::supervisor::logs;
 use crate::supervisor::process;
 use crate::supervisor::process::Process;
+use crate::supervisor::roster;
 use crate::supervisor::slot::Running;
 use crate::supervisor::slot::Slot;
 use crate::supervisor::slot::mint;
@@ -131,9 +132,8 @@ async fn take_over(
         if identity.binary_sha256 != fleet.binary.sha256 {
             return Err("it runs another PocketBase binary".to_owned());
         }
-        let path = fleet.folder(&placement.tenant).join("pb_data").join("data.db");
-        let id = placement.tenant.clone();
-        let read = tokio::task::spawn_blocking(move || launch::signers(&id, &path)).await;
+        let (of, id) = (Arc::clone(fleet), placement.tenant.clone());
+        let read = tokio::task::spawn_blocking(move || roster::keys(&of, &id).map(|(signers, _)| signers)).await;
         let signers = read.map_err(|_| "the task failed")?.map_err(|error| error.to_string())?;
         prove(identity, &signers).await.map_err(|error| error.to_string())?;
         if let Err(error) = fleet.placements.adopt(&placement.tenant, placement.epoch).await {

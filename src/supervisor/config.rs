@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::ids::UserId;
-use crate::pocketbase::database::Owner;
+use crate::pocketbase::roster::Roster;
+use crate::store::tenants::Tenant;
 
 /// The `[instances]` section of the configuration; `config/default.toml` documents every key.
 #[derive(Debug, Clone, Deserialize)]
@@ -73,15 +73,26 @@ pub struct Layout {
     pub empty: PathBuf,
 }
 
-/// Looks up the row that a personal instance holds for its owner. The supervisor itself knows no users.
+/// Who may act in a tenant's instance.
+#[derive(Debug, Clone)]
+pub enum Access {
+    /// Whoever has a row of this roster.
+    Roster(Roster),
+    /// The instance's `users` are its own affair: nobody acts in it in our name.
+    Own,
+    /// The accounts cannot be read, or the owner's is gone: the rows are left as they are.
+    Unknown,
+}
+
+/// Looks up who may act in a tenant's instance. The supervisor itself knows no users.
 #[derive(Clone)]
-pub struct Owners(pub Arc<FindOwner>);
+pub struct Rosters(pub Arc<FindRoster>);
 
-/// The function behind [`Owners`].
-pub type FindOwner = dyn Fn(&UserId) -> Option<Owner> + Send + Sync;
+/// The function behind [`Rosters`]. It may read files.
+pub type FindRoster = dyn Fn(&Tenant) -> Access + Send + Sync;
 
-impl fmt::Debug for Owners {
+impl fmt::Debug for Rosters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Owners")
+        f.write_str("Rosters")
     }
 }

@@ -25,7 +25,7 @@ use crate::supervisor::backoff::Policy;
 use crate::supervisor::config::Binary;
 use crate::supervisor::config::Config;
 use crate::supervisor::config::Layout;
-use crate::supervisor::config::Owners;
+use crate::supervisor::config::Rosters;
 use crate::supervisor::instance::Instance;
 use crate::supervisor::slot::Command;
 use crate::supervisor::slot::Slot;
@@ -47,7 +47,7 @@ pub(crate) struct Fleet {
     pub(crate) templates: Templates,
     pub(crate) tenants: Tenants,
     pub(crate) placements: Placements,
-    pub(crate) owners: Owners,
+    pub(crate) rosters: Rosters,
     pub(crate) public_url: String,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) registry: DashMap<TenantId, Arc<Slot>>,
@@ -92,7 +92,7 @@ impl Fleet {
             templates: parts.templates,
             tenants: parts.tenants,
             placements: parts.placements,
-            owners: parts.owners,
+            rosters: parts.rosters,
             public_url: parts.public_url,
             metrics: parts.metrics,
             registry: DashMap::new(),

@@ -17,6 +17,7 @@ use crate::supervisor::launch;
 use crate::supervisor::launch::Launched;
 use crate::supervisor::logs;
 use crate::supervisor::process::Process;
+use crate::supervisor::roster;
 use crate::supervisor::slot::Command;
 use crate::supervisor::slot::Phase;
 use crate::supervisor::slot::Running;
@@ -138,6 +139,13 @@ impl Instance {
                     self.feed(Event::Wanted).await;
                 }
                 // Whoever asked may have gone; the release stands.
+                let _ = reply.send(());
+            }
+            Command::Enroll(reply) => {
+                if let Some(occupied) = &self.occupied {
+                    roster::follow(&self.fleet, &self.slot.tenant, &occupied.running).await;
+                }
+                // Whoever asked may have gone; the rows are in step.
                 let _ = reply.send(());
             }
             Command::Sleep(reply) => {

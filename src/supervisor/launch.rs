@@ -1,6 +1,5 @@
 //! From "somebody needs it" to "it proved itself": one start of one instance, and what a failed one means.
 
-use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -29,6 +28,7 @@ use crate::supervisor::process;
 use crate::supervisor::process::Exit;
 use crate::supervisor::process::Process;
 use crate::supervisor::provision;
+use crate::supervisor::roster;
 use crate::supervisor::slot::Running;
 use crate::supervisor::slot::Slot;
 use crate::supervisor::slot::mint;
@@ -167,10 +167,7 @@ async fn ensure_directory(fleet: &Arc<Fleet>, tenant: &Arc<Tenant>, golden: &Arc
     }
     let (fleet, tenant, golden) = (Arc::clone(fleet), Arc::clone(tenant), Arc::clone(golden));
     let work = tokio::task::spawn_blocking(move || {
-        let owner = tenant.owner.as_ref().and_then(|user| (fleet.owners.0)(user));
-        if tenant.owner.is_some() && owner.is_none() {
-            return Err(outside("the owner's account cannot be read"));
-        }
+        let owner = roster::owner(&fleet, &tenant).map_err(outside)?;
         // On disk before the epoch is: a power cut must not leave a tenant that ran and has no folder.
         std::fs::create_dir_all(&folder)
             .and_then(|()| std::fs::write(folder.join(MADE_FROM), &golden.hash))
@@ -196,7 +193,7 @@ async fn prepare(fleet: &Arc<Fleet>, tenant: &TenantId) -> Result<Signers, Failu
         if let Err(error) = logs::rotate(&folder, fleet.config.log_bytes, fleet.config.log_files) {
             tracing::warn!(tenant.id = %id, %error, "rotate an instance's log");
         }
-        signers(&id, &folder.join("pb_data").join("data.db")).map_err(|error| unreadable(&error))
+        roster::keys(&fleet, &id).map(|(signers, _)| signers).map_err(|error| unreadable(&error))
     });
     work.await.unwrap_or_else(|_| Err(outside("the task that prepares its folder failed")))
 }
@@ -212,14 +209,6 @@ fn unreadable(error: &database::Error) -> Failure {
         | database::Error::Missing { .. } => Failure::Fatal(reason),
         database::Error::Io { .. } | database::Error::Sqlite { .. } => outside(reason),
     }
-}
-
-/// Reads the keys of an instance. Nobody's token is ever minted for the global one but the control superuser's.
-pub(crate) fn signers(tenant: &TenantId, path: &Path) -> Result<Signers, database::Error> {
-    if tenant.is_global() {
-        return Ok(Signers { superuser: database::superuser(path)?, users: HashMap::new(), files: HashMap::new() });
-    }
-    database::signers(path)
 }
 
 async fn attempt(

@@ -52,6 +52,7 @@ mod manifest;
 pub mod oneshot;
 pub mod process;
 pub mod provision;
+mod roster;
 mod slot;
 pub mod starts;
 pub mod state;
@@ -97,8 +98,8 @@ pub struct Parts {
     pub tenants: Tenants,
     /// Who runs what.
     pub placements: Placements,
-    /// The rows of owners.
-    pub owners: config::Owners,
+    /// Who may act in which instance.
+    pub rosters: config::Rosters,
     /// The URL users see, for links in mails.
     pub public_url: String,
     /// Metrics.
@@ -239,6 +240,26 @@ impl Supervisor {
             }
         });
         asked.await.map_err(|_| Error::WakeTimeout)
+    }
+
+    /// Brings the rows of a running instance in step with who may act in it, so that the next request of somebody new
+    /// finds them and nobody who left does. One that sleeps is brought in step when it starts, and one that starts is
+    /// waited for. Calls for events to be sent to those who are subscribed to `users`.
+    pub async fn enroll(&self, tenant: &TenantId) -> Result<(), Error> {
+        self.fleet.tenants.find(tenant).ok_or(Error::UnknownTenant)?;
+        let Some(slot) = self.fleet.registry.get(tenant).map(|slot| Arc::clone(&slot)) else { return Ok(()) };
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let asked = tokio::time::timeout(self.fleet.config.start_timeout + PATIENCE, async {
+            if slot.mail.send(Command::Enroll(reply)).await.is_ok() {
+                drop(answer.await);
+            }
+        });
+        asked.await.map_err(|_| Error::WakeTimeout)
+    }
+
+    /// Whether a workspace can be made from this template.
+    pub fn has_template(&self, name: &str) -> bool {
+        name != "global" && self.fleet.templates.golden(name).is_ok()
     }
 
     /// The last lines of an instance's log, redacted.

@@ -42,6 +42,8 @@ pub(crate) enum Command {
     Sleep(oneshot::Sender<Result<(), Error>>),
     /// Lift backoff, quarantine or block.
     Release(oneshot::Sender<()>),
+    /// Bring the rows of those who may act in it in step.
+    Enroll(oneshot::Sender<()>),
 }
 
 /// What a waiter is told.
@@ -62,12 +64,14 @@ pub(crate) struct Running {
     pub(crate) epoch: u64,
     /// Bytes that were in the log before it started.
     pub(crate) log_start: u64,
-    signers: Signers,
+    signers: ArcSwap<Signers>,
     minted: ArcSwapOption<Minted>,
 }
 
 #[derive(Debug)]
 struct Minted {
+    /// The keys it was made from.
+    signers: Arc<Signers>,
     user: UserId,
     header: HeaderValue,
     usable_until: SystemTime,
@@ -75,35 +79,44 @@ struct Minted {
 
 impl Running {
     pub(crate) fn new(address: SocketAddr, epoch: u64, signers: Signers, log_start: u64) -> Self {
+        let signers = ArcSwap::from_pointee(signers);
         Self { address, epoch, log_start, signers, minted: ArcSwapOption::empty() }
     }
 
     /// A fresh token of the control superuser.
     pub(crate) fn superuser_token(&self) -> HeaderValue {
-        mint(&self.signers.superuser, SystemTime::now(), TOKEN_TTL)
+        mint(&self.signers.load().superuser, SystemTime::now(), TOKEN_TTL)
     }
 
     /// A token of the control superuser for one health check.
     pub(crate) fn proof(&self) -> HeaderValue {
-        mint(&self.signers.superuser, SystemTime::now(), PROOF_TTL)
+        mint(&self.signers.load().superuser, SystemTime::now(), PROOF_TTL)
+    }
+
+    /// Mints from other keys from now on: somebody came or went.
+    pub(crate) fn renew(&self, signers: Signers) {
+        self.signers.store(Arc::new(signers));
     }
 
     fn file_token(&self, user: &UserId) -> Option<String> {
-        Some(self.signers.files.get(user)?.mint_file(SystemTime::now(), FILE_TOKEN_TTL, None))
+        Some(self.signers.load().files.get(user)?.mint_file(SystemTime::now(), FILE_TOKEN_TTL, None))
     }
 
     /// The token of a user's row, minted again shortly before it expires.
     fn user_token(&self, user: &UserId) -> Option<HeaderValue> {
         let now = SystemTime::now();
+        let signers = self.signers.load();
         if let Some(minted) = &*self.minted.load()
+            && Arc::ptr_eq(&minted.signers, &signers)
             && minted.user == *user
             && now < minted.usable_until
         {
             return Some(minted.header.clone());
         }
-        let header = mint(self.signers.users.get(user)?, now, TOKEN_TTL);
+        let header = mint(signers.users.get(user)?, now, TOKEN_TTL);
         let usable_until = now + TOKEN_TTL.saturating_sub(TOKEN_MARGIN);
-        self.minted.store(Some(Arc::new(Minted { user: user.clone(), header: header.clone(), usable_until })));
+        let (signers, user) = (Arc::clone(&signers), user.clone());
+        self.minted.store(Some(Arc::new(Minted { signers, user, header: header.clone(), usable_until })));
         Some(header)
     }
 }

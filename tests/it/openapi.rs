@@ -32,18 +32,23 @@ use pocketfleet::gateway::DashboardMode;
 use pocketfleet::gateway::Dashboards;
 use pocketfleet::shutdown::Shutdown;
 use pocketfleet::store::Store;
+use pocketfleet::store::invitations::Invitations;
+use pocketfleet::store::members::Members;
 use pocketfleet::store::placements::Placements;
 use pocketfleet::store::sessions::Sessions;
+use pocketfleet::store::slugs::Slugs;
 use pocketfleet::store::sqlite::ControlDatabase;
 use pocketfleet::store::tenants::Tenants;
 use pocketfleet::supervisor::Parts;
 use pocketfleet::supervisor::Supervisor;
+use pocketfleet::supervisor::config::Access;
 use pocketfleet::supervisor::config::Binary;
 use pocketfleet::supervisor::config::Layout;
-use pocketfleet::supervisor::config::Owners;
+use pocketfleet::supervisor::config::Rosters;
 use pocketfleet::supervisor::template::Locations;
 use pocketfleet::supervisor::template::Templates;
 use pocketfleet::telemetry::Metrics;
+use pocketfleet::tenancy;
 use pocketfleet::tenancy::Tenancy;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -72,13 +77,20 @@ async fn state() -> (AppState, TempDir) {
         binary: Binary { path: at("pocketbase"), sha256: String::new(), version: "0.40.6".to_owned() },
         templates: Templates::open(&locations).await.unwrap(),
         tenants: tenants.clone(),
-        placements: Placements::open(store, "test".to_owned()).await.unwrap(),
-        owners: Owners(Arc::new(|_| None)),
+        placements: Placements::open(Arc::clone(&store), "test".to_owned()).await.unwrap(),
+        rosters: Rosters(Arc::new(|_| Access::Unknown)),
         public_url: String::new(),
         metrics: Arc::clone(&metrics),
     });
+    let tenancy = Tenancy::new(tenancy::Parts {
+        tenants: tenants.clone(),
+        members: Members::open(Arc::clone(&store)).await.unwrap(),
+        invitations: Invitations::open(Arc::clone(&store)).await.unwrap(),
+        slugs: Slugs::open(store).await.unwrap(),
+        config: config.workspaces.clone(),
+        personal_template: "personal".to_owned(),
+    });
     let (verifier, _) = Verifier::new(&config.auth, at("data.db"), sessions.clone());
-    let tenancy = Tenancy::new(tenants.clone(), "personal".to_owned());
     let parts = accounts::Parts {
         supervisor: supervisor.clone(),
         verifier: verifier.clone(),
@@ -90,10 +102,10 @@ async fn state() -> (AppState, TempDir) {
     let state = AppState {
         accounts: Accounts::new(&config.auth, parts).unwrap(),
         verifier,
-        tenancy,
         dashboards: Dashboards::new(DashboardMode::Off, Duration::from_mins(1)),
         addresses: Addresses::new("http://localhost:3000", ""),
         supervisor,
+        tenancy,
         tenants,
         sessions,
         metrics,

@@ -1,0 +1,205 @@
+//! Letting people in.
+//!
+//! An invitation is worth what its maker may still give: whoever lost the right to invite leaves no open doors behind.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rand::distr::SampleString;
+use time::Duration;
+use time::OffsetDateTime;
+
+use super::Error;
+use super::Invalid;
+use super::Tenancy;
+use super::rules;
+use crate::ids::UserId;
+use crate::store;
+use crate::store::invitations::Invitation;
+use crate::store::invitations::InvitationId;
+use crate::store::invitations::InvitationStatus;
+use crate::store::members::MemberRole;
+use crate::store::tenants::Tenant;
+
+/// Letters and digits of a token: more than 250 bits.
+const TOKEN_LETTERS: usize = 43;
+
+const GONE: Error = Error::NotFound("invitation");
+
+/// Whom to let in.
+#[derive(Debug, Clone)]
+pub struct NewInvitation {
+    /// As what.
+    pub role: MemberRole,
+    /// Only the account with this e-mail address may take it.
+    pub email: Option<String>,
+}
+
+/// A fresh invitation with the token that opens it, which exists nowhere else.
+#[derive(Clone)]
+pub struct Invited {
+    /// The token.
+    pub token: String,
+    /// The invitation.
+    pub invitation: Invitation,
+}
+
+impl fmt::Debug for Invited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Invited").field("invitation", &self.invitation).finish_non_exhaustive()
+    }
+}
+
+impl Tenancy {
+    /// Opens a door for one person.
+    pub async fn invite(
+        &self,
+        actor: &UserId,
+        name: &str,
+        wanted: NewInvitation,
+        now: OffsetDateTime,
+    ) -> Result<Invited, Error> {
+        let (tenant, role) = self.workspace(name, actor)?;
+        if role < MemberRole::Admin {
+            return Err(Error::Forbidden("only owners and admins invite"));
+        }
+        let email = wanted.email.as_deref().map(rules::check_email).transpose()?;
+        if wanted.role == MemberRole::Owner {
+            let message = "Must be admin, member or guest: owners are made of members.";
+            return Err(Invalid { field: "role", code: "validation_invalid_role", message }.into());
+        }
+        if !rules::may_give(role, wanted.role) {
+            return Err(Error::Forbidden("admins invite members and guests"));
+        }
+        self.meter(actor)?;
+        let mut open = 0;
+        for found in self.shared.invitations.of_tenant(&tenant.id) {
+            match found.status {
+                InvitationStatus::Pending if now < found.expires_at => open += 1,
+                InvitationStatus::Taken { .. } => open += 1,
+                InvitationStatus::Pending | InvitationStatus::Accepted { .. } => {
+                    self.shared.invitations.remove(&found).await?;
+                }
+            }
+        }
+        let most = self.shared.config.max_invitations;
+        if open >= most {
+            return Err(Error::Full { what: "open invitations of one workspace", most });
+        }
+        let token = rand::distr::Alphanumeric.sample_string(&mut rand::rng(), TOKEN_LETTERS);
+        let ttl = Duration::try_from(self.shared.config.invitation_ttl).unwrap_or(Duration::WEEK);
+        let invitation = Invitation {
+            id: InvitationId::of(&token),
+            tenant: tenant.id.clone(),
+            role: wanted.role,
+            email,
+            created_by: actor.clone(),
+            created_at: now,
+            expires_at: now.saturating_add(ttl),
+            status: InvitationStatus::Pending,
+        };
+        self.shared.invitations.create(invitation.clone()).await?;
+        Ok(Invited { token, invitation })
+    }
+
+    /// The open invitations of a workspace, for those who may make them, newest first.
+    pub fn invitations(&self, actor: &UserId, name: &str, now: OffsetDateTime) -> Result<Vec<Arc<Invitation>>, Error> {
+        let (tenant, role) = self.workspace(name, actor)?;
+        if role < MemberRole::Admin {
+            return Err(Error::Forbidden("only owners and admins see invitations"));
+        }
+        let mut open = self.shared.invitations.of_tenant(&tenant.id);
+        open.retain(|found| found.status == InvitationStatus::Pending && now < found.expires_at);
+        open.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.id.cmp(&b.id)));
+        Ok(open)
+    }
+
+    /// Closes the door again.
+    pub async fn revoke_invitation(&self, actor: &UserId, name: &str, id: &str) -> Result<(), Error> {
+        let (tenant, role) = self.workspace(name, actor)?;
+        let found = InvitationId::parse(id).and_then(|id| self.shared.invitations.find(&id));
+        if role < MemberRole::Admin {
+            return Err(Error::Forbidden("only owners and admins take invitations back"));
+        }
+        let found = found.filter(|found| found.tenant == tenant.id).ok_or(GONE)?;
+        if !rules::may_give(role, found.role) {
+            return Err(Error::Forbidden("admins take back invitations of members and guests only"));
+        }
+        if self.shared.invitations.remove(&found).await? { Ok(()) } else { Err(GONE) }
+    }
+
+    /// What a token would let this account into, without taking it.
+    pub fn preview(
+        &self,
+        token: &str,
+        email: &str,
+        now: OffsetDateTime,
+    ) -> Result<(Arc<Invitation>, Arc<Tenant>), Error> {
+        let found = self.shared.invitations.find(&InvitationId::of(token)).ok_or(GONE)?;
+        let tenant = self.open_door(&found, email, now)?;
+        Ok((found, tenant))
+    }
+
+    /// Where an invitation that can be under_way leads.
+    fn open_door(&self, found: &Invitation, email: &str, now: OffsetDateTime) -> Result<Arc<Tenant>, Error> {
+        let tenant = self.shared.tenants.find(&found.tenant).filter(|tenant| !tenant.archived).ok_or(GONE)?;
+        let maker = self.role(&tenant, &found.created_by);
+        let is_open = found.status == InvitationStatus::Pending && now < found.expires_at;
+        if !is_open || !maker.is_some_and(|maker| rules::may_give(maker, found.role)) {
+            return Err(GONE);
+        }
+        if found.email.as_deref().is_some_and(|only| only != email.trim().to_lowercase()) {
+            return Err(Error::Forbidden("the invitation is for another e-mail address"));
+        }
+        Ok(tenant)
+    }
+
+    /// Becomes a member. Asking again after it worked changes nothing.
+    pub async fn accept(
+        &self,
+        token: &str,
+        user: &UserId,
+        email: &str,
+        now: OffsetDateTime,
+    ) -> Result<(Arc<Tenant>, MemberRole), Error> {
+        self.meter(user)?;
+        let found = self.shared.invitations.find(&InvitationId::of(token)).ok_or(GONE)?;
+        let under_way = InvitationStatus::Taken { by: user.clone() };
+        let accepted = InvitationStatus::Accepted { by: user.clone() };
+        let tenant = if found.status == under_way || found.status == accepted {
+            self.shared.tenants.find(&found.tenant).filter(|tenant| !tenant.archived).ok_or(GONE)?
+        } else {
+            self.open_door(&found, email, now)?
+        };
+        // Whoever is in already keeps their role, and the invitation is left for somebody else.
+        if let Some(role) = self.role(&tenant, user) {
+            return Ok((tenant, role));
+        }
+        let may_take = |status: &InvitationStatus| *status == InvitationStatus::Pending || *status == under_way;
+        let take = |status: &InvitationStatus| may_take(status).then(|| under_way.clone());
+        self.shared.invitations.advance(&found, take).await.map_err(gone)?;
+        let joined = self.add_member(&tenant, user, found.role, Some(&found.created_by), now).await;
+        let next = if joined.is_ok() { accepted } else { InvitationStatus::Pending };
+        // The same account may have asked twice at once.
+        let settle = |status: &InvitationStatus| (*status == under_way || *status == next).then(|| next.clone());
+        self.shared.invitations.advance(&found, settle).await.map_err(gone)?;
+        joined?;
+        Ok((tenant, found.role))
+    }
+
+    /// Refuses an invitation that was for this account's e-mail address, so that nobody can take it any more.
+    pub async fn decline(&self, token: &str, email: &str, now: OffsetDateTime) -> Result<(), Error> {
+        let (found, _) = self.preview(token, email, now)?;
+        if found.email.is_none() {
+            return Err(Error::Conflict("the invitation is for whoever has it; simply do not take it"));
+        }
+        if self.shared.invitations.remove(&found).await? { Ok(()) } else { Err(GONE) }
+    }
+}
+
+fn gone(error: store::Error) -> Error {
+    match error {
+        store::Error::Stale => GONE,
+        error => error.into(),
+    }
+}

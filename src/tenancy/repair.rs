@@ -1,0 +1,92 @@
+//! Finishing at the start what an earlier run was interrupted in.
+//!
+//! Nothing is under way yet when this runs, so what looks unfinished is. Every step is one that the interrupted
+//! operation would have made, or takes back something that means nothing alone; no tenant and no data is ever removed.
+
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+
+use super::Tenancy;
+use super::rules;
+use super::rules::Standing;
+use crate::ids::TenantId;
+use crate::store;
+use crate::store::invitations::Invitation;
+use crate::store::invitations::InvitationStatus;
+use crate::store::members::Member;
+use crate::store::tenants::Kind;
+use crate::store::tenants::Tenant;
+
+/// Tenants that are looked at in one go.
+const PAGE: usize = 1_000;
+
+impl Tenancy {
+    /// Brings records that belong together in step; returns how many were touched.
+    pub async fn repair(&self, now: OffsetDateTime) -> Result<usize, store::Error> {
+        let mut touched = 0;
+        for slug in self.shared.slugs.all() {
+            let tenant = self.shared.tenants.find(&slug.tenant);
+            let is_claim = slug.left_at.is_none();
+            if is_claim && rules::standing(&slug, tenant.as_deref(), now) != Standing::Current {
+                self.shared.slugs.abandon(&slug.slug, &slug.tenant).await?;
+                touched += 1;
+            }
+        }
+        for member in self.shared.members.all() {
+            if self.shared.tenants.find(&member.tenant).is_none() {
+                let Member { tenant, user, role, .. } = &*member;
+                touched += usize::from(self.shared.members.remove(tenant, user, *role).await?);
+            }
+        }
+        let mut after: Option<TenantId> = None;
+        loop {
+            let page = self.shared.tenants.page(after.as_ref(), PAGE);
+            for tenant in page.iter().filter(|tenant| tenant.kind == Kind::Workspace) {
+                touched += self.repair_workspace(tenant, now).await?;
+            }
+            match page.last() {
+                Some(last) if page.len() == PAGE => after = Some(last.id.clone()),
+                _ => break,
+            }
+        }
+        for invitation in self.shared.invitations.all() {
+            touched += usize::from(self.repair_invitation(&invitation, now).await?);
+        }
+        Ok(touched)
+    }
+
+    async fn repair_workspace(&self, tenant: &Arc<Tenant>, now: OffsetDateTime) -> Result<usize, store::Error> {
+        let mut touched = 0;
+        if let Some(slug) = &tenant.slug
+            && self.shared.slugs.find(slug).is_none()
+        {
+            self.shared.slugs.claim(slug, &tenant.id, now, |_| false).await?;
+            touched += 1;
+        }
+        if let Some(owner) = &tenant.owner {
+            let before = self.shared.members.find(&tenant.id, owner);
+            self.settle_owner(&tenant.id, now).await?;
+            touched += usize::from(before != self.shared.members.find(&tenant.id, owner));
+        }
+        Ok(touched)
+    }
+
+    async fn repair_invitation(&self, found: &Arc<Invitation>, now: OffsetDateTime) -> Result<bool, store::Error> {
+        let tenant = self.shared.tenants.find(&found.tenant);
+        if let (InvitationStatus::Taken { by }, Some(tenant)) = (&found.status, &tenant) {
+            let joined = self.add_member(tenant, by, found.role, Some(&found.created_by), now).await;
+            if let Err(super::Error::Store(error)) = joined {
+                return Err(error);
+            }
+            let accepted = InvitationStatus::Accepted { by: by.clone() };
+            let settle = |status: &InvitationStatus| (*status == found.status).then(|| accepted.clone());
+            self.shared.invitations.advance(found, settle).await?;
+            return Ok(true);
+        }
+        if tenant.is_none() || found.expires_at <= now {
+            return self.shared.invitations.remove(found).await;
+        }
+        Ok(false)
+    }
+}
