@@ -2,8 +2,11 @@
 
 use hyper::Request;
 use hyper::Response;
+use hyper::StatusCode;
 use hyper::body::Incoming;
 
+use super::access::Credential;
+use super::access::not_found;
 use super::body::Body;
 use super::place::Detached;
 use super::request_id::Tag;
@@ -55,7 +58,15 @@ impl Service {
                 Ok(*response)
             }
             Verdict::Forward(admission) => {
-                self.pass_on(peer, tag, request, Passage { admission: *admission, cut: named.cut }, seen).await
+                let is_stranger = matches!(admission.credential, Credential::Nothing);
+                let passage = Passage { admission: *admission, cut: named.cut };
+                let response = self.pass_on(peer, tag, request, passage, seen).await?;
+                // A protected file must not tell a stranger in other words that it, and the tenant, are there.
+                if is_stranger && response.status() == StatusCode::NOT_FOUND {
+                    seen.by = super::meters::Answerer::Own;
+                    return Err(not_found());
+                }
+                Ok(response)
             }
         }
     }

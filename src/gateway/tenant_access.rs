@@ -286,9 +286,7 @@ impl Instances {
             TenantRoute::Page => self.has_pages(tenant),
             // `PocketBase` decides whether the file needs a token. Its name has random parts, so whoever knows it was
             // told; whoever guesses wakes nobody.
-            TenantRoute::File(FilePath { record, name }) => {
-                self.supervisor.is_awake(&tenant.id) || self.supervisor.has_file(&tenant.id, record, name)
-            }
+            TenantRoute::File(FilePath { record, name }) => self.supervisor.has_file(&tenant.id, record, name),
             _ => is_read(ask.method) && is_listed(&tenant.public_read, ask.path),
         }
     }

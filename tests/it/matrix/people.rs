@@ -37,12 +37,7 @@ impl World {
         let other = app.user("other").await;
         let member = app.user("member").await;
         let guest = app.user("guest").await;
-        let made = app.cli(&["admin", "create", "--email", "admin@example.com", "--password", "password-of-admin"]);
-        let admin = if made.status.success() {
-            app.sign_in("admin@example.com", "password-of-admin").await
-        } else {
-            panic!("{}", String::from_utf8_lossy(&made.stderr));
-        };
+        let admin = app.admin("admin").await;
         let owners_note = note(&owner, "", &owner.id).await;
         let others_note = note(&other, "", &other.id).await;
 

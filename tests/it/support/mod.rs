@@ -302,6 +302,13 @@ impl TestApp {
         self.sign_in(&email, &password).await
     }
 
+    /// Makes an admin of the fleet and signs in.
+    pub(crate) async fn admin(&self, name: &str) -> User {
+        let email = format!("{name}@example.com");
+        let made = self.cli_json(&["admin", "create", "--email", &email]);
+        self.sign_in(&email, made["password"].as_str().unwrap()).await
+    }
+
     pub(crate) async fn sign_in(&self, email: &str, password: &str) -> User {
         let body = json!({"email": email, "password": password});
         let answer = self.http.post(format!("{}/auth/login", self.base)).json(&body).send().await.unwrap();
