@@ -235,7 +235,7 @@ async fn the_last_owner_cannot_go_before_handing_over() {
     assert!(matches!(it.tenancy.leave(&ada, "team", it.now).await, Err(Error::Conflict(_))));
     let demoted = it.tenancy.change_role(&ada, "team", &ada, MemberRole::Guest, it.now).await;
     assert!(matches!(demoted, Err(Error::Conflict(_))));
-    it.tenancy.transfer(&ada, "team", &bob, it.now).await.unwrap();
+    it.tenancy.transfer(&ada, "team", &bob).await.unwrap();
     assert_eq!((it.role(&team, "ada"), it.role(&team, "bob")), (Some(MemberRole::Owner), Some(MemberRole::Owner)));
     assert!(matches!(it.tenancy.remove_member(&ada, "team", &bob, it.now).await, Err(Error::Conflict(_))));
     it.tenancy.leave(&ada, "team", it.now).await.unwrap();
