@@ -207,7 +207,7 @@ async fn transfer_tenant(
     tenancy.workspace(&name, &user.principal.user)?;
     let heir = user_id(&body.user)?;
     let transferred = to_its_end(&shutdown, async move {
-        let tenant = tenancy.transfer(&user.principal.user, &name, &heir, OffsetDateTime::now_utc()).await?;
+        let tenant = tenancy.transfer(&user.principal.user, &name, &heir).await?;
         follow(&supervisor, &tenant.id).await;
         Ok(Json(TenantView::of(&tenant, MemberRole::Owner)))
     });

@@ -140,7 +140,7 @@ impl Tenancy {
         Ok((found, tenant))
     }
 
-    /// Where an invitation that can be under_way leads.
+    /// Where an invitation that can be taken leads.
     fn open_door(&self, found: &Invitation, email: &str, now: OffsetDateTime) -> Result<Arc<Tenant>, Error> {
         let tenant = self.shared.tenants.find(&found.tenant).filter(|tenant| !tenant.archived).ok_or(GONE)?;
         let maker = self.role(&tenant, &found.created_by);

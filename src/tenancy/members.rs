@@ -128,7 +128,9 @@ impl Tenancy {
         self.meter(actor)?;
         let changed = self.shared.members.change_role(&tenant.id, user, member.role, role).await;
         let changed = changed.map_err(lost)?;
-        self.settle_owner(&tenant.id, now).await?;
+        if role != MemberRole::Owner && self.settle_owner(&tenant.id, user, now).await? {
+            return Err(CHANGED);
+        }
         Ok(changed)
     }
 
@@ -158,7 +160,9 @@ impl Tenancy {
         if !self.shared.members.remove(&tenant.id, user, member.role).await? {
             return Err(CHANGED);
         }
-        self.settle_owner(&tenant.id, now).await?;
+        if self.settle_owner(&tenant.id, user, now).await? {
+            return Err(CHANGED);
+        }
         Ok(tenant)
     }
 
@@ -176,20 +180,14 @@ impl Tenancy {
         if !self.shared.members.remove(&tenant.id, actor, member.role).await? {
             return Err(CHANGED);
         }
-        if self.settle_owner(&tenant.id, now).await?.as_ref() == Some(actor) {
+        if self.settle_owner(&tenant.id, actor, now).await? {
             return Err(Error::Conflict("the workspace was handed to you meanwhile; hand it over first"));
         }
         Ok(tenant)
     }
 
     /// Hands a workspace to another of its members. Whose it was stays an owner, and may go.
-    pub async fn transfer(
-        &self,
-        actor: &UserId,
-        name: &str,
-        heir: &UserId,
-        now: OffsetDateTime,
-    ) -> Result<Arc<Tenant>, Error> {
+    pub async fn transfer(&self, actor: &UserId, name: &str, heir: &UserId) -> Result<Arc<Tenant>, Error> {
         let (tenant, _) = self.workspace(name, actor)?;
         if tenant.owner.as_ref() != Some(actor) {
             return Err(Error::Forbidden("only the one whose workspace it is hands it over"));
@@ -204,9 +202,7 @@ impl Tenancy {
         }
         self.meter(actor)?;
         self.shared.members.change_role(&tenant.id, heir, member.role, MemberRole::Owner).await.map_err(lost)?;
-        let tenant = self.hand_over(&tenant.id, actor, heir).await?;
-        self.settle_owner(&tenant.id, now).await?;
-        Ok(tenant)
+        self.hand_over(&tenant.id, actor, heir).await
     }
 
     /// Writes another owner into the tenant's record, if it is still `from` and `to` is still a member afterwards.
@@ -231,20 +227,21 @@ impl Tenancy {
         Ok(changed)
     }
 
-    /// Makes the owner's membership say so, whatever happened to it; returns the owner.
+    /// After somebody's membership was changed or removed: if the workspace is theirs meanwhile, their membership says
+    /// so again, and the answer is true. Nobody looks after anybody else's, or two would undo each other's work.
     pub(super) async fn settle_owner(
         &self,
         tenant: &TenantId,
+        user: &UserId,
         now: OffsetDateTime,
-    ) -> Result<Option<UserId>, store::Error> {
-        let Some(owner) = self.shared.tenants.find(tenant).and_then(|tenant| tenant.owner.clone()) else {
-            return Ok(None);
-        };
-        let member = self.shared.members.find(tenant, &owner);
-        if member.is_none_or(|member| member.role != MemberRole::Owner) {
-            self.shared.members.set_owner(tenant, &owner, now).await?;
+    ) -> Result<bool, store::Error> {
+        if self.shared.tenants.find(tenant).is_none_or(|tenant| tenant.owner.as_ref() != Some(user)) {
+            return Ok(false);
         }
-        Ok(Some(owner))
+        if self.shared.members.find(tenant, user).is_none_or(|member| member.role != MemberRole::Owner) {
+            self.shared.members.set_owner(tenant, user, now).await?;
+        }
+        Ok(true)
     }
 }
 

@@ -66,7 +66,7 @@ impl Tenancy {
         }
         if let Some(owner) = &tenant.owner {
             let before = self.shared.members.find(&tenant.id, owner);
-            self.settle_owner(&tenant.id, now).await?;
+            self.settle_owner(&tenant.id, owner, now).await?;
             touched += usize::from(before != self.shared.members.find(&tenant.id, owner));
         }
         Ok(touched)

@@ -18,5 +18,7 @@ mod store;
 mod store_records;
 mod streaming;
 mod support;
+mod tenancy;
 mod tokens;
 mod wake;
+mod workspaces;
