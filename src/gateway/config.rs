@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::stall::Stall;
+
 /// The `[server]` section of the configuration.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -20,6 +22,14 @@ pub struct Config {
     pub trusted_proxies: Vec<IpAddr>,
     /// Origins that browsers may call from; `*` = any.
     pub cors_origins: Vec<String>,
+    /// Whether HTTP/2 is spoken with clients that begin with its preface.
+    pub http2: bool,
+    /// Whether text answers are compressed for clients that ask for it.
+    pub compression: bool,
+    /// How hard: 1 (quick) to 9 (small).
+    pub compression_level: u32,
+    /// `Strict-Transport-Security` for clients that came over https; empty = none.
+    pub hsts: String,
     /// Open connections in all.
     pub max_connections: usize,
     /// Open connections from one client address (IPv6: from one /64).
@@ -30,6 +40,10 @@ pub struct Config {
     /// Time that a body may stand still.
     #[serde(with = "humantime_serde")]
     pub body_idle_timeout: Duration,
+    /// Slowest request body, in bytes a second averaged over `body_idle_timeout` of waiting for it.
+    pub min_body_rate: u64,
+    /// Slowest taking of an answer, likewise.
+    pub min_write_rate: u64,
     /// Time for an instance to start its answer.
     #[serde(with = "humantime_serde")]
     pub response_timeout: Duration,
@@ -51,6 +65,20 @@ pub struct Config {
     pub stop_timeout: Duration,
 }
 
+/// How slow one direction may be: fewer than `rate` bytes a second over `window` of waiting are a drip.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    pub(crate) window: Duration,
+    pub(crate) rate: u64,
+}
+
+impl Pace {
+    /// A watch that begins now.
+    pub(crate) fn stall(self) -> Stall {
+        Stall::with_rate(self.window, self.rate)
+    }
+}
+
 /// A setting that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("server.{key} = {value:?} is not usable; allowed is {allowed}")]
@@ -62,6 +90,9 @@ pub struct Invalid {
     /// What it may be.
     pub allowed: &'static str,
 }
+
+/// A client that must be faster than this would be cut on a good line.
+const MAX_RATE: u64 = 1024 * 1024;
 
 impl Config {
     /// Checks what the types cannot say. The first setting that is not usable is the error.
@@ -85,11 +116,35 @@ impl Config {
                 return Err(Invalid { key, value: "0s".to_owned(), allowed: "a duration above zero" });
             }
         }
+        for (key, value) in [("min_body_rate", self.min_body_rate), ("min_write_rate", self.min_write_rate)] {
+            if value > MAX_RATE {
+                let allowed = "0 (any byte is progress) to 1048576 bytes a second";
+                return Err(Invalid { key, value: value.to_string(), allowed });
+            }
+        }
+        if !(1..=9).contains(&self.compression_level) {
+            let value = self.compression_level.to_string();
+            return Err(Invalid { key: "compression_level", value, allowed: "1 to 9" });
+        }
+        if !self.hsts.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
+            let allowed = "empty or a value such as \"max-age=31536000\"";
+            return Err(Invalid { key: "hsts", value: self.hsts.clone(), allowed });
+        }
         if let Some(origin) = self.cors_origins.iter().find(|origin| !is_origin(origin)) {
             let allowed = "\"*\" or an origin such as \"https://app.example.com\"";
             return Err(Invalid { key: "cors_origins", value: origin.clone(), allowed });
         }
         Ok(())
+    }
+
+    /// How slow a client may send.
+    pub(crate) fn reading(&self) -> Pace {
+        Pace { window: self.body_idle_timeout, rate: self.min_body_rate }
+    }
+
+    /// How slow a client may take what is there for it.
+    pub(crate) fn writing(&self) -> Pace {
+        Pace { window: self.body_idle_timeout, rate: self.min_write_rate }
     }
 
     /// Number of worker threads.

@@ -34,6 +34,10 @@ pub(crate) fn check(headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
     if headers.get_all(header::AUTHORIZATION).iter().nth(1).is_some() {
         return Err(malformed("a request may have one Authorization header"));
     }
+    // Nobody behind us decodes bodies, and whoever did would have to fear what they grow to.
+    if headers.get_all(header::CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err(Problem::new(Code::UnsupportedMediaType));
+    }
     match headers.get(header::EXPECT) {
         Some(expect) if !expect.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
             Err(Problem::new(Code::ExpectationFailed))

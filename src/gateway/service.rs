@@ -1,6 +1,7 @@
 //! One request from head to head: checked on its raw form, routed, admitted, passed on, and its answer dressed.
 
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
@@ -29,6 +30,7 @@ use super::client_addr::forwarded_for;
 use super::config::Config;
 use super::cors::Cors;
 use super::forward::Forwarder;
+use super::h2;
 use super::headers;
 use super::io::Upgraded;
 use super::meters::Answerer;
@@ -76,7 +78,7 @@ pub(crate) struct Service {
 }
 
 /// The other end of one connection.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Peer {
     address: IpAddr,
     /// Whether it is believed when it speaks of somebody else.
@@ -84,7 +86,14 @@ pub(crate) struct Peer {
     forwarded_for: Option<HeaderValue>,
     upgraded: Upgraded,
     alarm: Alarm,
-    recognised: Recognised,
+    recognised: Rc<Recognised>,
+}
+
+impl Peer {
+    /// The same client for one request of several at once, which waits by a timer of its own.
+    pub(crate) fn stream(&self) -> Self {
+        Self { alarm: Alarm::default(), ..self.clone() }
+    }
 }
 
 /// What is learnt about a request while it is answered, for its log line and its counters.
@@ -109,13 +118,17 @@ impl Service {
         }
     }
 
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
     pub(crate) fn forwarder(&self) -> &Forwarder {
         &self.forwarder
     }
 
     pub(crate) fn peer(&self, address: IpAddr, upgraded: Upgraded, alarm: Alarm) -> Peer {
         let is_trusted = self.trusted.contains(address);
-        let recognised = Recognised::default();
+        let recognised = Rc::default();
         Peer { address, is_trusted, forwarded_for: forwarded_for(address), upgraded, alarm, recognised }
     }
 
@@ -187,6 +200,7 @@ impl Service {
         if !uri.query().unwrap_or_default().bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(malformed("the query has a character that is not allowed".to_owned()));
         }
+        h2::check(request, &self.config)?;
         headers::check(request.headers(), uri)?;
         Ok(path)
     }
@@ -210,7 +224,7 @@ impl Service {
         if let Some(rest) = account {
             parts.uri = account_uri(&parts.uri, rest)?;
         }
-        let body = RequestBody::new(incoming, limit, self.config.body_idle_timeout);
+        let body = RequestBody::new(incoming, limit, self.config.reading());
         let request = Request::from_parts(parts, axum::body::Body::new(body));
         let response = match self.router.clone().oneshot(request).await {
             Ok(response) => response,
@@ -251,7 +265,7 @@ impl Service {
         }
         seen.tenant = Some(tenant);
         let (parts, incoming) = request.into_parts();
-        let mut outgoing = Request::new(RequestBody::new(incoming, limit, self.config.body_idle_timeout));
+        let mut outgoing = Request::new(RequestBody::new(incoming, limit, self.config.reading()));
         *outgoing.method_mut() = parts.method.clone();
         *outgoing.uri_mut() = origin_form(&parts.uri);
         *outgoing.version_mut() = Version::HTTP_11;

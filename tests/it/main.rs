@@ -5,6 +5,7 @@ mod accounts;
 mod architecture;
 mod faults;
 mod gateway;
+mod http2;
 mod openapi;
 mod operators;
 mod raw_http;
