@@ -59,7 +59,7 @@ const MAX_ERROR_RESETS: usize = 100;
 /// How often a silent client is asked whether it is there, and how long it may take to say so.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// Requests that a client gave up before their answer. Beyond this many, and if most ended so, it only makes work.
+/// Requests that a client gave up before it had their answer. Beyond this many, and if most ended so, it only makes work.
 const MAX_CANCELLED: u32 = 200;
 
 /// The settings of every HTTP/2 connection, with tasks for its requests.
@@ -164,15 +164,20 @@ impl Streams {
         }
     }
 
+    /// Counts as in use just now.
+    pub(crate) fn touch(&self) {
+        self.idle_since.set(Instant::now());
+    }
+
     /// Resolves when the client gave up so many requests that nothing else can be its purpose.
     pub(crate) async fn abused(&self) {
         self.abused.notified().await;
     }
 
-    fn ended(&self, answered: bool) {
+    fn ended(&self, finished: bool) {
         self.open.set(self.open.get().saturating_sub(1));
-        self.idle_since.set(Instant::now());
-        if answered {
+        self.touch();
+        if finished {
             self.finished.set(self.finished.get().saturating_add(1));
             return;
         }
@@ -222,14 +227,15 @@ impl<F: Future<Output = ()>> Future for Stream<F> {
 
 impl<F> Drop for Stream<F> {
     fn drop(&mut self) {
-        self.streams.ended(self.flow.answered.get());
+        self.streams.ended(self.flow.finished.get());
     }
 }
 
 /// How the client takes one answer.
 #[derive(Debug)]
 pub(crate) struct Flow {
-    answered: Cell<bool>,
+    /// All of the answer was handed over.
+    finished: Cell<bool>,
     /// Bytes handed over that it has not made room for; `None` while we have nothing for it.
     handed: Cell<Option<usize>>,
     stall: RefCell<Stall>,
@@ -238,12 +244,12 @@ pub(crate) struct Flow {
 impl Flow {
     fn new(writing: Pace) -> Rc<Self> {
         let stall = RefCell::new(writing.stall());
-        Rc::new(Self { answered: Cell::new(false), handed: Cell::new(None), stall })
+        Rc::new(Self { finished: Cell::new(false), handed: Cell::new(None), stall })
     }
 
     /// The head of the answer is there.
     pub(crate) fn answer(self: Rc<Self>, body: Body) -> Flowing {
-        self.answered.set(true);
+        self.finished.set(body.is_end_stream());
         self.handed.set((!body.is_end_stream()).then_some(0));
         Flowing { body, flow: self }
     }
@@ -279,6 +285,9 @@ impl HttpBody for Flowing {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         if let Some(Ok(frame)) = &frame {
             self.flow.handed.set(Some(frame.data_ref().map_or(0, Bytes::len)));
+        }
+        if frame.is_none() || self.body.is_end_stream() {
+            self.flow.finished.set(true);
         }
         Poll::Ready(frame)
     }

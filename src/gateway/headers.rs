@@ -110,7 +110,8 @@ pub(crate) fn strip_request(headers: &mut HeaderMap) {
     remove_where(headers, |name| is_hop_by_hop(name) || is_forged(name) || name == "expect");
 }
 
-/// Strips an instance's answer: hop-by-hop, what `Connection` names, CORS (which we decide), and cookie domains.
+/// Strips an instance's answer: hop-by-hop, what `Connection` names, CORS (which we decide), cookie domains, what tells
+/// of the software, and what binds browsers to more than this answer.
 pub(crate) fn strip_response(headers: &mut HeaderMap) {
     if headers.contains_key(header::TRANSFER_ENCODING) {
         // With both lengths hyper went by the chunks; the other one must not be passed on.
@@ -120,8 +121,8 @@ pub(crate) fn strip_response(headers: &mut HeaderMap) {
     remove_where(headers, |name| {
         is_hop_by_hop(name)
             || name.starts_with("access-control-")
-            || name == "x-request-id"
             || name.starts_with("x-pocketfleet-")
+            || matches!(name, "x-request-id" | "server" | "x-powered-by" | "strict-transport-security" | "alt-svc" | "nel")
     });
     if headers.contains_key(header::SET_COOKIE) {
         strip_cookie_domains(headers);
@@ -284,6 +285,9 @@ mod tests {
             ("access-control-allow-credentials", "true"),
             ("x-request-id", "theirs"),
             ("x-pocketfleet-error", "FORGED"),
+            ("server", "x/1"),
+            ("x-powered-by", "x"),
+            ("strict-transport-security", "max-age=1"),
         ]);
         strip_response(&mut map);
         assert_eq!(names(&map), ["content-type"]);

@@ -20,6 +20,7 @@ mod accept;
 mod access;
 mod body;
 mod client_addr;
+mod compress;
 mod config;
 mod cors;
 mod forward;
@@ -34,6 +35,7 @@ mod preface;
 mod reply;
 mod request_id;
 mod route;
+mod security;
 mod service;
 mod stall;
 #[cfg(test)]
@@ -49,6 +51,7 @@ use std::time::Duration;
 pub use self::config::Config;
 pub use self::config::Invalid;
 pub use self::request_id::RequestId;
+pub use self::security::secure;
 pub use self::service::ClientIp;
 
 use self::accept::Caps;

@@ -27,6 +27,7 @@ use super::access::not_found;
 use super::body::Body;
 use super::client_addr::TrustedProxies;
 use super::client_addr::forwarded_for;
+use super::compress::Compression;
 use super::config::Config;
 use super::cors::Cors;
 use super::forward::Forwarder;
@@ -42,6 +43,7 @@ use super::request_id::X_REQUEST_ID;
 use super::route::GlobalCall;
 use super::route::Route;
 use super::route::route;
+use super::security::Transport;
 use super::stall::Alarm;
 use super::upload::RequestBody;
 use crate::error::Code;
@@ -72,6 +74,8 @@ pub(crate) struct Service {
     forwarder: Forwarder,
     router: axum::Router,
     cors: Cors,
+    compression: Compression,
+    transport: Transport,
     trusted: TrustedProxies,
     meters: Meters,
     slow_request: Duration,
@@ -109,6 +113,8 @@ impl Service {
         Self {
             forwarder: Forwarder::new(config.response_timeout, config.body_idle_timeout),
             cors: Cors::new(&config.cors_origins),
+            compression: Compression::new(&config),
+            transport: Transport::new(&config.hsts),
             trusted: TrustedProxies::new(&config.trusted_proxies),
             meters: Meters::new(&metrics),
             config,
@@ -137,6 +143,8 @@ impl Service {
         let started = Instant::now();
         let tag = Tag::of(request.headers());
         let origin = request.headers().get(header::ORIGIN).cloned();
+        let is_https = peer.is_trusted && forwarded_proto(request.headers()) == "https";
+        let wish = self.compression.wish(request.method(), request.headers());
         let (method, uri) = (request.method().clone(), request.uri().clone());
         let mut seen = Seen { by: Answerer::Own, shape: Shape::of(uri.path()), tenant: None };
         let mut response = match self.answer(peer, &tag, &uri, request, &mut seen).await {
@@ -144,6 +152,8 @@ impl Service {
             Err(problem) => reply(&problem, seen.shape, tag.as_str()),
         };
         self.cors.apply(origin.as_ref(), response.headers_mut());
+        self.transport.apply(is_https, response.headers_mut());
+        self.compression.apply(wish, &mut response);
         response.headers_mut().insert(X_REQUEST_ID, tag.header());
         let elapsed = started.elapsed();
         self.meters.answered(seen.by, response.status(), elapsed);

@@ -47,7 +47,8 @@ const MAX_BUFFER: usize = 64 * 1024;
 const HYPER_MAX_HEADERS: usize = 100;
 /// How often idle connections to instances are looked through.
 const SWEEP: Duration = Duration::from_secs(30);
-/// How long blocking work of handlers may hold up the end of a drained worker.
+/// How long blocking work of handlers may hold up the end of a drained worker, and an HTTP/2 connection without requests
+/// its own end.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// A running worker.
@@ -223,17 +224,17 @@ async fn serve_http2(
         }
     });
     let mut serving = pin!(http.serve_connection(io, answer));
-    let unhurried = tokio::select! {
+    tokio::select! {
         _ = serving.as_mut() => return,
-        () = drain.cancelled() => true,
-        () = streams.idle(limit) => false,
-        () = streams.abused() => return,
-    };
+        () = drain.cancelled() => {}
+        () = streams.idle(limit) => {}
+        () = streams.abused() => {}
+    }
+    // No new requests from here on; those that run may finish. A client that does not close is not waited for.
     serving.as_mut().graceful_shutdown();
-    if unhurried {
-        // Bounded by whoever drains.
-        let _ = serving.await;
-    } else {
-        let _ = tokio::time::timeout(limit, serving).await;
+    streams.touch();
+    tokio::select! {
+        _ = serving => {}
+        () = streams.idle(LAST_MOMENT) => {}
     }
 }

@@ -47,25 +47,25 @@ impl Received {
             [0x8c, ..] => 400,
             [0x8d, ..] => 404,
             [0x8e, ..] => 500,
-            // A literal under the name `:status`; three digits of Huffman code take two bytes.
+            // A literal under the name `:status`, its three digits plain or in Huffman code.
             [0x48, 0x03, digits @ ..] => std::str::from_utf8(&digits[..3]).unwrap().parse().unwrap(),
-            [0x48, 0x82, high, low, ..] => huffman_digits(*high, *low),
+            [0x48, 0x82 | 0x83, code @ ..] => huffman_digits([code[0], code[1], code[2]]),
             other => panic!("no status in {other:02x?}"),
         }
     }
 }
 
 /// Three digits: `0`, `1`, `2` have codes of five bits, the others of six.
-fn huffman_digits(high: u8, low: u8) -> u16 {
-    let bits = u16::from_be_bytes([high, low]);
+fn huffman_digits([first, second, third]: [u8; 3]) -> u16 {
+    let bits = u32::from_be_bytes([first, second, third, 0]);
     let (mut at, mut value) = (0, 0);
     for _ in 0..3 {
-        let next = |count: u16| (bits << at) >> (16 - count);
+        let next = |count: u32| (bits << at) >> (32 - count);
         let (digit, length) = if next(5) <= 2 { (next(5), 5) } else { (next(6) - 0b01_1001 + 3, 6) };
         value = value * 10 + digit;
         at += length;
     }
-    value
+    u16::try_from(value).unwrap()
 }
 
 pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {

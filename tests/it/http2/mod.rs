@@ -283,7 +283,7 @@ async fn an_answer_that_is_not_taken_is_given_up_and_the_instance_let_go() {
     let app = TestApp::with("server.body_idle_timeout = \"700ms\"\n").await;
     let ada = app.user("ada").await;
     for number in 0..5 {
-        ada.note(&format!("{number}{}", "long ".repeat(200))).await;
+        ada.note(&format!("{number}{}", "long ".repeat(39))).await;
     }
     // An initial window of nothing, and no window ever.
     let mut raw = Raw::open(&app.base, &[(4, 0)]).await;
