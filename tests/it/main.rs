@@ -3,6 +3,7 @@
 
 mod accounts;
 mod architecture;
+mod bad_input;
 mod faults;
 mod gateway;
 mod http2;

@@ -20,7 +20,7 @@ async fn status(app: &TestApp, token: &str) -> u16 {
 }
 
 /// The key of a user's row in some database.
-fn key(database: &std::path::Path, user: &str) -> (String, Key) {
+pub(crate) fn key(database: &std::path::Path, user: &str) -> (String, Key) {
     let connection =
         rusqlite::Connection::open_with_flags(database, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     let token_key: String =
