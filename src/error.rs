@@ -80,6 +80,8 @@ codes! {
     BodyTooLarge = "BODY_TOO_LARGE", 413, Client, "the body is larger than this route takes";
     /// The request target is too long.
     UriTooLong = "URI_TOO_LONG", 414, Client, "the path and query are too long";
+    /// A body in a coding that nobody here decodes.
+    UnsupportedMediaType = "UNSUPPORTED_MEDIA_TYPE", 415, Client, "send the body as it is, without Content-Encoding";
     /// An Expect header other than `100-continue`.
     ExpectationFailed = "EXPECTATION_FAILED", 417, Client, "only `Expect: 100-continue` is understood";
     /// Too many attempts; `Retry-After` says when to come back.

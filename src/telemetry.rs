@@ -44,7 +44,11 @@ pub enum Format {
 /// Installs the process-wide subscriber: standard error, no colours when it is not a terminal.
 pub fn install(config: &Config) -> anyhow::Result<()> {
     use std::io::IsTerminal;
-    let filter = EnvFilter::try_new(&config.filter)?;
+    let mut filter = EnvFilter::try_new(&config.filter)?;
+    if !config.filter.contains("h2") {
+        // Clients provoke what the HTTP/2 library warns of, a line for each abuse. Only who asks for it sees it.
+        filter = filter.add_directive("h2=off".parse()?);
+    }
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::HeaderMap;
 use axum::http::HeaderName;
 use axum::http::HeaderValue;
 use axum::http::StatusCode;
@@ -22,12 +21,12 @@ use crate::error::Code;
 use crate::error::Problem;
 use crate::error::Shape;
 use crate::gateway::RequestId;
+use crate::gateway::secure;
 
 /// Marks an answer as an error of ours, not of an instance behind us; the value is the code.
 pub const ERROR_HEADER: HeaderName = HeaderName::from_static("x-pocketfleet-error");
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
 
 /// The middleware.
 pub async fn frame(mut request: Request, next: Next) -> Response {
@@ -65,6 +64,7 @@ fn finish(mut response: Response, shape: Shape, id: &str) -> Response {
         headers.entry(REQUEST_ID).or_insert(value);
     }
     secure(headers);
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
 }
 
@@ -103,18 +103,6 @@ fn render(response: Response, problem: &Problem, shape: Shape, id: &str) -> Resp
         parts.headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     Response::from_parts(parts, Body::from(shape.body(problem, id).to_string()))
-}
-
-/// Headers that every answer of ours carries unless its handler said otherwise.
-fn secure(headers: &mut HeaderMap) {
-    for (name, value) in [
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::REFERRER_POLICY, "no-referrer"),
-        (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
-        (header::CACHE_CONTROL, "no-store"),
-    ] {
-        headers.entry(name).or_insert(HeaderValue::from_static(value));
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The response body in its four forms. Nothing is buffered: a relayed body passes frame by frame and holds the
+//! The response body in its forms. Nothing is buffered: a relayed body passes frame by frame and holds the
 //! instance's lease until its last one.
 
 use std::fmt;
@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::access::Hold;
+use super::compress::Gzip;
 use super::pool::Driver;
 use super::pool::Key;
 use super::pool::Pool;
@@ -44,6 +45,7 @@ pub(crate) enum Body {
     Full(Bytes),
     Relayed(Box<Relay>),
     Own(axum::body::Body),
+    Gzip(Box<Gzip>),
 }
 
 impl HttpBody for Body {
@@ -59,6 +61,7 @@ impl HttpBody for Body {
             }
             Self::Relayed(relay) => relay.poll_frame(cx),
             Self::Own(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Own),
+            Self::Gzip(gzip) => gzip.poll_frame(cx),
         }
     }
 
@@ -68,6 +71,7 @@ impl HttpBody for Body {
             Self::Full(bytes) => bytes.is_empty(),
             Self::Relayed(relay) => relay.incoming.is_end_stream(),
             Self::Own(body) => body.is_end_stream(),
+            Self::Gzip(gzip) => gzip.is_end_stream(),
         }
     }
 
@@ -77,6 +81,7 @@ impl HttpBody for Body {
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Relayed(relay) => relay.incoming.size_hint(),
             Self::Own(body) => body.size_hint(),
+            Self::Gzip(_) => SizeHint::default(),
         }
     }
 }

@@ -34,6 +34,14 @@ pub(crate) fn check(headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
     if headers.get_all(header::AUTHORIZATION).iter().nth(1).is_some() {
         return Err(malformed("a request may have one Authorization header"));
     }
+    // Nobody behind us decodes bodies, and whoever did would have to fear what they grow to.
+    if headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
+        return Err(Problem::new(Code::UnsupportedMediaType));
+    }
     match headers.get(header::EXPECT) {
         Some(expect) if !expect.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
             Err(Problem::new(Code::ExpectationFailed))
@@ -106,7 +114,8 @@ pub(crate) fn strip_request(headers: &mut HeaderMap) {
     remove_where(headers, |name| is_hop_by_hop(name) || is_forged(name) || name == "expect");
 }
 
-/// Strips an instance's answer: hop-by-hop, what `Connection` names, CORS (which we decide), and cookie domains.
+/// Strips an instance's answer: hop-by-hop, what `Connection` names, CORS (which we decide), cookie domains, what tells
+/// of the software, and what binds browsers to more than this answer.
 pub(crate) fn strip_response(headers: &mut HeaderMap) {
     if headers.contains_key(header::TRANSFER_ENCODING) {
         // With both lengths hyper went by the chunks; the other one must not be passed on.
@@ -116,8 +125,11 @@ pub(crate) fn strip_response(headers: &mut HeaderMap) {
     remove_where(headers, |name| {
         is_hop_by_hop(name)
             || name.starts_with("access-control-")
-            || name == "x-request-id"
             || name.starts_with("x-pocketfleet-")
+            || matches!(
+                name,
+                "x-request-id" | "server" | "x-powered-by" | "strict-transport-security" | "alt-svc" | "nel"
+            )
     });
     if headers.contains_key(header::SET_COOKIE) {
         strip_cookie_domains(headers);
@@ -289,6 +301,9 @@ mod tests {
             ("access-control-allow-credentials", "true"),
             ("x-request-id", "theirs"),
             ("x-pocketfleet-error", "FORGED"),
+            ("server", "x/1"),
+            ("x-powered-by", "x"),
+            ("strict-transport-security", "max-age=1"),
         ]);
         strip_response(&mut map);
         assert_eq!(names(&map), ["content-type"]);

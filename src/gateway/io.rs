@@ -1,4 +1,4 @@
-//! The client's socket as hyper sees it: framing watched on the way in, a client that stops reading cut on the way
+//! The client's socket as hyper sees it: framing watched on the way in, a client that stops reading (or drips) cut on the way
 //! out, and the connection's place among all connections given back when it closes (also after an upgrade, which
 //! takes the socket out of hyper's hands).
 //!
@@ -30,12 +30,12 @@ use super::stall::Stall;
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 4 * 1024 * 1024;
 
-/// Set once the connection no longer speaks HTTP.
+/// Set where the connection does not speak HTTP/1 (any more).
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Upgraded(Arc<AtomicBool>);
 
 impl Upgraded {
-    /// From now on the bytes are not HTTP.
+    /// From now on the bytes are not HTTP/1.
     pub(crate) fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -48,6 +48,8 @@ impl Upgraded {
 #[derive(Debug)]
 pub(crate) struct ClientIo {
     stream: TcpStream,
+    /// What was read to tell the protocol, not yet handed on.
+    head: Vec<u8>,
     framing: Framing,
     upgraded: Upgraded,
     writing: Stall,
@@ -62,9 +64,18 @@ struct Linger {
 }
 
 impl ClientIo {
-    pub(crate) fn new(stream: TcpStream, upgraded: Upgraded, write_stall: Duration, permit: Permit) -> Self {
-        let writing = Stall::new(write_stall);
-        Self { stream, framing: Framing::new(), upgraded, writing, linger: None, _permit: permit }
+    pub(crate) fn new(stream: TcpStream, upgraded: Upgraded, head: Vec<u8>, writing: Stall, permit: Permit) -> Self {
+        Self { stream, head, framing: Framing::new(), upgraded, writing, linger: None, _permit: permit }
+    }
+
+    /// Hands on what was read before; its memory is given back with the last of it.
+    fn take_head(&mut self, buf: &mut ReadBuf<'_>) {
+        let count = self.head.len().min(buf.remaining());
+        buf.put_slice(&self.head[..count]);
+        self.head.drain(..count);
+        if self.head.is_empty() {
+            self.head = Vec::new();
+        }
     }
 
     /// Reads and drops what still comes, until the client closes or enough is enough.
@@ -86,9 +97,9 @@ impl ClientIo {
         Poll::Ready(())
     }
 
-    fn watch_write<T>(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if outcome.is_ready() {
-            self.writing.moved(1);
+    fn watch_write(&mut self, cx: &mut Context<'_>, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(written) = &outcome {
+            self.writing.moved(written.as_ref().map_or(0, |written| *written));
             return outcome;
         }
         match self.writing.poll_stalled(cx) {
@@ -101,7 +112,12 @@ impl ClientIo {
 impl AsyncRead for ClientIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let outcome = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let outcome = if self.head.is_empty() {
+            Pin::new(&mut self.stream).poll_read(cx, buf)
+        } else {
+            self.take_head(buf);
+            Poll::Ready(Ok(()))
+        };
         if outcome.is_ready() && !self.upgraded.is_set() {
             self.framing.watch(&mut buf.filled_mut()[before..]);
         }

@@ -8,6 +8,7 @@ use hyper::header::HeaderName;
 use hyper::header::HeaderValue;
 
 use super::body::Body;
+use super::security::secure;
 use crate::error::Code;
 use crate::error::Problem;
 use crate::error::Shape;
@@ -21,6 +22,7 @@ pub(crate) fn reply(problem: &Problem, shape: Shape, request_id: &str) -> Respon
     let mut response = Response::new(Body::Full(Bytes::from(value.to_string())));
     *response.status_mut() = StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
+    secure(headers);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_POCKETFLEET_ERROR, HeaderValue::from_static(problem.code.as_str()));

@@ -1,6 +1,7 @@
 //! One request from head to head: checked on its raw form, routed, admitted, passed on, and its answer dressed.
 
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
@@ -27,9 +28,11 @@ use super::access::not_found;
 use super::body::Body;
 use super::client_addr::TrustedProxies;
 use super::client_addr::forwarded_for;
+use super::compress::Compression;
 use super::config::Config;
 use super::cors::Cors;
 use super::forward::Forwarder;
+use super::h2;
 use super::headers;
 use super::io::Upgraded;
 use super::meters::Answerer;
@@ -44,6 +47,7 @@ use super::request_id::X_REQUEST_ID;
 use super::route::GlobalCall;
 use super::route::Route;
 use super::route::route;
+use super::security::Transport;
 use super::stall::Alarm;
 use super::upload::RequestBody;
 use crate::error::Code;
@@ -75,13 +79,15 @@ pub(crate) struct Service {
     router: axum::Router,
     cors: Cors,
     domain: Domain,
+    compression: Compression,
+    transport: Transport,
     pub(super) trusted: TrustedProxies,
     meters: Meters,
     slow_request: Duration,
 }
 
 /// The other end of one connection.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Peer {
     pub(super) address: IpAddr,
     /// Whether it is believed when it speaks of somebody else.
@@ -89,7 +95,14 @@ pub(crate) struct Peer {
     forwarded_for: Option<HeaderValue>,
     upgraded: Upgraded,
     alarm: Alarm,
-    pub(super) recognised: Recognised,
+    pub(super) recognised: Rc<Recognised>,
+}
+
+impl Peer {
+    /// The same client for one request of several at once, which waits by a timer of its own.
+    pub(crate) fn stream(&self) -> Self {
+        Self { alarm: Alarm::default(), ..self.clone() }
+    }
 }
 
 /// What is learnt about a request while it is answered, for its log line and its counters.
@@ -120,6 +133,8 @@ impl Service {
             forwarder: Forwarder::new(config.response_timeout, config.body_idle_timeout),
             cors: Cors::new(&config.cors_origins),
             domain: Domain::new(&config.domain),
+            compression: Compression::new(&config),
+            transport: Transport::new(&config.hsts),
             trusted: TrustedProxies::new(&config.trusted_proxies),
             meters: Meters::new(&metrics),
             config,
@@ -129,13 +144,17 @@ impl Service {
         }
     }
 
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
     pub(crate) fn forwarder(&self) -> &Forwarder {
         &self.forwarder
     }
 
     pub(crate) fn peer(&self, address: IpAddr, upgraded: Upgraded, alarm: Alarm) -> Peer {
         let is_trusted = self.trusted.contains(address);
-        let recognised = Recognised::default();
+        let recognised = Rc::default();
         Peer { address, is_trusted, forwarded_for: forwarded_for(address), upgraded, alarm, recognised }
     }
 
@@ -144,6 +163,8 @@ impl Service {
         let started = Instant::now();
         let tag = Tag::of(request.headers());
         let origin = request.headers().get(header::ORIGIN).cloned();
+        let is_https = peer.is_trusted && forwarded_proto(request.headers()) == "https";
+        let wish = self.compression.wish(request.method(), request.headers());
         let (method, uri) = (request.method().clone(), request.uri().clone());
         let mut seen = Seen { by: Answerer::Own, shape: Shape::of(uri.path()), tenant: None };
         let mut response = match self.answer(peer, &tag, &uri, request, &mut seen).await {
@@ -151,6 +172,8 @@ impl Service {
             Err(problem) => reply(&problem, seen.shape, tag.as_str()),
         };
         self.cors.apply(origin.as_ref(), response.headers_mut());
+        self.transport.apply(is_https, response.headers_mut());
+        self.compression.apply(wish, &mut response);
         response.headers_mut().insert(X_REQUEST_ID, tag.header());
         let elapsed = started.elapsed();
         self.meters.answered(seen.by, response.status(), elapsed);
@@ -236,6 +259,7 @@ impl Service {
         if !uri.query().unwrap_or_default().bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(malformed("the query has a character that is not allowed".to_owned()));
         }
+        h2::check(request, &self.config)?;
         headers::check(request.headers(), uri)?;
         Ok(path)
     }
@@ -259,7 +283,7 @@ impl Service {
         if let Some(path) = path {
             parts.uri = at_path(&parts.uri, path)?;
         }
-        let body = RequestBody::new(incoming, limit, self.config.body_idle_timeout);
+        let body = RequestBody::new(incoming, limit, self.config.reading());
         let request = Request::from_parts(parts, axum::body::Body::new(body));
         let response = match self.router.clone().oneshot(request).await {
             Ok(response) => response,
@@ -312,7 +336,7 @@ impl Service {
         let is_tenant = !tenant.is_global();
         seen.tenant = Some(tenant);
         let (parts, incoming) = request.into_parts();
-        let mut outgoing = Request::new(RequestBody::new(incoming, limit, self.config.body_idle_timeout));
+        let mut outgoing = Request::new(RequestBody::new(incoming, limit, self.config.reading()));
         *outgoing.method_mut() = parts.method.clone();
         *outgoing.uri_mut() = if is_tenant && replaces_token && parts.uri.query().is_some() {
             target_uri(&parts.uri, cut, with_token(parts.uri.query(), file_token.as_deref()).as_deref())?

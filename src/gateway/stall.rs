@@ -63,55 +63,102 @@ impl Future for Wait {
 
 impl hyper::rt::Sleep for Wait {}
 
-/// Watches one direction of one stream.
+/// Watches one direction of one stream: fewer than `floor` bytes within `window` of waiting are a drip.
+///
+/// Only the time counts in which somebody waited for the peer. A stream that has nothing to move, or whose other end
+/// is slow, is never cut.
 #[derive(Debug)]
 pub(crate) struct Stall {
-    limit: Duration,
-    /// Bytes that count as progress: fewer of them within `limit` are a drip, not a stream.
+    window: Duration,
     floor: usize,
     moved: usize,
-    armed: bool,
-    waiting: bool,
+    /// Time waited since the floor was last reached, without the wait under way.
+    waited: Duration,
+    /// When the wait under way began.
+    since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Stall {
-    /// Any byte within `limit` is progress.
-    pub(crate) fn new(limit: Duration) -> Self {
-        Self::with_floor(limit, 0)
-    }
-
-    /// At least `floor` bytes within `limit` are progress.
-    pub(crate) fn with_floor(limit: Duration, floor: usize) -> Self {
-        Self { limit, floor, moved: 0, armed: false, waiting: false, timer: None }
+    /// At least `rate` bytes a second, averaged over `window`; never less than one byte in it.
+    pub(crate) fn with_rate(window: Duration, rate: u64) -> Self {
+        let floor = u128::from(rate).saturating_mul(window.as_millis()) / 1000;
+        let floor = usize::try_from(floor).unwrap_or(usize::MAX).max(1);
+        Self { window, floor, moved: 0, waited: Duration::ZERO, since: None, timer: None }
     }
 
     /// Bytes moved.
     pub(crate) fn moved(&mut self, bytes: usize) {
-        self.waiting = false;
         self.moved = self.moved.saturating_add(bytes);
+        if let Some(since) = self.since.take() {
+            self.waited += since.elapsed();
+        }
         if self.moved >= self.floor {
-            self.armed = false;
+            self.moved = 0;
+            self.waited = Duration::ZERO;
         }
     }
 
-    /// Nothing moved just now: ready when that has been so for too long.
+    /// Nothing moves just now: ready when that has been so for too long.
     pub(crate) fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // Time in which nobody asked for bytes (the other side was slow) is not this side's fault.
-        let unasked = !self.waiting && self.timer.as_ref().is_some_and(|timer| timer.is_elapsed());
-        if !self.armed || unasked {
-            let deadline = Instant::now() + self.limit;
-            match &mut self.timer {
-                Some(timer) => timer.as_mut().reset(deadline),
-                empty => *empty = Some(Box::pin(tokio::time::sleep_until(deadline))),
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let deadline = since + self.window.saturating_sub(self.waited);
+        let timer = match &mut self.timer {
+            Some(timer) => {
+                if timer.deadline() != deadline {
+                    timer.as_mut().reset(deadline);
+                }
+                timer
             }
-            self.armed = true;
-            self.moved = 0;
+            empty => empty.insert(Box::pin(tokio::time::sleep_until(deadline))),
+        };
+        timer.as_mut().poll(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    const WINDOW: Duration = Duration::from_secs(10);
+
+    async fn is_stalled_within(stall: &mut Stall, time: Duration) -> bool {
+        tokio::time::timeout(time, poll_fn(|cx| stall.poll_stalled(cx))).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drip_below_the_rate_is_a_stall_and_the_rate_itself_is_not() {
+        let mut drip = Stall::with_rate(WINDOW, 100);
+        for _ in 0..9 {
+            assert!(!is_stalled_within(&mut drip, Duration::from_secs(1)).await);
+            drip.moved(99);
         }
-        self.waiting = true;
-        match &mut self.timer {
-            Some(timer) => timer.as_mut().poll(cx),
-            None => Poll::Pending,
+        assert!(is_stalled_within(&mut drip, Duration::from_secs(2)).await);
+        let mut slow = Stall::with_rate(WINDOW, 100);
+        for _ in 0..100 {
+            assert!(!is_stalled_within(&mut slow, Duration::from_secs(1)).await);
+            slow.moved(120);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_in_which_nobody_waited_does_not_count() {
+        let mut stall = Stall::with_rate(WINDOW, 100);
+        assert!(!is_stalled_within(&mut stall, Duration::from_secs(1)).await);
+        stall.moved(1);
+        tokio::time::advance(Duration::from_mins(10)).await;
+        assert!(!is_stalled_within(&mut stall, Duration::from_secs(8)).await);
+        assert!(is_stalled_within(&mut stall, Duration::from_secs(2)).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_rate_any_byte_is_progress() {
+        let mut stall = Stall::with_rate(WINDOW, 0);
+        for _ in 0..20 {
+            assert!(!is_stalled_within(&mut stall, Duration::from_secs(9)).await);
+            stall.moved(1);
         }
     }
 }

@@ -7,7 +7,6 @@ use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::task::Poll;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::Body as HttpBody;
@@ -15,10 +14,8 @@ use http_body::Frame;
 use http_body::SizeHint;
 use hyper::body::Incoming;
 
+use super::config::Pace;
 use super::stall::Stall;
-
-/// An upload that brings less than this within the idle time is cut: one byte a minute is no progress.
-const FLOOR: usize = 1024;
 
 /// Why a request body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -72,30 +69,30 @@ impl Upload {
     }
 }
 
-/// A request body with a size limit and an idle limit.
+/// A request body with a size limit and a least pace.
 #[derive(Debug)]
 pub(crate) struct RequestBody {
     inner: Option<Incoming>,
     left: u64,
-    stall: Stall,
+    stall: Option<Stall>,
     upload: Option<Arc<Upload>>,
 }
 
 impl RequestBody {
-    pub(crate) fn new(incoming: Incoming, limit: u64, idle: Duration) -> Self {
+    pub(crate) fn new(incoming: Incoming, limit: u64, pace: Pace) -> Self {
         if incoming.is_end_stream() {
             return Self::empty();
         }
         Self {
             inner: Some(incoming),
             left: limit,
-            stall: Stall::with_floor(idle, FLOOR),
+            stall: Some(pace.stall()),
             upload: Some(Arc::new(Upload::default())),
         }
     }
 
     pub(crate) fn empty() -> Self {
-        Self { inner: None, left: 0, stall: Stall::new(Duration::ZERO), upload: None }
+        Self { inner: None, left: 0, stall: None, upload: None }
     }
 
     /// `None` when there is no body.
@@ -116,7 +113,9 @@ impl RequestBody {
             return Err(UploadError::TooLarge);
         };
         self.left = left;
-        self.stall.moved(data.len());
+        if let Some(stall) = &mut self.stall {
+            stall.moved(data.len());
+        }
         if let Some(upload) = &self.upload {
             upload.moved.store(true, Ordering::Relaxed);
         }
@@ -136,7 +135,7 @@ impl HttpBody for RequestBody {
         let Some(incoming) = &mut this.inner else { return Poll::Ready(None) };
         match Pin::new(incoming).poll_frame(cx) {
             Poll::Pending => {
-                if this.stall.poll_stalled(cx).is_ready() {
+                if this.stall.as_mut().is_some_and(|stall| stall.poll_stalled(cx).is_ready()) {
                     this.end(Standing::Stalled);
                     return Poll::Ready(Some(Err(UploadError::Stalled)));
                 }

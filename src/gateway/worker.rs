@@ -10,6 +10,8 @@ use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -26,9 +28,14 @@ use tokio_util::task::TaskTracker;
 use super::accept::Accepted;
 use super::accept::Lane;
 use super::config::Config;
+use super::h2;
+use super::h2::Streams;
 use super::io::ClientIo;
 use super::io::Upgraded;
+use super::preface;
+use super::preface::Protocol;
 use super::service::Blueprint;
+use super::service::Peer;
 use super::service::Service;
 use super::stall::Alarm;
 
@@ -40,7 +47,8 @@ const MAX_BUFFER: usize = 64 * 1024;
 const HYPER_MAX_HEADERS: usize = 100;
 /// How often idle connections to instances are looked through.
 const SWEEP: Duration = Duration::from_secs(30);
-/// How long blocking work of handlers may hold up the end of a drained worker.
+/// How long blocking work of handlers may hold up the end of a drained worker, and an HTTP/2 connection without requests
+/// its own end.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// A running worker.
@@ -120,9 +128,9 @@ async fn serve(
         };
         let Some(accepted) = accepted else { return };
         let (service, http, drain) = (Rc::clone(service), Rc::clone(&http), drain.clone());
-        let write_stall = config.body_idle_timeout;
+        let streams = tasks.clone();
         tasks.spawn_local(async move {
-            if let Err(error) = connection(service, &http, accepted, write_stall, drain).await {
+            if let Err(error) = connection(service, &http, accepted, drain, streams).await {
                 tracing::debug!(%error, "take over a connection");
             }
         });
@@ -139,25 +147,53 @@ fn server(config: &Config) -> http1::Builder {
     http
 }
 
+/// Serves one connection to its end.
 async fn connection(
     service: Rc<Service>,
     http: &http1::Builder,
     accepted: Accepted,
-    write_stall: Duration,
     drain: CancellationToken,
+    tasks: TaskTracker,
 ) -> io::Result<()> {
     let Accepted { stream, peer, permit } = accepted;
     stream.set_nodelay(true)?;
     let stream = TcpStream::from_std(stream)?;
-    let upgraded = Upgraded::default();
-    let alarm = Alarm::default();
+    let config = service.config();
+    let (protocol, head) = if config.http2 {
+        let told = tokio::select! {
+            told = preface::tell(&stream, config.header_timeout) => told?,
+            () = drain.cancelled() => None,
+        };
+        let Some(told) = told else { return Ok(()) };
+        told
+    } else {
+        (Protocol::Http1, Vec::new())
+    };
+    let (upgraded, alarm) = (Upgraded::default(), Alarm::default());
     let peer = Rc::new(service.peer(peer, upgraded.clone(), alarm.clone()));
-    let io = TokioIo::new(ClientIo::new(stream, upgraded, write_stall, permit));
+    let io = TokioIo::new(ClientIo::new(stream, upgraded.clone(), head, config.writing().stall(), permit));
+    match protocol {
+        Protocol::Http1 => serve_http1(service, &http.clone().timer(alarm), io, peer, drain).await,
+        Protocol::Http2 => {
+            upgraded.set();
+            serve_http2(service, io, peer, drain, tasks).await;
+        }
+    }
+    Ok(())
+}
+
+async fn serve_http1(
+    service: Rc<Service>,
+    http: &http1::Builder,
+    io: TokioIo<ClientIo>,
+    peer: Rc<Peer>,
+    drain: CancellationToken,
+) {
     let answer = service_fn(move |request| {
         let (service, peer) = (Rc::clone(&service), Rc::clone(&peer));
         async move { Ok::<_, Infallible>(service.serve(&peer, request).await) }
     });
-    let mut serving = pin!(http.clone().timer(alarm).serve_connection(io, answer).with_upgrades());
+    let mut serving = pin!(http.serve_connection(io, answer).with_upgrades());
     // How a connection ends is the client's affair: broken pipes and timeouts are not worth a line each.
     tokio::select! {
         _ = serving.as_mut() => {}
@@ -166,5 +202,39 @@ async fn connection(
             let _ = serving.await;
         }
     }
-    Ok(())
+}
+
+async fn serve_http2(
+    service: Rc<Service>,
+    io: TokioIo<ClientIo>,
+    peer: Rc<Peer>,
+    drain: CancellationToken,
+    tasks: TaskTracker,
+) {
+    let limit = service.config().header_timeout;
+    let streams = Streams::new(service.config().writing());
+    let http = h2::server(tasks, &streams);
+    let flows = Rc::clone(&streams);
+    let answer = service_fn(move |mut request: Request<Incoming>| {
+        let (service, peer, flow) = (Rc::clone(&service), peer.stream(), flows.begin());
+        h2::normalise(&mut request);
+        async move {
+            let response = service.serve(&peer, request).await;
+            Ok::<_, Infallible>(response.map(|body| flow.answer(body)))
+        }
+    });
+    let mut serving = pin!(http.serve_connection(io, answer));
+    tokio::select! {
+        _ = serving.as_mut() => return,
+        () = drain.cancelled() => {}
+        () = streams.idle(limit) => {}
+        () = streams.abused() => {}
+    }
+    // No new requests from here on; those that run may finish. A client that does not close is not waited for.
+    serving.as_mut().graceful_shutdown();
+    streams.touch();
+    tokio::select! {
+        _ = serving => {}
+        () = streams.idle(LAST_MOMENT) => {}
+    }
 }

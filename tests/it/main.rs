@@ -3,10 +3,12 @@
 
 mod accounts;
 mod architecture;
+mod bad_input;
 mod dashboard;
 mod faults;
 mod files;
 mod gateway;
+mod http2;
 mod matrix;
 mod openapi;
 mod operators;
