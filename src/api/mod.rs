@@ -5,17 +5,21 @@
 //! knows the request's id and the shape its path speaks. Deliberately absent: requests to a user's own instance
 //! (`gateway` forwards those before this router is asked) and every decision about processes or accounts.
 
+pub mod account_pages;
 pub mod adapters;
 pub mod auth;
 pub mod control;
 pub mod control_socket;
 pub mod error;
 pub mod extractors;
+pub mod fields;
 pub mod frame;
 pub mod health;
 pub mod json;
 pub mod later;
+pub mod mail;
 pub mod metrics;
+pub mod oauth2_redirect;
 pub mod openapi;
 pub mod pocketbase;
 pub mod router;
@@ -28,6 +32,7 @@ use std::time::Instant;
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 
+use crate::api::oauth2_redirect::Deliver;
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
 use crate::shutdown::Shutdown;
@@ -104,4 +109,6 @@ pub struct AppState {
     pub account_bodies: AccountBodies,
     /// This process.
     pub about: Arc<About>,
+    /// Where the outcome of a sign-in at another service goes.
+    pub oauth2: Deliver,
 }

@@ -79,6 +79,7 @@ pub fn base() -> OpenApi {
         ("auth", "Register, sign in, refresh, log out."),
         ("sessions", "The devices that are signed in."),
         ("pocketbase", "The accounts part of PocketBase's own API, for its SDKs."),
+        ("pages", "Pages that links in mails lead to."),
         ("operators", "Health, readiness, metrics, this document."),
     ];
     let tags = tags.map(|(name, text)| TagBuilder::new().name(name).description(Some(text)).build());

@@ -8,12 +8,15 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::api::AppState;
+use crate::api::account_pages;
 use crate::api::auth;
 use crate::api::error::ApiError;
 use crate::api::frame::frame;
 use crate::api::health;
 use crate::api::later;
+use crate::api::mail;
 use crate::api::metrics;
+use crate::api::oauth2_redirect;
 use crate::api::openapi;
 use crate::api::openapi::Document;
 use crate::api::openapi::alias;
@@ -30,17 +33,20 @@ const USERS_BY_ID: &str = "/api/collections/_pb_users_auth_";
 
 /// Every route with its documentation.
 fn routes() -> OpenApiRouter<AppState> {
+    let users = || pocketbase::router().merge(mail::router());
     let auth = || auth::router().merge(sessions::router());
     OpenApiRouter::with_openapi(openapi::base())
         .nest(AUTH, auth())
         .nest("/auth", alias(auth(), "alias", AUTH))
-        .nest(USERS, pocketbase::router())
-        .nest(USERS_BY_ID, alias(pocketbase::router(), "by_collection_id", USERS))
+        .nest(USERS, users())
+        .nest(USERS_BY_ID, alias(users(), "by_collection_id", USERS))
         .merge(pocketbase::health_router())
         .merge(health::router())
         .merge(metrics::router())
         .merge(openapi::router())
         .merge(welcome::router())
+        .merge(account_pages::router())
+        .merge(oauth2_redirect::router())
         .merge(later::router())
 }
 

@@ -93,6 +93,8 @@ pub struct Principal {
     pub email: Arc<str>,
     /// The session that the token stands for.
     pub session: SessionId,
+    /// Names the key of the account that the token was signed with.
+    pub key: Arc<str>,
     /// When the token dies by itself.
     pub expires: SystemTime,
 }
@@ -210,6 +212,7 @@ impl Verifier {
             role: account.role,
             email: Arc::clone(&account.email),
             session: SessionId::of(token),
+            key: Arc::clone(&account.key_id),
             expires,
         };
         Ok((principal, account))
@@ -231,6 +234,21 @@ impl Verifier {
     /// Forgets cached accounts: something wrote to the global instance through us, and counts from this moment on.
     pub fn accounts_changed(&self) {
         self.directory.changed();
+    }
+
+    /// Names the key that the account's tokens are signed with now.
+    fn key_of(&self, user: &UserId) -> Result<Arc<str>, Error> {
+        Ok(Arc::clone(&self.directory.account(user.as_str())?.key_id))
+    }
+
+    /// Names the key that this token was signed with, if that is still the account's.
+    fn signed_with(&self, token: &str, now: SystemTime) -> Result<Arc<str>, Error> {
+        self.recognise(token, now).map(|(principal, _)| principal.key)
+    }
+
+    /// The stored settings of the global instance and the options of its `users` collection.
+    fn configuration(&self) -> Result<(Value, Value), Error> {
+        self.directory.configuration()
     }
 
     /// The user's row as the user may see it.

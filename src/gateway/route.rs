@@ -55,8 +55,8 @@ fn api<'a>(method: &Method, rest: &'a str) -> Route<'a> {
         ("collections", Some(tail)) => collection(method, tail),
         ("files", Some(tail)) => file(method, tail),
         ("batch", None) if method == Method::POST => Route::Tenant,
-        ("realtime" | "oauth2-redirect", None) => Route::Later,
-        ("v1" | "health" | "keys", _) => Route::Own,
+        ("realtime", None) => Route::Later,
+        ("v1" | "health" | "keys", _) | ("oauth2-redirect", None) => Route::Own,
         _ if first.starts_with("queue") || first.starts_with("meetings") => Route::Own,
         _ => Route::Absent,
     }
@@ -85,10 +85,11 @@ fn users<'a>(method: &Method, call: &'a str) -> Route<'a> {
         (_, Records::One(id)) if is_read(method) => Route::Global(GlobalCall::Account(id)),
         // A change of the password costs a bcrypt and tells whether a guess was right: our router bounds both.
         (_, Records::One(_)) if method == Method::PATCH => Route::OwnAccount(call),
-        ("auth-with-password" | "auth-refresh", _) if method == Method::POST => Route::OwnAccount(call),
         ("auth-methods", _) if is_read(method) => Route::OwnAccount(call),
         (
-            "request-otp"
+            "auth-with-password"
+            | "auth-refresh"
+            | "request-otp"
             | "auth-with-otp"
             | "auth-with-oauth2"
             | "request-password-reset"
@@ -98,7 +99,7 @@ fn users<'a>(method: &Method, call: &'a str) -> Route<'a> {
             | "request-email-change"
             | "confirm-email-change",
             _,
-        ) if method == Method::POST => Route::Later,
+        ) if method == Method::POST => Route::OwnAccount(call),
         _ => Route::Absent,
     }
 }
@@ -192,6 +193,8 @@ mod tests {
                 ("GET", "/openapi.json"),
                 ("GET", "/docs/x"),
                 ("GET", "/api/health"),
+                ("GET|POST", "/api/oauth2-redirect"),
+                ("GET", "/account/verify"),
                 ("GET", "/queue_updates"),
                 ("GET", "/ws"),
                 (ANY, "/api/keys"),
@@ -215,6 +218,15 @@ mod tests {
                 ("POST", "/api/collections/users/auth-with-password"),
                 ("POST", "/api/collections/_pb_users_auth_/auth-refresh"),
                 ("POST", "/api/collections/users/records"),
+                ("POST", "/api/collections/users/request-otp"),
+                ("POST", "/api/collections/users/auth-with-otp"),
+                ("POST", "/api/collections/users/auth-with-oauth2"),
+                ("POST", "/api/collections/users/request-verification"),
+                ("POST", "/api/collections/users/confirm-verification"),
+                ("POST", "/api/collections/users/request-password-reset"),
+                ("POST", "/api/collections/users/confirm-password-reset"),
+                ("POST", "/api/collections/users/request-email-change"),
+                ("POST", "/api/collections/users/confirm-email-change"),
                 ("PATCH", "/api/collections/users/records/b5c3xih3gtjb48z"),
                 ("GET", "/api/collections/Users/auth-methods"),
                 ("PATCH", "/api/collections/users/records/b5c3xih3gtjb48z"),
@@ -256,11 +268,7 @@ mod tests {
             &[
                 ("GET|POST", "/api/realtime"),
                 (ANY, "/t/acme/api/collections/notes/records"),
-                ("GET|POST", "/api/oauth2-redirect"),
                 ("POST", "/api/files/token"),
-                ("POST", "/api/collections/users/request-otp"),
-                ("POST", "/api/collections/users/auth-with-oauth2"),
-                ("POST", "/api/collections/users/confirm-email-change"),
             ],
         );
     }

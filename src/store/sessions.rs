@@ -96,6 +96,9 @@ pub struct Session {
     /// The first session of a row of refreshes; none for that one itself. What ends one of them ends all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub family: Option<SessionId>,
+    /// Names the account's key when the session began. With another key the token is dead, whatever the status says.
+    #[serde(default)]
+    pub key: Arc<str>,
 }
 
 impl Session {
