@@ -5,6 +5,8 @@ mod accounts;
 mod architecture;
 mod faults;
 mod gateway;
+mod mail;
+mod oauth2;
 mod openapi;
 mod operators;
 mod raw_http;
