@@ -42,42 +42,42 @@ fn asset(content_type: &'static str, text: &'static str) -> Response {
 #[utoipa::path(get, path = "/account/verify", tag = "pages",
     responses((status = 200, description = "The page.", body = String, content_type = "text/html")))]
 async fn verify() -> Response {
-    page(include_str!("pages/verify.html"))
+    page(include_str!("../../assets/account/verify.html"))
 }
 
 /// The page that sets a new password.
 #[utoipa::path(get, path = "/account/reset-password", tag = "pages",
     responses((status = 200, description = "The page.", body = String, content_type = "text/html")))]
 async fn reset_password() -> Response {
-    page(include_str!("pages/reset-password.html"))
+    page(include_str!("../../assets/account/reset-password.html"))
 }
 
 /// The page that confirms a new address.
 #[utoipa::path(get, path = "/account/change-email", tag = "pages",
     responses((status = 200, description = "The page.", body = String, content_type = "text/html")))]
 async fn change_email() -> Response {
-    page(include_str!("pages/change-email.html"))
+    page(include_str!("../../assets/account/change-email.html"))
 }
 
 /// What the pages do.
 #[utoipa::path(get, path = "/account/pages.js", tag = "pages",
     responses((status = 200, description = "The script.", body = String, content_type = "text/javascript")))]
 async fn script() -> Response {
-    asset("text/javascript; charset=utf-8", include_str!("pages/pages.js"))
+    asset("text/javascript; charset=utf-8", include_str!("../../assets/account/pages.js"))
 }
 
 /// What closes the window of a sign-in at another service.
 #[utoipa::path(get, path = "/account/close.js", tag = "pages",
     responses((status = 200, description = "The script.", body = String, content_type = "text/javascript")))]
 async fn close_script() -> Response {
-    asset("text/javascript; charset=utf-8", include_str!("pages/close.js"))
+    asset("text/javascript; charset=utf-8", include_str!("../../assets/account/close.js"))
 }
 
 /// How the pages look.
 #[utoipa::path(get, path = "/account/pages.css", tag = "pages",
     responses((status = 200, description = "The style sheet.", body = String, content_type = "text/css")))]
 async fn style() -> Response {
-    asset("text/css; charset=utf-8", include_str!("pages/pages.css"))
+    asset("text/css; charset=utf-8", include_str!("../../assets/account/pages.css"))
 }
 
 #[cfg(test)]
@@ -85,11 +85,11 @@ mod tests {
     use super::*;
 
     const PAGES: [&str; 5] = [
-        include_str!("pages/verify.html"),
-        include_str!("pages/reset-password.html"),
-        include_str!("pages/change-email.html"),
-        include_str!("pages/oauth2-done.html"),
-        include_str!("pages/oauth2-failed.html"),
+        include_str!("../../assets/account/verify.html"),
+        include_str!("../../assets/account/reset-password.html"),
+        include_str!("../../assets/account/change-email.html"),
+        include_str!("../../assets/account/oauth2-done.html"),
+        include_str!("../../assets/account/oauth2-failed.html"),
     ];
 
     #[test]

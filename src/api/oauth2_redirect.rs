@@ -21,8 +21,8 @@ use crate::api::fields::encoded;
 /// Longest of the values that are passed on, in bytes.
 const LONGEST: usize = 4096;
 
-const DONE: &str = include_str!("pages/oauth2-done.html");
-const FAILED: &str = include_str!("pages/oauth2-failed.html");
+const DONE: &str = include_str!("../../assets/account/oauth2-done.html");
+const FAILED: &str = include_str!("../../assets/account/oauth2-failed.html");
 
 /// Of `state`, `code` and `error`; whether somebody waited.
 type Function = dyn Fn(&str, &str, &str) -> bool + Send + Sync;

@@ -361,3 +361,34 @@ async fn a_changed_configuration_counts_after_a_restart_and_an_unchanged_one_wri
     })
     .await;
 }
+
+#[test]
+fn secrets_are_taken_from_the_environment_as_they_are_and_never_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("test.toml");
+    let check = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let mut command = crate::support::pocketfleet();
+        command.arg("check-config").arg("--config").arg(&file);
+        for (name, value) in [
+            ("MAIL__SMTP_PASSWORD", "77770001"),
+            ("ACCOUNTS__OAUTH2__GITHUB__CLIENT_ID", "us"),
+            ("ACCOUNTS__OAUTH2__GITHUB__CLIENT_SECRET", "77770002"),
+        ] {
+            command.env(format!("POCKETFLEET_{name}"), value);
+        }
+        let output = command.output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    };
+    let mail = "[mail]\nsmtp_host = \"mail.example.com\"\nsender_address = \"fleet@example.com\"\n";
+    let (valid, said) = check(mail);
+    assert!(valid && !said.contains("7777"), "{said}");
+    let (valid, said) = check(&format!("{mail}smtp_password_file = \"/nowhere\"\n"));
+    assert!(
+        !valid && said.contains("mail.smtp_password and mail.smtp_password_file") && !said.contains("7777"),
+        "{said}"
+    );
+    let (valid, said) = check("[accounts.oauth2.google]\nclient_id = \"us\"\nclient_secret = 77770003\n");
+    assert!(!valid && said.contains("accounts.oauth2.google.client_secret") && !said.contains("7777"), "{said}");
+}

@@ -262,9 +262,9 @@ fn complaints(answer: &Answer) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::config::tests::provider;
-    use super::super::config::tests::sections;
     use super::*;
+    use crate::auth::accounts::config::tests::provider;
+    use crate::auth::accounts::config::tests::sections;
 
     fn operator(change: impl FnOnce(&mut Mail, &mut Settings)) -> Operator {
         let (mail, accounts) = sections(change);
