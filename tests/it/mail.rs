@@ -360,6 +360,7 @@ async fn a_changed_configuration_counts_after_a_restart_and_an_unchanged_one_wri
         (methods["otp"]["enabled"] == json!(false)).then_some(())
     })
     .await;
+    assert_eq!(ada.at(&app).get("/auth/me").await.status(), 200, "a new configuration signs out nobody");
 }
 
 #[test]

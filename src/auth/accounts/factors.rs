@@ -47,7 +47,9 @@ impl Accounts {
         self.to_its_end(|accounts| async move {
             let answer = accounts.shared.upstream.call(call).await;
             drop(permit);
-            accounts.shared.verifier.accounts_changed();
+            if !answer.as_ref().is_ok_and(Answer::is_refusal) {
+                accounts.shared.verifier.accounts_changed();
+            }
             accounts.settle(answer?, query.as_deref(), &client, None).await
         })
         .await
@@ -77,7 +79,9 @@ impl Accounts {
             let begun = OffsetDateTime::now_utc();
             let answer = accounts.shared.upstream.call(call).await;
             drop(place);
-            accounts.shared.verifier.accounts_changed();
+            if !answer.as_ref().is_ok_and(Answer::is_refusal) {
+                accounts.shared.verifier.accounts_changed();
+            }
             let answer = answer?;
             match newcomer(&answer) {
                 Some(user) if accounts.inherits(&user, begun) => Err(Error::Refused(accounts.undo(&user).await?)),

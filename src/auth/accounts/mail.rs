@@ -184,7 +184,9 @@ impl Accounts {
         self.to_its_end(|accounts| async move {
             let answer = accounts.shared.upstream.call(call).await;
             drop(permit);
-            accounts.shared.verifier.accounts_changed();
+            if !answer.as_ref().is_ok_and(Answer::is_refusal) {
+                accounts.shared.verifier.accounts_changed();
+            }
             let answer = answer?;
             if let Some(account) = guessed.filter(|_| answer.status == 400 && complains(&answer, "password")) {
                 accounts.shared.gate.failed(&account, Instant::now());

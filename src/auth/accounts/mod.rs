@@ -87,6 +87,12 @@ impl Answer {
         serde_json::from_slice(&self.body).ok()
     }
 
+    /// Whether it can be told that nothing was written. A 403 can come after a one-time password was taken, for an
+    /// account that may not sign in.
+    fn is_refusal(&self) -> bool {
+        matches!(self.status, 400 | 404 | 429)
+    }
+
     /// Whether the first of two ways to sign in was right.
     fn asks_for_second_factor(&self) -> bool {
         self.status == 401 && self.json().is_some_and(|body| body.get("mfaId").is_some_and(Value::is_string))

@@ -174,11 +174,11 @@ impl Accounts {
     /// Registers the session and the personal tenant. Both happen at the first request otherwise, so their failure
     /// does not undo a sign-in.
     async fn open_session(&self, issued: &Issued, client: &Client, family: Option<&SessionId>) {
-        let key = self.key_of(issued);
+        let (status, key) = self.begin(issued);
         let session = Session {
             id: issued.session.clone(),
             user: issued.user.clone(),
-            status: Status::Live,
+            status,
             device: client.device.clone(),
             ip: Some(client.ip),
             created_at: calendar(SystemTime::now()),
@@ -197,17 +197,21 @@ impl Accounts {
         self.give_tenant(&issued.user).await;
     }
 
-    /// The key that a fresh token was signed with; none when it has changed again already, and the token is dead.
-    fn key_of(&self, issued: &Issued) -> Arc<str> {
+    /// The status that a fresh token's session begins with, and the key that it was signed with.
+    fn begin(&self, issued: &Issued) -> (Status, Arc<str>) {
         let verifier = &self.shared.verifier;
         let signed_with = || verifier.signed_with(&issued.token, SystemTime::now());
-        signed_with()
-            .or_else(|_| {
-                // The sign-in itself may have changed the key: then what is in memory is older than the token.
-                verifier.accounts_changed();
-                signed_with()
-            })
-            .unwrap_or_default()
+        let key = signed_with().or_else(|_| {
+            // The sign-in itself may have changed the key: then what is in memory is older than the token.
+            verifier.accounts_changed();
+            signed_with()
+        });
+        match key {
+            Ok(key) => (Status::Live, key),
+            Err(auth::Error::AccountsUnreadable) => (Status::Live, "".into()),
+            // The key has changed again already, and the token is dead.
+            Err(_) => (Status::Revoked, "".into()),
+        }
     }
 
     /// Ends the sessions of tokens that died because the account's key changed: with a new password, a new address,
@@ -219,7 +223,7 @@ impl Accounts {
             return Ok(());
         };
         for session in self.shared.sessions.of_user(user) {
-            if session.status != Status::Revoked && session.key != current {
+            if session.status != Status::Revoked && session.has_other_key(&current) {
                 match self.shared.sessions.set_status(&session.id, Status::Revoked).await {
                     Ok(()) | Err(store::Error::Stale) => {}
                     Err(error) => return Err(error.into()),
