@@ -6,6 +6,7 @@
 //! - A confirmation that changes the account's key ends every session, durably, before it is answered.
 
 use std::fmt;
+use std::time::Duration;
 use std::time::Instant;
 
 use base64::Engine;
@@ -24,6 +25,10 @@ use crate::auth::Principal;
 use crate::auth::gate::AccountKey;
 use crate::ids::UserId;
 use crate::pocketbase::token::MAX_BYTES;
+
+/// How long the answer to a request for a mail takes: longer than any of the work behind it, which is more for an
+/// address that has an account.
+const STEADY: Duration = Duration::from_millis(400);
 
 /// A mail that strangers may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,12 +126,16 @@ impl Accounts {
         // A one-time password is hashed like any other.
         let permit = self.shared.gate.permit().await?;
         let call = Call::user(Method::POST, mailing.path(), client).query(query).json(&json!({ "email": email }));
-        self.to_its_end(|accounts| async move {
-            let answer = accounts.shared.upstream.call(call).await;
-            drop(permit);
-            answer
-        })
-        .await
+        let begun = tokio::time::Instant::now();
+        let answer = self
+            .to_its_end(|accounts| async move {
+                let answer = accounts.shared.upstream.call(call).await;
+                drop(permit);
+                answer
+            })
+            .await;
+        tokio::time::sleep_until(begun + STEADY).await;
+        answer
     }
 
     /// Has a mail sent to the address that the caller wants to have. The answer is `PocketBase`'s own.
