@@ -29,6 +29,7 @@ use crate::api::AppState;
 use crate::api::Limits;
 use crate::api::control_socket;
 use crate::api::control_socket::ControlSocket;
+use crate::api::oauth2_redirect::Deliver;
 use crate::auth::Verifier;
 use crate::auth::accounts;
 use crate::auth::accounts::Accounts;
@@ -172,6 +173,7 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
         tracing::warn!(%error, "note the address in run/address");
     }
     tracing::info!(listen = %listen, data = %folders.root.display(), duration_ms = begun.elapsed().as_millis(), "listening");
+    shutdown.spawn(accounts.clone().configure(shutdown.clone()));
     shutdown.spawn(first_admin(config.auth.clone(), accounts, supervisor.clone()));
     welcome(&config, folders, listen);
 
@@ -248,6 +250,11 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
             tenancy: tenancy.clone(),
             metrics: Arc::clone(&metrics),
             shutdown: shutdown.clone(),
+            operator: accounts::Operator {
+                mail: config.mail.clone(),
+                accounts: config.accounts.clone(),
+                public_url: config.public_url(listen),
+            },
         },
     )?;
     let dashboards = Dashboards::new(config.server.dashboard, config.server.dashboard_ttl);
@@ -268,6 +275,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         },
         account_bodies: AccountBodies::default(),
         about: Arc::new(About::new(listen.to_string())),
+        oauth2: Deliver::nowhere(),
     };
     let router = api::router::router(state.clone());
     let parts = gateway::Parts {

@@ -16,6 +16,7 @@ use figment::providers::Toml;
 use serde::Deserialize;
 
 use crate::auth;
+use crate::auth::accounts;
 use crate::gateway;
 use crate::supervisor;
 use crate::telemetry;
@@ -24,8 +25,8 @@ use crate::tenancy;
 /// The defaults, which are also the documentation of every key.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
 
-/// The environment's name of the one key that is a secret, without the prefix.
-const ADMIN_PASSWORD: &str = "AUTH__ADMIN_PASSWORD";
+/// How the names of keys end that are secrets.
+const SECRETS: [&str; 3] = ["admin_password", "smtp_password", "client_secret"];
 
 /// What the command line may override.
 #[derive(Debug, Clone, Default)]
@@ -82,6 +83,10 @@ pub struct Config {
     pub auth: auth::Config,
     /// `[workspaces]`
     pub workspaces: tenancy::Config,
+    /// `[mail]`
+    pub mail: accounts::config::Mail,
+    /// `[accounts]`
+    pub accounts: accounts::config::Settings,
     /// `PATH` of the environment, for finding the binary.
     #[serde(skip)]
     pub search_path: String,
@@ -129,11 +134,18 @@ impl Config {
             figment = figment.merge(Toml::file_exact(path));
         }
         // Keys without a section are not ours to judge: the environment belongs to everybody.
-        // The password is taken as it is: figment would read 123 as a number, and show it in its complaint.
+        // Secrets are taken as they are, below: figment would read 123 as a number, and show it in its complaint.
         let environment = Env::prefixed("POCKETFLEET_")
-            .filter(|key| key.as_str().contains("__") && !key.as_str().eq_ignore_ascii_case(ADMIN_PASSWORD))
+            .filter(|key| key.as_str().contains("__") && !is_secret(key.as_str()))
             .split("__");
         figment = figment.merge(environment);
+        let variables = std::env::vars_os();
+        for (name, value) in variables {
+            let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else { continue };
+            if let Some(key) = name.strip_prefix("POCKETFLEET_").filter(|key| is_secret(key)) {
+                figment = figment.merge(Serialized::default(&key.to_ascii_lowercase().replace("__", "."), value));
+            }
+        }
         if let Some(data) = &flags.data {
             figment = figment.merge(Serialized::default("storage.path", data));
         }
@@ -145,12 +157,10 @@ impl Config {
         }
         let mut config: Self = figment.extract().map_err(|error| Error::Invalid(describe(error)))?;
         #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
-        let variable = |name: &str| std::env::var(name);
-        if let Ok(password) = variable(&format!("POCKETFLEET_{ADMIN_PASSWORD}")) {
-            config.auth.admin_password = password;
-        }
-        let search_path = variable("PATH");
+        let search_path = std::env::var("PATH");
         config.search_path = search_path.unwrap_or_default();
+        accounts::config::resolve(&mut config.mail, &mut config.accounts)
+            .map_err(|error| Error::Invalid(error.to_string()))?;
         config.check()?;
         config.storage.path = std::path::absolute(&config.storage.path)
             .map_err(|error| Error::Invalid(format!("storage.path: {error}")))?;
@@ -169,6 +179,7 @@ impl Config {
 
     fn check(&self) -> Result<(), Error> {
         self.server.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        accounts::config::check(&self.mail, &self.accounts).map_err(|error| Error::Invalid(error.to_string()))?;
         let i = &self.instances;
         let s = &self.server;
         let a = &self.auth;
@@ -269,6 +280,12 @@ impl Config {
     }
 }
 
+/// Whether a key, as the environment spells it, is a secret.
+fn is_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    SECRETS.iter().any(|secret| key.strip_suffix(secret).is_some_and(|section| section.ends_with("__")))
+}
+
 fn positive(key: &'static str, value: u64) -> Result<(), Error> {
     at_least(key, value, 1, "at least 1")
 }
@@ -292,7 +309,7 @@ fn describe(error: figment::Error) -> String {
         .map(|one| {
             let source = one.metadata.as_ref().map(|metadata| metadata.name.to_string()).unwrap_or_default();
             let key = one.path.join(".");
-            if key.ends_with("admin_password") {
+            if SECRETS.iter().any(|secret| key.ends_with(secret)) {
                 return format!("{key}: it has to be a text in quotes");
             }
             format!("{key}: {}{}{source}", one.kind, if source.is_empty() { "" } else { " in " })

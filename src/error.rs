@@ -64,6 +64,8 @@ codes! {
     ValidationFailed = "VALIDATION_FAILED", 400, Client, "some fields are not valid; see details";
     /// E-mail address or password are wrong.
     InvalidCredentials = "INVALID_CREDENTIALS", 400, Client, "the e-mail address or the password is wrong";
+    /// The first of two ways to sign in was right; `details.mfaId` goes with the second.
+    MfaRequired = "MFA_REQUIRED", 401, Client, "that was right; now sign in another way too, with this mfaId";
     /// No credential, or one that is not valid (any more).
     Unauthorized = "UNAUTHORIZED", 401, Client, "sign in and send the token as `Authorization: Bearer <token>`";
     /// A valid credential without the right.
@@ -94,6 +96,8 @@ codes! {
     Internal = "INTERNAL_ERROR", 500, Server, "something went wrong on our side; quote the request id";
     /// Not built yet.
     NotImplemented = "NOT_IMPLEMENTED", 501, Server, "this part is not available yet";
+    /// Mails cannot be sent, because the operator has not said how.
+    MailNotConfigured = "MAIL_NOT_CONFIGURED", 501, Server, "this server sends no mails; ask its operator to configure [mail]";
     /// The instance broke off its answer.
     BadGateway = "BAD_GATEWAY", 502, Server, "the instance broke off; try again";
     /// The waiting room is full.

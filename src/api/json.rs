@@ -30,7 +30,7 @@ use crate::error::Code;
 use crate::error::Problem;
 
 /// How long a JSON body may take to arrive.
-const JSON_TIME: Duration = Duration::from_secs(30);
+pub(crate) const JSON_TIME: Duration = Duration::from_secs(30);
 /// How long a sign-up with an avatar may take to arrive.
 const ACCOUNT_TIME: Duration = Duration::from_secs(30);
 
@@ -102,14 +102,14 @@ pub fn invalid_field(field: &str, code: &'static str, message: &'static str) -> 
     Problem::new(Code::ValidationFailed).details(json!({ field: { "code": code, "message": message } }))
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else { return false };
     let media = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     media == "application/json" || (media.starts_with("application/") && media.ends_with("+json"))
 }
 
 /// Collects a body, refusing it as soon as it is known to be too long.
-async fn read(body: Body, limit: usize, time: Duration) -> Result<Bytes, Problem> {
+pub(crate) async fn read(body: Body, limit: usize, time: Duration) -> Result<Bytes, Problem> {
     let too_large = || Problem::new(Code::BodyTooLarge).details(json!({ "limit_bytes": limit }));
     if body.size_hint().lower() > limit as u64 {
         return Err(too_large());
@@ -122,7 +122,7 @@ async fn read(body: Body, limit: usize, time: Duration) -> Result<Bytes, Problem
     }
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(|error| {
         let place = json!({ "line": error.line(), "column": error.column() });
         let problem = Problem::new(Code::InvalidBody).details(place);

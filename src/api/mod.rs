@@ -5,6 +5,7 @@
 //! knows the request's id and the shape its path speaks. Deliberately absent: requests to a user's own instance
 //! (`gateway` forwards those before this router is asked) and every decision about processes or accounts.
 
+pub mod account_pages;
 pub mod adapters;
 mod addresses;
 pub mod auth;
@@ -14,14 +15,17 @@ pub mod control_workspaces;
 pub mod dashboard;
 pub mod error;
 pub mod extractors;
+pub mod fields;
 pub mod files;
 pub mod frame;
 pub mod health;
 pub mod invitations;
 pub mod json;
 pub mod later;
+pub mod mail;
 pub mod members;
 pub mod metrics;
+pub mod oauth2_redirect;
 pub mod openapi;
 pub mod pocketbase;
 pub mod router;
@@ -35,6 +39,7 @@ use std::time::Instant;
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 
+use crate::api::oauth2_redirect::Deliver;
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
 use crate::gateway::Dashboards;
@@ -121,4 +126,6 @@ pub struct AppState {
     pub account_bodies: AccountBodies,
     /// This process.
     pub about: Arc<About>,
+    /// Where the outcome of a sign-in at another service goes.
+    pub oauth2: Deliver,
 }

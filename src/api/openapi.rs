@@ -83,6 +83,7 @@ pub fn base() -> OpenApi {
             "Instances that several people share, or that have users of their own; members and invitations.",
         ),
         ("pocketbase", "The accounts part of PocketBase's own API, for its SDKs."),
+        ("pages", "Pages that links in mails lead to."),
         ("operators", "Health, readiness, metrics, this document."),
     ];
     let tags = tags.map(|(name, text)| TagBuilder::new().name(name).description(Some(text)).build());

@@ -13,7 +13,6 @@ use axum::http::HeaderValue;
 use axum::http::StatusCode;
 use axum::http::header;
 use axum::response::Response;
-use serde::Deserialize;
 use serde_json::Value;
 use serde_json::json;
 use utoipa::ToSchema;
@@ -24,12 +23,12 @@ use crate::api::AppState;
 use crate::api::error::ApiError;
 use crate::api::extractors::AuthUser;
 use crate::api::extractors::ClientInfo;
-use crate::api::json;
+use crate::api::fields::Fields;
 use crate::api::json::AccountBody;
-use crate::api::json::invalid_field;
 use crate::auth::accounts;
 use crate::auth::accounts::Accounts;
 use crate::auth::accounts::Answer;
+use crate::auth::accounts::Credentials;
 use crate::error::Code;
 use crate::error::Problem;
 
@@ -48,18 +47,23 @@ pub fn health_router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(pocketbase_health))
 }
 
-/// What the SDK sends to sign in. Other fields are ignored, as `PocketBase` does.
-#[derive(Deserialize, ToSchema)]
+/// What the SDK sends to sign in, as JSON or as a form. Other fields are ignored, as `PocketBase` does.
+#[derive(ToSchema)]
 #[schema(example = json!({"identity": "ada@example.com", "password": "correct horse"}))]
+#[expect(dead_code, reason = "describes a body for the document; the extractor reads the fields by name")]
 struct PasswordSignIn {
-    #[serde(default)]
     identity: String,
-    #[serde(default)]
     password: String,
+    /// The field to look `identity` up in.
+    #[serde(rename = "identityField")]
+    identity_field: Option<String>,
+    /// What the first of two ways to sign in answered; may be a query parameter instead.
+    #[serde(rename = "mfaId")]
+    mfa_id: Option<String>,
 }
 
 /// Passes on what the global instance answered.
-fn relay(answer: Answer) -> Response {
+pub(crate) fn relay(answer: Answer) -> Response {
     let mut response = Response::new(Body::from(answer.body));
     *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
     if response.status() != StatusCode::NO_CONTENT {
@@ -69,7 +73,7 @@ fn relay(answer: Answer) -> Response {
 }
 
 /// A refusal by the global instance is an answer like any other; the rest are errors of ours.
-fn relay_refusal(error: accounts::Error) -> Result<Response, ApiError> {
+pub(crate) fn relay_refusal(error: accounts::Error) -> Result<Response, ApiError> {
     match error {
         accounts::Error::Refused(answer) => Ok(relay(answer)),
         other => Err(other.into()),
@@ -78,19 +82,21 @@ fn relay_refusal(error: accounts::Error) -> Result<Response, ApiError> {
 
 /// Signs in, as `PocketBase`'s SDKs do.
 #[utoipa::path(post, path = "/auth-with-password", tag = "pocketbase", request_body = PasswordSignIn,
-    responses((status = 200, description = "`{token, record}` as `PocketBase` answers it.", body = Object)))]
+    responses((status = 200, description = "`{token, record}` as `PocketBase` answers it.", body = Object),
+        (status = 401, description = "`{mfaId}`: the first of two ways to sign in was right.", body = Object)))]
 async fn auth_with_password(
     State(accounts): State<Accounts>,
     ClientInfo(client): ClientInfo,
     RawQuery(query): RawQuery,
-    json::Json(body): json::Json<PasswordSignIn>,
+    fields: Fields,
 ) -> Result<Response, ApiError> {
-    for (field, value) in [("identity", &body.identity), ("password", &body.password)] {
-        if value.is_empty() {
-            return Err(invalid_field(field, "validation_required", "Cannot be blank.").into());
-        }
-    }
-    match accounts.sign_in(&body.identity, &body.password, query.as_deref(), &client).await {
+    let credentials = Credentials {
+        identity: fields.text("identity")?,
+        password: fields.text("password")?,
+        identity_field: fields.optional("identityField")?,
+        mfa_id: fields.optional("mfaId")?,
+    };
+    match accounts.sign_in_with(&credentials, query.as_deref(), &client).await {
         Ok(signed_in) => Ok(relay(signed_in.answer)),
         Err(error) => relay_refusal(error),
     }

@@ -8,6 +8,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::api::AppState;
+use crate::api::account_pages;
 use crate::api::auth;
 use crate::api::dashboard;
 use crate::api::error::ApiError;
@@ -16,8 +17,10 @@ use crate::api::frame::frame;
 use crate::api::health;
 use crate::api::invitations;
 use crate::api::later;
+use crate::api::mail;
 use crate::api::members;
 use crate::api::metrics;
+use crate::api::oauth2_redirect;
 use crate::api::openapi;
 use crate::api::openapi::Document;
 use crate::api::openapi::alias;
@@ -36,6 +39,7 @@ const USERS_BY_ID: &str = "/api/collections/_pb_users_auth_";
 
 /// Every route with its documentation.
 fn routes() -> OpenApiRouter<AppState> {
+    let users = || pocketbase::router().merge(mail::router());
     let auth = || auth::router().merge(sessions::router());
     OpenApiRouter::with_openapi(openapi::base())
         .nest(AUTH, auth())
@@ -43,6 +47,8 @@ fn routes() -> OpenApiRouter<AppState> {
         .nest(USERS, pocketbase::router())
         .nest(USERS_BY_ID, alias(pocketbase::router(), "by_collection_id", USERS))
         .nest(V1, tenants::router().merge(members::router()).merge(invitations::router()))
+        .nest(USERS, users())
+        .nest(USERS_BY_ID, alias(users(), "by_collection_id", USERS))
         .merge(pocketbase::health_router())
         .merge(files::router())
         .merge(dashboard::router())
@@ -50,6 +56,8 @@ fn routes() -> OpenApiRouter<AppState> {
         .merge(metrics::router())
         .merge(openapi::router())
         .merge(welcome::router())
+        .merge(account_pages::router())
+        .merge(oauth2_redirect::router())
         .merge(later::router())
 }
 

@@ -61,6 +61,8 @@ pub(super) struct Account {
     pub(super) key: Key,
     /// Key of its file tokens, when the collection has a secret for those.
     pub(super) file_key: Option<Key>,
+    /// Names the key.
+    pub(super) key_id: Arc<str>,
     pub(super) role: Role,
     pub(super) email: Arc<str>,
 }
@@ -170,6 +172,19 @@ impl Directory {
         self.read(|open, _| {
             let sql = "SELECT EXISTS (SELECT 1 FROM users WHERE role = 'admin')";
             Ok(open.connection.query_row(sql, [], |row| row.get(0))?)
+        })
+    }
+
+    /// The stored settings of the global instance and the options of its `users` collection, as JSON.
+    pub(super) fn configuration(&self) -> Result<(Value, Value), Error> {
+        self.read(|open, _| {
+            let one = |sql: &str| -> Result<Value, Unreadable> {
+                let text: String = open.connection.query_row(sql, [], |row| row.get(0))?;
+                Ok(serde_json::from_str(&text).unwrap_or_default())
+            };
+            let settings = one("SELECT CAST(value AS TEXT) FROM _params WHERE id = 'settings'")?;
+            let users = one("SELECT CAST(options AS TEXT) FROM _collections WHERE name = 'users' AND type = 'auth'")?;
+            Ok((settings, users))
         })
     }
 
@@ -288,13 +303,17 @@ impl Open {
             })
             .optional()?;
         // An account without a key of its own has no valid tokens.
-        Ok(row.filter(|(token_key, ..)| !token_key.is_empty()).map(|(token_key, role, email)| Account {
-            user,
-            collection: users.id,
-            key: Key::new(&token_key, &users.secret),
-            file_key: users.file_secret.map(|secret| Key::new(&token_key, &secret)),
-            role: Role::of(role.as_deref().unwrap_or_default()),
-            email: email.unwrap_or_default().into(),
+        Ok(row.filter(|(token_key, ..)| !token_key.is_empty()).map(|(token_key, role, email)| {
+            let key = Key::new(&token_key, &users.secret);
+            Account {
+                user,
+                collection: users.id,
+                key_id: key.id(),
+                key,
+                file_key: users.file_secret.map(|secret| Key::new(&token_key, &secret)),
+                role: Role::of(role.as_deref().unwrap_or_default()),
+                email: email.unwrap_or_default().into(),
+            }
         }))
     }
 

@@ -209,7 +209,7 @@ impl Drop for Waiting<'_> {
 }
 
 /// Who counts as one client: an IPv4 address, or a /64, which is what one IPv6 customer gets at least.
-fn bucket(address: IpAddr) -> IpAddr {
+pub(super) fn bucket(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {
             let [a, b, c, d, ..] = v6.segments();

@@ -73,6 +73,7 @@ pub(super) fn adopted(principal: &Principal, now: SystemTime) -> Session {
         expires_at: calendar(principal.expires),
         adopted: true,
         family: None,
+        key: Arc::clone(&principal.key),
     }
 }
 

@@ -97,6 +97,8 @@ pub struct Principal {
     pub email: Arc<str>,
     /// The session that the token stands for.
     pub session: SessionId,
+    /// Names the key of the account that the token was signed with.
+    pub key: Arc<str>,
     /// When the token dies by itself.
     pub expires: SystemTime,
 }
@@ -160,7 +162,7 @@ impl From<Error> for Problem {
 fn principal(account: &Account, session: SessionId, exp: u64) -> Result<Principal, Error> {
     let expires = UNIX_EPOCH.checked_add(Duration::from_secs(exp)).ok_or(token::Error::Malformed)?;
     let (user, email) = (account.user.clone(), Arc::clone(&account.email));
-    Ok(Principal { user, role: account.role, email, session, expires })
+    Ok(Principal { user, role: account.role, email, session, key: Arc::clone(&account.key_id), expires })
 }
 
 /// Verifies user tokens locally: no round trip, also while the global instance is down. Cheap to clone.
@@ -276,6 +278,21 @@ impl Verifier {
     /// What people call an account, may be empty; none for one that does not exist.
     pub fn name_of(&self, user: &UserId) -> Option<String> {
         self.profile(user).ok()?["name"].as_str().map(str::to_owned)
+    }
+
+    /// Names the key that the account's tokens are signed with now.
+    fn key_of(&self, user: &UserId) -> Result<Arc<str>, Error> {
+        Ok(Arc::clone(&self.directory.account(user.as_str())?.key_id))
+    }
+
+    /// Names the key that this token was signed with, if that is still the account's.
+    fn signed_with(&self, token: &str, now: SystemTime) -> Result<Arc<str>, Error> {
+        self.recognise(token, now).map(|(principal, _)| principal.key)
+    }
+
+    /// The stored settings of the global instance and the options of its `users` collection.
+    fn configuration(&self) -> Result<(Value, Value), Error> {
+        self.directory.configuration()
     }
 
     /// The user's row as the user may see it.

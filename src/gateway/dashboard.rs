@@ -236,6 +236,7 @@ mod tests {
             role: Role::User,
             email: "ada@example.com".into(),
             session: SessionId::of("t"),
+            key: "k".into(),
             expires: SystemTime::now(),
         }
     }

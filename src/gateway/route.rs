@@ -23,8 +23,6 @@ pub(crate) enum Route<'a> {
     /// A path under `/api/` that neither `PocketBase` nor we know: a route of the caller's instance, if its template
     /// lists it.
     Custom,
-    /// Part of `PocketBase`'s API that is not offered yet.
-    Later,
     /// Part of `PocketBase`'s API that is not offered.
     Absent,
 }
@@ -95,10 +93,11 @@ fn users<'a>(method: &Method, call: &'a str) -> Route<'a> {
         (_, Records::One(id)) if is_read(method) => Route::Global(GlobalCall::Account(id)),
         // A change of the password costs a bcrypt and tells whether a guess was right: our router bounds both.
         (_, Records::One(_)) if method == Method::PATCH => Route::OwnAccount(call),
-        ("auth-with-password" | "auth-refresh", _) if method == Method::POST => Route::OwnAccount(call),
         ("auth-methods", _) if is_read(method) => Route::OwnAccount(call),
         (
-            "request-otp"
+            "auth-with-password"
+            | "auth-refresh"
+            | "request-otp"
             | "auth-with-otp"
             | "auth-with-oauth2"
             | "request-password-reset"
@@ -108,7 +107,7 @@ fn users<'a>(method: &Method, call: &'a str) -> Route<'a> {
             | "request-email-change"
             | "confirm-email-change",
             _,
-        ) if method == Method::POST => Route::Later,
+        ) if method == Method::POST => Route::OwnAccount(call),
         _ => Route::Absent,
     }
 }
@@ -203,6 +202,7 @@ mod tests {
                 ("GET", "/api/health"),
                 ("GET|POST", "/api/oauth2-redirect"),
                 ("POST", "/api/files/token"),
+                ("GET", "/account/verify"),
                 ("GET", "/queue_updates"),
                 ("GET", "/ws"),
                 (ANY, "/api/keys"),
@@ -226,6 +226,15 @@ mod tests {
                 ("POST", "/api/collections/users/auth-with-password"),
                 ("POST", "/api/collections/_pb_users_auth_/auth-refresh"),
                 ("POST", "/api/collections/users/records"),
+                ("POST", "/api/collections/users/request-otp"),
+                ("POST", "/api/collections/users/auth-with-otp"),
+                ("POST", "/api/collections/users/auth-with-oauth2"),
+                ("POST", "/api/collections/users/request-verification"),
+                ("POST", "/api/collections/users/confirm-verification"),
+                ("POST", "/api/collections/users/request-password-reset"),
+                ("POST", "/api/collections/users/confirm-password-reset"),
+                ("POST", "/api/collections/users/request-email-change"),
+                ("POST", "/api/collections/users/confirm-email-change"),
                 ("PATCH", "/api/collections/users/records/b5c3xih3gtjb48z"),
                 ("GET", "/api/collections/Users/auth-methods"),
                 ("PATCH", "/api/collections/users/records/b5c3xih3gtjb48z"),
@@ -264,18 +273,6 @@ mod tests {
         check(|method, path| route(method, path) == Route::File, &[("GET|HEAD", "/api/files/notes/x/a_x1.png")]);
         check(|method, path| route(method, path) == Route::Realtime, &[("GET|POST", "/api/realtime")]);
         check(|method, path| route(method, path) == Route::Custom, &[(ANY, "/api/hello"), (ANY, "/api/hello/you")]);
-    }
-
-    #[test]
-    fn later_routes() {
-        check(
-            |method, path| route(method, path) == Route::Later,
-            &[
-                ("POST", "/api/collections/users/request-otp"),
-                ("POST", "/api/collections/users/auth-with-oauth2"),
-                ("POST", "/api/collections/users/confirm-email-change"),
-            ],
-        );
     }
 
     #[test]

@@ -231,7 +231,6 @@ impl Service {
             }
             Route::Realtime => Err(Problem::new(Code::NotImplemented)),
             Route::Global(call) => self.global(peer, tag, request, call, seen).await,
-            Route::Later => Err(Problem::new(Code::NotImplemented)),
             Route::Absent => Err(not_found()),
         }
     }

@@ -4,13 +4,14 @@
 //! collection's options (`PocketBase` 0.40, `core/record_tokens.go`; checked by the tests against the real binary).
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 
 /// Longest token that is looked at, in bytes. Real ones have about 230.
 pub const MAX_BYTES: usize = 2048;
@@ -64,6 +65,12 @@ impl Key {
     /// Joins the two halves as `PocketBase` does.
     pub fn new(token_key: &str, collection_secret: &str) -> Self {
         Self(format!("{token_key}{collection_secret}"))
+    }
+
+    /// Names the key and reveals nothing of it: two tokens with one id were signed with one key.
+    pub fn id(&self) -> Arc<str> {
+        let digest = Sha256::new().chain_update(b"key id\0").chain_update(self.0.as_bytes()).finalize();
+        URL_SAFE_NO_PAD.encode(&digest[..16]).into()
     }
 
     fn mac(&self, signed: &[u8]) -> Option<Hmac<Sha256>> {

@@ -102,9 +102,18 @@ pub struct Session {
     /// The first session of a row of refreshes; none for that one itself. What ends one of them ends all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub family: Option<SessionId>,
+    /// Names the account's key when the session began; empty when unknown. With another key the token is dead, whatever
+    /// the status says.
+    #[serde(default)]
+    pub key: Arc<str>,
 }
 
 impl Session {
+    /// Whether the session began with a key other than this one.
+    pub fn has_other_key(&self, key: &str) -> bool {
+        !self.key.is_empty() && *self.key != *key
+    }
+
     /// The session that all refreshed from one sign-in share.
     pub fn family(&self) -> &SessionId {
         self.family.as_ref().unwrap_or(&self.id)

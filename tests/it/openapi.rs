@@ -20,6 +20,7 @@ use pocketfleet::api::AppState;
 use pocketfleet::api::Limits;
 use pocketfleet::api::control;
 use pocketfleet::api::later::UNDOCUMENTED;
+use pocketfleet::api::oauth2_redirect::Deliver;
 use pocketfleet::api::router::document;
 use pocketfleet::api::router::router;
 use pocketfleet::auth::Verifier;
@@ -98,6 +99,7 @@ async fn state() -> (AppState, TempDir) {
         tenancy: tenancy.clone(),
         metrics: Arc::clone(&metrics),
         shutdown: shutdown.clone(),
+        operator: accounts::Operator { mail: config.mail, accounts: config.accounts, public_url: String::new() },
     };
     let state = AppState {
         accounts: Accounts::new(&config.auth, parts).unwrap(),
@@ -113,6 +115,7 @@ async fn state() -> (AppState, TempDir) {
         limits: Limits { json: 1 << 20, account: 8 << 20 },
         account_bodies: AccountBodies::default(),
         about: Arc::new(About::new("127.0.0.1:3000")),
+        oauth2: Deliver::nowhere(),
     };
     (state, dir)
 }

@@ -100,6 +100,7 @@ fn session(token: &str, user: &str, expires_in: i64) -> Session {
         expires_at: OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(expires_in),
         adopted: false,
         family: None,
+        key: "".into(),
     }
 }
 

@@ -25,6 +25,9 @@ pub enum Error {
     /// Fields that fail validation: name to `{"code","message"}`.
     #[error("some fields are not valid")]
     Invalid(Map<String, Value>),
+    /// Mails cannot be sent.
+    #[error("no mail server is configured")]
+    NoMail,
     /// An account with this e-mail address exists.
     #[error("the e-mail address is taken")]
     EmailTaken,
@@ -70,6 +73,7 @@ impl From<Error> for Problem {
         match error {
             Error::Refused(answer) => refused(&answer),
             Error::Invalid(fields) => Self::new(Code::ValidationFailed).details(Value::Object(fields)),
+            Error::NoMail => Self::new(Code::MailNotConfigured),
             Error::EmailTaken => Self::new(Code::EmailTaken),
             Error::Gate(gate::Error::RateLimited(wait)) => Self::new(Code::RateLimited).retry_after(wait),
             Error::Gate(gate::Error::Overloaded(wait)) => Self::new(Code::Overloaded).retry_after(wait),
@@ -92,6 +96,9 @@ impl From<Error> for Problem {
 fn refused(answer: &Answer) -> Problem {
     match answer.status {
         400 => Problem::new(Code::InvalidCredentials),
+        401 if answer.asks_for_second_factor() => {
+            Problem::new(Code::MfaRequired).details(answer.json().unwrap_or_default())
+        }
         401 => Problem::new(Code::Unauthorized),
         403 => Problem::new(Code::Forbidden),
         404 => Problem::new(Code::NotFound),

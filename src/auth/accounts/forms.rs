@@ -35,15 +35,7 @@ impl Complaints {
 
 /// Whether an identity and a password are worth a password check.
 pub(super) fn check_credentials(identity: &str, password: &str) -> Result<(), Error> {
-    let mut complaints = Complaints::default();
-    for (field, text) in [("identity", identity), ("password", password)] {
-        if text.is_empty() {
-            complaints.add(field, "validation_required", "Cannot be blank.");
-        } else if text.len() > MAX_CREDENTIAL_BYTES {
-            complaints.add(field, "validation_length_out_of_range", "Must be at most 255 bytes long.");
-        }
-    }
-    complaints.done()
+    check_present(&[("identity", identity), ("password", password)])
 }
 
 /// Whether a registration can succeed, as far as that can be told without asking.
@@ -60,16 +52,47 @@ pub(super) fn check_registration(fields: &Registration) -> Result<(), Error> {
     complaints.done()
 }
 
+/// One field that is not valid.
+pub(super) fn invalid(field: &str, code: &str, message: &str) -> Error {
+    let mut complaints = Complaints::default();
+    complaints.add(field, code, message);
+    Error::Invalid(complaints.0)
+}
+
+/// Whether all of these fields have something in them, and not too much.
+pub(super) fn check_present(fields: &[(&str, &str)]) -> Result<(), Error> {
+    let mut complaints = Complaints::default();
+    for (field, text) in fields {
+        if text.is_empty() {
+            complaints.add(field, "validation_required", "Cannot be blank.");
+        } else if text.len() > MAX_CREDENTIAL_BYTES {
+            complaints.add(field, "validation_length_out_of_range", "Must be at most 255 bytes long.");
+        }
+    }
+    complaints.done()
+}
+
+/// Whether mail can be sent to this address, as far as its shape tells.
+pub(super) fn check_address(field: &str, email: &str) -> Result<(), Error> {
+    let mut complaints = Complaints::default();
+    check_email_in(field, email, &mut complaints);
+    complaints.done()
+}
+
 fn check_email(email: &str, complaints: &mut Complaints) {
+    check_email_in("email", email, complaints);
+}
+
+fn check_email_in(field: &str, email: &str, complaints: &mut Complaints) {
     let shaped = email.len() <= MAX_EMAIL_BYTES
         && !email.chars().any(|c| c.is_whitespace() || c.is_control())
         && email.split_once('@').is_some_and(|(local, domain)| {
             !local.is_empty() && !domain.contains('@') && domain.split('.').all(|label| !label.is_empty())
         });
     if email.is_empty() {
-        complaints.add("email", "validation_required", "Cannot be blank.");
+        complaints.add(field, "validation_required", "Cannot be blank.");
     } else if !shaped {
-        complaints.add("email", "validation_is_email", "Must be a valid email address.");
+        complaints.add(field, "validation_is_email", "Must be a valid email address.");
     }
 }
 

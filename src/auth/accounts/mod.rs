@@ -32,15 +32,25 @@ use super::Verifier;
 use super::gate::Gate;
 
 mod admin;
+mod bounds;
+pub mod config;
+mod configure;
 mod error;
+mod factors;
 mod forms;
+mod mail;
 mod records;
 mod sessions;
 mod sign_in;
 mod upstream;
 
+pub use configure::Operator;
 pub use error::Error;
+pub use mail::Confirmation;
+pub use mail::Mailing;
+pub use sign_in::Credentials;
 
+use bounds::Bounds;
 use upstream::Upstream;
 
 /// Longest user agent that is kept, in characters.
@@ -75,6 +85,17 @@ pub struct Answer {
 impl Answer {
     fn json(&self) -> Option<Value> {
         serde_json::from_slice(&self.body).ok()
+    }
+
+    /// Whether it can be told that nothing was written. A 403 can come after a one-time password was taken, for an
+    /// account that may not sign in.
+    fn is_refusal(&self) -> bool {
+        matches!(self.status, 400 | 404 | 429)
+    }
+
+    /// Whether the first of two ways to sign in was right.
+    fn asks_for_second_factor(&self) -> bool {
+        self.status == 401 && self.json().is_some_and(|body| body.get("mfaId").is_some_and(Value::is_string))
     }
 }
 
@@ -136,6 +157,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Waits for password work that is under way.
     pub shutdown: Shutdown,
+    /// What the operator wants of the accounts.
+    pub operator: Operator,
 }
 
 /// The accounts. Cheap to clone.
@@ -148,6 +171,9 @@ pub struct Accounts {
 struct Shared {
     upstream: Upstream,
     gate: Gate,
+    bounds: Bounds,
+    operator: Operator,
+    supervisor: Supervisor,
     verifier: Verifier,
     sessions: Sessions,
     tenancy: Tenancy,
@@ -160,10 +186,13 @@ struct Shared {
 impl Accounts {
     /// The accounts of the global instance, under the limits of the configuration.
     pub fn new(config: &Config, parts: Parts) -> Result<Self, Error> {
-        let Parts { supervisor, verifier, sessions, tenancy, metrics, shutdown } = parts;
+        let Parts { supervisor, verifier, sessions, tenancy, metrics, shutdown, operator } = parts;
         Ok(Self {
             shared: Arc::new(Shared {
-                upstream: Upstream::new(supervisor)?,
+                upstream: Upstream::new(supervisor.clone())?,
+                supervisor,
+                bounds: Bounds::new(&operator.mail, Arc::clone(&metrics)),
+                operator,
                 gate: Gate::new(config, metrics),
                 verifier,
                 sessions,

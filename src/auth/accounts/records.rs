@@ -92,8 +92,8 @@ impl Accounts {
                 accounts.shared.gate.failed(&account, Instant::now());
             }
             if answer.status == 200 {
-                // Its tokens have just died with the key; the list of sessions must not claim otherwise.
-                accounts.shared.sessions.revoke_all(&user).await?;
+                // With a new password its tokens have just died; the list of sessions must not claim otherwise.
+                accounts.end_outdated(&user).await?;
             }
             Ok(answer)
         })
@@ -128,11 +128,11 @@ impl Accounts {
 
     /// Whether a new account has the id of a deleted one, whose tenant is still there. `PocketBase` lets clients
     /// choose ids, so without this check a stranger could register into somebody's data.
-    fn inherits(&self, user: &UserId, begun: OffsetDateTime) -> bool {
+    pub(super) fn inherits(&self, user: &UserId, begun: OffsetDateTime) -> bool {
         self.shared.tenancy.personal_since(user).is_some_and(|since| since < begun)
     }
 
-    async fn undo(&self, user: &UserId) -> Result<Answer, Error> {
+    pub(super) async fn undo(&self, user: &UserId) -> Result<Answer, Error> {
         tracing::warn!(user.id = %user, "a registration chose the id of a deleted account and is undone");
         let answer = self.shared.upstream.call(Call::superuser(Method::DELETE, &format!("/records/{user}"))).await?;
         self.shared.verifier.accounts_changed();
@@ -149,7 +149,7 @@ fn own(principal: &Principal) -> String {
     format!("/records/{}", principal.user)
 }
 
-fn created(answer: &Answer) -> Option<UserId> {
+pub(super) fn created(answer: &Answer) -> Option<UserId> {
     let record = (answer.status == 200).then(|| answer.json())??;
     UserId::parse(record.get("id")?.as_str()?).ok()
 }

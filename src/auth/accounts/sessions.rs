@@ -60,8 +60,10 @@ impl Accounts {
             Status::Superseded { until } => until > now,
             Status::Revoked => false,
         };
+        let key = self.shared.verifier.key_of(&principal.user).ok();
+        let signed = |session: &Session| !key.as_ref().is_some_and(|key| session.has_other_key(key));
         let mut sessions = self.shared.sessions.of_user(&principal.user);
-        sessions.retain(|session| session.expires_at > now && works(session));
+        sessions.retain(|session| session.expires_at > now && works(session) && signed(session));
         sessions.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.id.cmp(&b.id)));
         sessions
     }

@@ -1,5 +1,7 @@
 //! Sign-in and refresh: a token comes back, and its session is registered before the caller sees it.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 use std::time::SystemTime;
@@ -34,6 +36,37 @@ const MAX_RENEWALS: usize = 3;
 /// Sessions of one account that work at once.
 const MAX_SESSIONS: usize = 100;
 
+/// What a sign-in with a password consists of.
+#[derive(Clone, Copy, Default)]
+pub struct Credentials<'a> {
+    /// The e-mail address, usually.
+    pub identity: &'a str,
+    /// The password.
+    pub password: &'a str,
+    /// Which field `identity` is looked for in; any when missing.
+    pub identity_field: Option<&'a str>,
+    /// What the first of two ways to sign in gave.
+    pub mfa_id: Option<&'a str>,
+}
+
+impl Credentials<'_> {
+    fn body(&self) -> Value {
+        let mut body = json!({ "identity": self.identity, "password": self.password });
+        for (name, value) in [("identityField", self.identity_field), ("mfaId", self.mfa_id)] {
+            if let Some(value) = value {
+                body[name] = Value::from(value);
+            }
+        }
+        body
+    }
+}
+
+impl fmt::Debug for Credentials<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").finish_non_exhaustive()
+    }
+}
+
 impl Accounts {
     /// Signs in with an e-mail address and a password. A refusal of `PocketBase` is [`Error::Refused`].
     pub async fn sign_in(
@@ -43,6 +76,18 @@ impl Accounts {
         query: Option<&str>,
         client: &Client,
     ) -> Result<SignedIn, Error> {
+        self.sign_in_with(&Credentials { identity, password, ..Credentials::default() }, query, client).await
+    }
+
+    /// The same with everything that `PocketBase` takes for it. Where two ways to sign in are asked for, the first is
+    /// refused with the `mfaId` that goes with the second.
+    pub async fn sign_in_with(
+        &self,
+        credentials: &Credentials<'_>,
+        query: Option<&str>,
+        client: &Client,
+    ) -> Result<SignedIn, Error> {
+        let Credentials { identity, password, .. } = credentials;
         forms::check_credentials(identity, password)?;
         let gate = &self.shared.gate;
         let account = AccountKey::of(identity, client.ip);
@@ -53,13 +98,14 @@ impl Accounts {
         gate.account(&account, Instant::now())?;
         let call = Call::user(Method::POST, "/auth-with-password", client)
             .query_with_fields(query, "token")
-            .json(&json!({ "identity": identity, "password": password }));
+            .json(&credentials.body());
         let (client, query) = (client.clone(), query.map(str::to_owned));
         self.to_its_end(|accounts| async move {
             let answer = accounts.shared.upstream.call(call).await?;
             drop(permit);
             match answer.status {
                 200 => accounts.shared.gate.succeeded(&account),
+                401 if answer.asks_for_second_factor() => accounts.shared.gate.succeeded(&account),
                 400 => accounts.shared.gate.failed(&account, Instant::now()),
                 _ => {}
             }
@@ -97,7 +143,7 @@ impl Accounts {
     }
 
     /// Takes the token out of an answer and registers its session.
-    async fn settle(
+    pub(super) async fn settle(
         &self,
         mut answer: Answer,
         query: Option<&str>,
@@ -128,22 +174,63 @@ impl Accounts {
     /// Registers the session and the personal tenant. Both happen at the first request otherwise, so their failure
     /// does not undo a sign-in.
     async fn open_session(&self, issued: &Issued, client: &Client, family: Option<&SessionId>) {
+        let (status, key) = self.begin(issued);
         let session = Session {
             id: issued.session.clone(),
             user: issued.user.clone(),
-            status: Status::Live,
+            status,
             device: client.device.clone(),
             ip: Some(client.ip),
             created_at: calendar(SystemTime::now()),
             expires_at: calendar(issued.expires),
             adopted: false,
             family: family.filter(|family| **family != issued.session).cloned(),
+            key,
         };
         if let Err(error) = self.shared.sessions.register(session).await {
             tracing::error!(%error, user.id = %issued.user, "a session cannot be registered");
         }
+        if let Err(error) = self.end_outdated(&issued.user).await {
+            tracing::error!(%error, user.id = %issued.user, "dead sessions cannot be ended");
+        }
         self.bound_sessions(&issued.user).await;
         self.give_tenant(&issued.user).await;
+    }
+
+    /// The status that a fresh token's session begins with, and the key that it was signed with.
+    fn begin(&self, issued: &Issued) -> (Status, Arc<str>) {
+        let verifier = &self.shared.verifier;
+        let signed_with = || verifier.signed_with(&issued.token, SystemTime::now());
+        let key = signed_with().or_else(|_| {
+            // The sign-in itself may have changed the key: then what is in memory is older than the token.
+            verifier.accounts_changed();
+            signed_with()
+        });
+        match key {
+            Ok(key) => (Status::Live, key),
+            Err(auth::Error::AccountsUnreadable) => (Status::Live, "".into()),
+            // The key has changed again already, and the token is dead.
+            Err(_) => (Status::Revoked, "".into()),
+        }
+    }
+
+    /// Ends the sessions of tokens that died because the account's key changed: with a new password, a new address,
+    /// or a sign-in that proved whose the address is.
+    pub(super) async fn end_outdated(&self, user: &UserId) -> Result<(), Error> {
+        let Ok(current) = self.shared.verifier.key_of(user) else {
+            // Whatever cannot be told apart ends.
+            self.shared.sessions.revoke_all(user).await?;
+            return Ok(());
+        };
+        for session in self.shared.sessions.of_user(user) {
+            if session.status != Status::Revoked && session.has_other_key(&current) {
+                match self.shared.sessions.set_status(&session.id, Status::Revoked).await {
+                    Ok(()) | Err(store::Error::Stale) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Ends the oldest sessions of an account that has too many: they cost memory, and nobody has that many devices.

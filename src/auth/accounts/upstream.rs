@@ -81,6 +81,11 @@ impl Call {
         Self::new(method, path, HeaderMap::new(), Rights::Superuser)
     }
 
+    /// A call of the control plane itself, at an absolute path.
+    pub(super) fn superuser_at(method: Method, path: &str) -> Self {
+        Self { path: path.to_owned(), ..Self::superuser(method, "") }
+    }
+
     fn new(method: Method, path: &str, headers: HeaderMap, rights: Rights) -> Self {
         Self { method, path: format!("{USERS}{path}"), query: None, headers, body: Bytes::new(), rights }
     }

@@ -15,7 +15,9 @@ use std::time::Instant;
 use serde_json::Value;
 use serde_json::json;
 
+pub(crate) mod oidc;
 pub(crate) mod raw;
+pub(crate) mod smtp;
 
 /// How long anything may take on a busy two-core machine before the test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
@@ -326,6 +328,19 @@ impl TestApp {
 
     pub(crate) async fn get(&self, path: &str) -> reqwest::Response {
         self.http.get(format!("{}{path}", self.base)).send().await.unwrap()
+    }
+
+    /// As a stranger.
+    pub(crate) async fn post(&self, path: &str, body: Value) -> reqwest::Response {
+        self.http.post(format!("{}{path}", self.base)).json(&body).send().await.unwrap()
+    }
+
+    /// Waits until the configuration of accounts has been applied.
+    pub(crate) async fn configured(&self) {
+        eventually("accounts are configured", async || {
+            self.log().contains("accounts are configured anew").then_some(())
+        })
+        .await;
     }
 }
 

@@ -1,0 +1,2 @@
+// The app opened this window and goes on by itself.
+window.close();

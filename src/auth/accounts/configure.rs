@@ -1,0 +1,332 @@
+//! Brings the global instance to what the operator's configuration says of mails and ways to sign in.
+//!
+//! What is stored is read from its database file and compared; only what differs is written, through the instance's
+//! own API. So an unchanged configuration costs a read at start, and a changed one takes effect with a restart.
+//!
+//! Invariants:
+//! - Nothing of what is compared or written is logged: it holds secrets.
+//! - A rule or a mail text that a template made its own is left alone, except for links to the dashboard, which the
+//!   gateway does not serve.
+//!
+//! Limits: `PocketBase` stores the secrets readable in the global instance's database, and so in its backups.
+
+use std::time::Duration;
+
+use hyper::Method;
+use serde_json::Map;
+use serde_json::Value;
+use serde_json::json;
+
+use super::Accounts;
+use super::Answer;
+use super::Error;
+use super::config::AuthMethod;
+use super::config::Mail;
+use super::config::Settings;
+use super::config::Tls;
+use super::upstream::Call;
+use crate::ids::TenantId;
+use crate::shutdown::Shutdown;
+
+/// The first wait after a failure, and the longest.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
+
+/// The rule by which an account signs in only with a verified address.
+const VERIFIED: &str = "verified = true";
+
+/// The mails that carry a link: the template's name, the page of the dashboard it leads to at first, our page.
+const LINKS: [(&str, &str, &str); 3] = [
+    ("verificationTemplate", "confirm-verification", "verify"),
+    ("resetPasswordTemplate", "confirm-password-reset", "reset-password"),
+    ("confirmEmailChangeTemplate", "confirm-email-change", "change-email"),
+];
+
+/// What the operator wants of the accounts.
+#[derive(Debug, Clone)]
+pub struct Operator {
+    /// `[mail]`
+    pub mail: Mail,
+    /// `[accounts]`
+    pub accounts: Settings,
+    /// The URL that users see, for links in mails.
+    pub public_url: String,
+}
+
+/// What came of an attempt.
+enum Outcome {
+    /// It was so already.
+    Unchanged,
+    /// It is so now.
+    Written,
+    /// `PocketBase` does not take it.
+    Refused { part: &'static str, complaints: String },
+}
+
+impl Accounts {
+    /// Applies the configuration once the global instance is awake, again and again until it took.
+    pub async fn configure(self, shutdown: Shutdown) {
+        let mut wait = FIRST_WAIT;
+        loop {
+            match self.apply().await {
+                Ok(Outcome::Unchanged) => return tracing::debug!("accounts are configured as they should be"),
+                Ok(Outcome::Written) => return tracing::info!("accounts are configured anew"),
+                Ok(Outcome::Refused { part, complaints }) => {
+                    tracing::error!(part, complaints, "PocketBase does not take the configuration of accounts");
+                    return;
+                }
+                Err(_) if shutdown.has_begun() => return,
+                Err(error) => tracing::debug!(%error, "accounts cannot be configured yet"),
+            }
+            tokio::select! {
+                () = shutdown.begun() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+            wait = (wait * 2).min(LONGEST_WAIT);
+        }
+    }
+
+    async fn apply(&self) -> Result<Outcome, Error> {
+        self.shared.supervisor.wake(&TenantId::global()).await?;
+        let (settings, users) = self.shared.verifier.configuration()?;
+        let operator = &self.shared.operator;
+        let mut outcome = Outcome::Unchanged;
+        for (part, path, stored, wanted) in [
+            ("mail", "/api/settings", &settings, operator.settings()),
+            ("accounts", "/api/collections/users", &users, operator.users(&users)),
+        ] {
+            if holds(stored, &wanted) {
+                continue;
+            }
+            let answer = self.shared.upstream.call(Call::superuser_at(Method::PATCH, path).json(&wanted)).await?;
+            self.shared.verifier.accounts_changed();
+            match answer.status {
+                200 => outcome = Outcome::Written,
+                400 => return Ok(Outcome::Refused { part, complaints: complaints(&answer) }),
+                _ => return Err(Error::Refused(answer)),
+            }
+        }
+        Ok(outcome)
+    }
+}
+
+impl Operator {
+    /// What the settings must hold.
+    fn settings(&self) -> Value {
+        let mail = &self.mail;
+        if !mail.is_on() {
+            // Without a server of its own, `PocketBase` would use the machine's `sendmail`; nothing asks it to.
+            return json!({ "smtp": { "enabled": false, "username": "", "password": "" } });
+        }
+        json!({
+            "smtp": {
+                "enabled": true,
+                "host": mail.smtp_host,
+                "port": mail.smtp_port,
+                "username": mail.smtp_username,
+                "password": mail.smtp_password.expose(),
+                "authMethod": match mail.smtp_auth {
+                    AuthMethod::Plain => "PLAIN",
+                    AuthMethod::Login => "LOGIN",
+                },
+                "tls": mail.smtp_tls == Tls::Implicit,
+                "localName": mail.local_name,
+            },
+            "meta": {
+                "appName": mail.app_name,
+                "appURL": self.public_url,
+                "senderName": mail.sender_name,
+                "senderAddress": mail.sender_address,
+            },
+        })
+    }
+
+    /// What the `users` collection must hold, given what it holds.
+    fn users(&self, stored: &Value) -> Value {
+        let Settings { otp, mfa, oauth2, require_verified, .. } = &self.accounts;
+        let providers: Vec<Value> = oauth2
+            .iter()
+            .map(|(name, provider)| {
+                json!({
+                    "name": name,
+                    "clientId": provider.client_id,
+                    "clientSecret": provider.client_secret.expose(),
+                    "authURL": provider.auth_url,
+                    "tokenURL": provider.token_url,
+                    "userInfoURL": provider.user_info_url,
+                    "displayName": provider.display_name,
+                    "pkce": provider.pkce,
+                    "extra": provider.extra,
+                })
+            })
+            .collect();
+        let mut wanted = json!({
+            "otp": { "enabled": otp.enabled },
+            "mfa": { "enabled": mfa.enabled },
+            "oauth2": { "enabled": !oauth2.is_empty(), "providers": providers },
+        });
+        if otp.enabled {
+            wanted["otp"] = json!({ "enabled": true, "length": otp.length, "duration": otp.duration.as_secs() });
+        }
+        if mfa.enabled {
+            let (duration, rule) = (mfa.duration.as_secs(), &mfa.rule);
+            wanted["mfa"] = json!({ "enabled": true, "duration": duration, "rule": rule });
+        }
+        // Any other rule is the template's own.
+        if let Some("" | VERIFIED) = stored.get("authRule").and_then(Value::as_str) {
+            wanted["authRule"] = Value::from(if *require_verified { VERIFIED } else { "" });
+        }
+        for (template, dashboard, page) in LINKS {
+            let body = stored.get(template).and_then(|template| template.get("body")).and_then(Value::as_str);
+            if let Some(body) = body {
+                let body = relink(body, dashboard, page, self.url_of(page));
+                wanted[template] = json!({ "body": body });
+            }
+        }
+        wanted
+    }
+
+    fn url_of(&self, page: &str) -> &str {
+        match page {
+            "verify" => &self.accounts.verify_url,
+            "reset-password" => &self.accounts.reset_password_url,
+            _ => &self.accounts.change_email_url,
+        }
+    }
+}
+
+/// The text of a mail with its links set right: links to the dashboard lead to our page, links to our page or the
+/// dashboard lead to `url` when there is one. With a `url`, every link that carries the token is one of those.
+fn relink(body: &str, dashboard: &str, page: &str, url: &str) -> String {
+    const HREF: &str = "href=\"";
+    let ours = format!("{{APP_URL}}/account/{page}#token={{TOKEN}}");
+    let theirs = format!("/_/#/auth/{dashboard}/{{TOKEN}}");
+    let mut text = String::with_capacity(body.len());
+    let mut rest = body;
+    while let Some((before, after)) = rest.split_once(HREF) {
+        let Some((link, tail)) = after.split_once('"') else { break };
+        let carries = link.contains("{TOKEN}");
+        let target = match () {
+            () if carries && !url.is_empty() => url,
+            () if carries && link.ends_with(&theirs) => &ours,
+            () => link,
+        };
+        text.extend([before, HREF, target, "\""]);
+        rest = tail;
+    }
+    text.push_str(rest);
+    text
+}
+
+/// Whether `stored` holds everything in `wanted`. What is missing counts as empty, as it does in Go.
+fn holds(stored: &Value, wanted: &Value) -> bool {
+    match (stored, wanted) {
+        (Value::Object(stored), Value::Object(wanted)) => {
+            wanted.iter().all(|(name, wanted)| holds(stored.get(name).unwrap_or(&Value::Null), wanted))
+        }
+        (Value::Array(stored), Value::Array(wanted)) => {
+            stored.len() == wanted.len() && stored.iter().zip(wanted).all(|(stored, wanted)| holds(stored, wanted))
+        }
+        (Value::Null, wanted) => match wanted {
+            Value::Null | Value::Bool(false) => true,
+            Value::String(text) => text.is_empty(),
+            Value::Array(items) => items.is_empty(),
+            Value::Object(fields) => fields.values().all(|field| holds(&Value::Null, field)),
+            Value::Number(number) => number.as_u64() == Some(0),
+            Value::Bool(true) => false,
+        },
+        (stored, wanted) => stored == wanted,
+    }
+}
+
+/// Which fields `PocketBase` complains about and why, without any value.
+fn complaints(answer: &Answer) -> String {
+    fn collect(path: &str, fields: &Map<String, Value>, found: &mut Vec<String>) {
+        for (name, value) in fields {
+            let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            match value {
+                Value::Object(inner) => match inner.get("code").and_then(Value::as_str) {
+                    Some(code) => found.push(format!("{path}: {code}")),
+                    None => collect(&path, inner, found),
+                },
+                _ => found.push(path),
+            }
+        }
+    }
+    let mut found = Vec::new();
+    if let Some(Value::Object(data)) = answer.json().and_then(|mut body| body.get_mut("data").map(Value::take)) {
+        collect("", &data, &mut found);
+    }
+    found.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::accounts::config::tests::provider;
+    use crate::auth::accounts::config::tests::sections;
+
+    fn operator(change: impl FnOnce(&mut Mail, &mut Settings)) -> Operator {
+        let (mail, accounts) = sections(change);
+        Operator { mail, accounts, public_url: "https://fleet.example.com".to_owned() }
+    }
+
+    #[test]
+    fn what_is_missing_counts_as_empty_and_anything_else_must_be_equal() {
+        let stored = json!({"a": {"b": 1, "c": "x"}, "list": [{"name": "n", "secret": "s"}]});
+        for (wanted, expected) in [
+            (json!({"a": {"b": 1}}), true),
+            (json!({"a": {"b": 2}}), false),
+            (json!({"a": {"d": "", "e": false, "f": null, "g": {}, "h": []}}), true),
+            (json!({"a": {"d": "y"}}), false),
+            (json!({"list": [{"name": "n"}]}), true),
+            (json!({"list": [{"name": "n", "secret": "other"}]}), false),
+            (json!({"list": []}), false),
+        ] {
+            assert_eq!(holds(&stored, &wanted), expected, "{wanted}");
+        }
+    }
+
+    #[test]
+    fn links_to_the_dashboard_become_links_to_our_pages_and_own_texts_stay() {
+        let theirs = r#"<p>Hi</p><a class="btn" href="{APP_URL}/_/#/auth/confirm-verification/{TOKEN}">Verify</a>"#;
+        let ours = r#"<p>Hi</p><a class="btn" href="{APP_URL}/account/verify#token={TOKEN}">Verify</a>"#;
+        let link = |body: &str, url: &str| relink(body, "confirm-verification", "verify", url);
+        assert_eq!(link(theirs, ""), ours);
+        assert_eq!(link(ours, ""), ours);
+        let own = r#"<a href="https://app.example.com/v/{TOKEN}">x</a> <a href="https://example.com">y</a>"#;
+        assert_eq!(link(own, ""), own);
+        let url = "https://new.example.com/{TOKEN}";
+        assert_eq!(link(own, url), own.replace("https://app.example.com/v/{TOKEN}", url));
+        assert_eq!(link(theirs, url), theirs.replace("{APP_URL}/_/#/auth/confirm-verification/{TOKEN}", url));
+        for odd in ["", "href=\"", "href=\"no end"] {
+            assert_eq!(link(odd, ""), odd);
+        }
+    }
+
+    #[test]
+    fn without_mail_or_ways_to_sign_in_a_fresh_instance_needs_nothing() {
+        let operator = operator(|_, _| {});
+        assert!(holds(&json!({"smtp": {"enabled": false, "host": "smtp.example.com"}}), &operator.settings()));
+        let stored = json!({"authRule": "", "otp": {"enabled": false, "length": 8}, "mfa": {"enabled": false},
+            "oauth2": {"enabled": false, "providers": []}});
+        assert!(holds(&stored, &operator.users(&stored)));
+    }
+
+    #[test]
+    fn a_changed_secret_is_a_difference_and_a_rule_of_the_templates_own_is_not_touched() {
+        let operator = operator(|_, accounts| drop(accounts.oauth2.insert("oidc".to_owned(), provider())));
+        let mut stored = operator.users(&json!({"authRule": "banned = false"}));
+        assert!(stored.get("authRule").is_none());
+        assert!(holds(&stored, &operator.users(&stored)));
+        stored["oauth2"]["providers"][0]["clientSecret"] = Value::from("older");
+        assert!(!holds(&stored, &operator.users(&stored)));
+    }
+
+    #[test]
+    fn complaints_name_fields_and_no_values() {
+        let body = json!({"data": {"oauth2": {"providers": {"0": {"name": {"code": "c", "message": "planted"}}}}}});
+        let answer = Answer { status: 400, body: body.to_string().into() };
+        assert_eq!(complaints(&answer), "oauth2.providers.0.name: c");
+    }
+}
