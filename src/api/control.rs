@@ -58,6 +58,7 @@ pub fn router(state: AppState) -> Router {
         .route("/workspaces", get(control_workspaces::list))
         .route("/workspaces/{name}", get(control_workspaces::show))
         .route("/workspaces/{name}/members", get(control_workspaces::members))
+        .route("/workspaces/{name}/owner", post(control_workspaces::appoint))
         .route("/admins", post(create_admin));
     framed(router.with_state(state))
 }

@@ -1,5 +1,5 @@
-//! What operators can ask about workspaces through the control socket. The routes are in
-//! [`control`](crate::api::control); acting on a workspace's instance is what the routes of tenants are for.
+//! What operators can ask about workspaces through the control socket, and giving one whose owner is gone to somebody
+//! else. The routes are in [`control`](crate::api::control); acting on instances is what the routes of tenants are for.
 
 use std::sync::Arc;
 
@@ -8,11 +8,15 @@ use axum::extract::Path;
 use axum::extract::State;
 use serde::Deserialize;
 use serde_json::Value;
-use serde_json::json;
+use serde_json::json as value;
+use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::api::AppState;
 use crate::api::error::ApiError;
+use crate::api::json;
 use crate::api::json::Params;
+use crate::api::tenants::follow;
 use crate::error::Code;
 use crate::error::Problem;
 use crate::ids::TenantId;
@@ -34,7 +38,7 @@ pub(super) struct Page {
 }
 
 fn view(tenant: &Tenant, tenancy: &Tenancy) -> Value {
-    json!({
+    value!({
         "tenant": tenant.id,
         "slug": tenant.slug,
         "name": tenant.name,
@@ -73,11 +77,11 @@ pub(super) async fn list(
                 items.push(view(tenant, &tenancy));
             }
             if items.len() == limit {
-                return Json(json!({ "items": items, "next": after }));
+                return Json(value!({ "items": items, "next": after }));
             }
         }
         if page.len() < LARGEST_PAGE {
-            return Json(json!({ "items": items, "next": null }));
+            return Json(value!({ "items": items, "next": null }));
         }
         // Half a million other tenants must not hold the control runtime in one go.
         tokio::task::yield_now().await;
@@ -105,5 +109,28 @@ pub(super) async fn members(
     let after = page.after.as_deref().and_then(|after| UserId::parse(after).ok());
     let found = tenancy.members_of(&tenant.id, after.as_ref(), limit);
     let next = found.last().filter(|_| found.len() == limit).map(|last| last.user.clone());
-    Ok(Json(json!({ "items": found, "next": next })))
+    Ok(Json(value!({ "items": found, "next": next })))
+}
+
+/// Who is to own it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Appointment {
+    user: UserId,
+}
+
+/// Gives a workspace to an account that exists.
+pub(super) async fn appoint(
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+    json::Json(Appointment { user }): json::Json<Appointment>,
+) -> Result<Json<Value>, ApiError> {
+    let tenant = find(&state.tenants, &state.tenancy, &name)?;
+    if state.verifier.name_of(&user).is_none() {
+        return Err(Problem::new(Code::NotFound).message("there is no such account").into());
+    }
+    let changed = state.tenancy.appoint(&tenant.id, &user, OffsetDateTime::now_utc()).await?;
+    tracing::info!(tenant.id = %tenant.id, user.id = %user, "an operator gave a workspace to an account");
+    follow(&state.supervisor, &tenant.id).await;
+    Ok(Json(view(&changed, &state.tenancy)))
 }

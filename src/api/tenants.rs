@@ -215,10 +215,10 @@ async fn list_tenants(
     }
     // The personal tenant stands before all others, whatever its id.
     let after = after.filter(|after| own.as_ref() != Some(after));
-    let found = tenancy.workspaces(id, after.as_ref(), page.size());
-    let is_full = found.len() == page.size();
+    let room = page.size() - items.len();
+    let found = if room > 0 { tenancy.workspaces(id, after.as_ref(), room) } else { Vec::new() };
     items.extend(found.iter().map(|(tenant, role)| TenantView::of(tenant, *role)));
-    let next = items.last().filter(|_| is_full).map(|last| last.id.clone());
+    let next = items.last().filter(|_| items.len() == page.size()).map(|last| last.id.clone());
     Json(TenantList { items, next })
 }
 

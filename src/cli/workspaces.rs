@@ -1,10 +1,11 @@
-//! `pocketfleet workspaces …`: which workspaces there are and who is in them.
+//! `pocketfleet workspaces …`: which workspaces there are, who is in them, and whose they are.
 
 use std::process::ExitCode;
 
 use clap::Args;
 use clap::Subcommand;
 use serde_json::Value;
+use serde_json::json;
 
 use crate::cli::client::Control;
 use crate::cli::output;
@@ -20,6 +21,8 @@ pub enum Command {
     Show(Target),
     /// List the members of one.
     Members(Members),
+    /// Give one whose owner is gone to another account.
+    Transfer(Transfer),
 }
 
 /// Where a list begins and how long it is.
@@ -57,6 +60,16 @@ pub struct Members {
     page: Page,
 }
 
+/// Whose a workspace is to be.
+#[derive(Debug, Args)]
+pub struct Transfer {
+    #[command(flatten)]
+    target: Target,
+    /// The account's id.
+    #[arg(value_parser = name)]
+    user: TenantId,
+}
+
 /// Slugs and account ids have the alphabet of tenant ids.
 fn name(text: &str) -> Result<TenantId, crate::ids::InvalidId> {
     TenantId::parse(text)
@@ -76,6 +89,11 @@ pub async fn run(command: Command, control: &Control, output: Output) -> anyhow:
             let lines: Vec<_> =
                 lines.map(|(name, value)| format!("{:12}  {}", name.replace('_', " "), text(value))).collect();
             output.done(&found, &lines.join("\n"))
+        }
+        Command::Transfer(Transfer { target, user }) => {
+            let path = format!("/workspaces/{}/owner", target.workspace);
+            let found = control.call("POST", &path, Some(&json!({ "user": user }))).await?;
+            output.done(&found, &format!("{} belongs to {user}", target.workspace))
         }
         Command::Members(wanted) => {
             let path = format!("/workspaces/{}/members{}", wanted.target.workspace, wanted.page.query());
@@ -119,8 +137,6 @@ fn text(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

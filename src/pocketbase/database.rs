@@ -115,6 +115,7 @@ pub fn edit(
     durability: Durability,
     change: impl FnOnce(&Edit) -> Result<(), EditError>,
 ) -> Result<(), Error> {
+    let is_served = has_wal(path);
     let connection = open(path, Access::Write)?;
     let run = || -> Result<Connection, EditError> {
         if durability == Durability::Caller {
@@ -123,8 +124,11 @@ pub fn edit(
         let edit = Edit::begin(connection)?;
         change(&edit)?;
         let connection = edit.commit()?;
-        // Closing would do this too, but would not say that it failed.
-        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        if !is_served {
+            // Closing would do this too, but would not say that it failed. The log of a running process is left to it:
+            // to empty it, writers would have to wait for every reader.
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        }
         Ok(connection)
     };
     let connection = run().map_err(|error| at(path, error))?;

@@ -136,3 +136,152 @@ async fn touch(address: SocketAddr, authorization: HeaderValue, id: &str) -> Opt
     };
     answer.map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::SystemTime;
+
+    use serde_json::Value;
+    use serde_json::json;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::ids::UserId;
+    use crate::pocketbase::roster::Roster;
+    use crate::pocketbase::roster::Row;
+    use crate::pocketbase::token::Signer;
+    use crate::pocketbase::visitors;
+    use crate::supervisor::provision::provision;
+    use crate::supervisor::slot::mint;
+    use crate::supervisor::template::Templates;
+    use crate::supervisor::testing::Served;
+    use crate::supervisor::testing::bearer;
+    use crate::supervisor::testing::locations;
+
+    const NOTES: &str = "/api/collections/notes/records";
+
+    fn user(name: &str) -> UserId {
+        UserId::parse(&name.repeat(5)).unwrap()
+    }
+
+    fn row(name: &str, member_role: &'static str) -> Row {
+        let account = Owner { id: user(name), email: format!("{name}@example.com"), name: name.to_owned() };
+        Row { account, member_role }
+    }
+
+    async fn instance(root: &TempDir, template: &str) -> std::path::PathBuf {
+        let locations = locations(root);
+        let golden = Templates::open(&locations).await.unwrap().golden(template).unwrap();
+        let dest = root.path().join("instance");
+        provision(&golden, &dest, &locations.staging, None, "").unwrap();
+        dest
+    }
+
+    fn send(served: &Served, method: &str, path: &str, signer: &Signer, body: &Value) -> (u16, Value) {
+        served.call(method, path, &[("Authorization", &bearer(signer))], &body.to_string())
+    }
+
+    #[tokio::test]
+    async fn roles_count_in_the_instance_and_change_while_it_runs() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = instance(&root, "workspace").await;
+        let path = dir.join("data.db");
+        let people = |roles: &[(&str, &'static str)]| {
+            let rows = roles.iter().map(|(name, role)| row(name, role)).collect();
+            roster::enroll(&path, &Roster { rows, is_shared: true }).unwrap()
+        };
+        let (signers, _) = people(&[("ada", "owner"), ("bob", "member"), ("gus", "guest")]);
+        let [ada, bob, gus] = ["ada", "bob", "gus"].map(|name| &signers.users[&user(name)]);
+        let served = Served::start(&dir).await;
+
+        let note = |by: &str| json!({"title": "x", "author": user(by).as_str()});
+        let (status, made) = send(&served, "POST", NOTES, bob, &note("bob"));
+        assert_eq!(status, 200, "{made}");
+        let at = format!("{NOTES}/{}", made["id"].as_str().unwrap());
+        assert_eq!(send(&served, "POST", NOTES, bob, &note("ada")).0, 400, "nobody writes under another's name");
+        assert_eq!(send(&served, "PATCH", &at, bob, &json!({"author": user("ada").as_str()})).0, 404);
+        assert_eq!(send(&served, "PATCH", &at, ada, &json!({"title": "y"})).0, 200);
+        assert_eq!(send(&served, "POST", NOTES, gus, &note("gus")).0, 400, "guests read");
+        assert_eq!(send(&served, "GET", NOTES, gus, &json!({})).1["totalItems"], 1);
+        assert_eq!(send(&served, "DELETE", &at, bob, &json!({})).0, 404, "members do not clean up");
+        let users = send(&served, "GET", "/api/collections/users/records", gus, &json!({})).1;
+        assert_eq!(users["totalItems"], 3, "members see each other: {users}");
+        assert_eq!(served.get(NOTES, "").1["totalItems"], 0, "strangers see nothing");
+
+        // While it runs: a newcomer, another role, one who goes.
+        let (after, changed) = people(&[("ada", "owner"), ("gus", "member"), ("cyd", "admin")]);
+        assert_eq!(changed.len(), 3);
+        assert_eq!(send(&served, "POST", NOTES, gus, &note("gus")).0, 200, "the key of one who stays holds");
+        assert_eq!(send(&served, "GET", NOTES, bob, &json!({})).1["totalItems"], 0, "a token from before is nobody's");
+        assert!(!after.users.contains_key(&user("bob")), "and there is none from now on");
+        assert_eq!(send(&served, "DELETE", &at, &after.users[&user("cyd")], &json!({})).0, 204);
+
+        // Saving a row as it is goes through the instance's own validation; its subscribers hear of that.
+        let token = mint(&after.superuser, SystemTime::now(), Duration::from_mins(1));
+        for name in ["cyd", "bob"] {
+            assert_eq!(touch(served.address(), token.clone(), user(name).as_str()).await, Some(()), "{name}");
+        }
+        assert_eq!(people(&[("ada", "owner"), ("gus", "member"), ("cyd", "admin")]).1, Vec::<String>::new());
+        served.stop().await;
+    }
+
+    fn accepts(path: &Path, token: &str) -> bool {
+        visitors::accepts(path, token, SystemTime::now()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_hosted_apps_own_tokens_are_told_from_all_others() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = instance(&root, "hosted").await;
+        let path = dir.join("data.db");
+        let served = Served::start(&dir).await;
+        let body = r#"{"email":"vi@example.com","password":"12345678","passwordConfirm":"12345678"}"#;
+        let (status, made) = served.call("POST", "/api/collections/users/records", &[], body);
+        assert_eq!(status, 200, "{made}");
+        let chosen =
+            r#"{"id":"aaaaaaaaaaaaaaa","email":"al@example.com","password":"12345678","passwordConfirm":"12345678"}"#;
+        assert_eq!(served.call("POST", "/api/collections/users/records", &[], chosen).0, 400);
+        let body = r#"{"identity":"vi@example.com","password":"12345678"}"#;
+        let (_, signed_in) = served.call("POST", "/api/collections/users/auth-with-password", &[], body);
+        let token = signed_in["token"].as_str().unwrap();
+        let (_, file) = served.call("POST", "/api/files/token", &[("Authorization", token)], "{}");
+        let file = file["token"].as_str().unwrap();
+
+        assert!(accepts(&path, token) && accepts(&path, file), "awake");
+        let superuser = database::superuser(&path).unwrap();
+        assert!(!accepts(&path, &superuser.mint(SystemTime::now(), Duration::from_mins(1))), "a superuser's");
+        let by_name = Signer { collection_id: "_superusers".to_owned(), ..superuser };
+        assert!(!accepts(&path, &by_name.mint(SystemTime::now(), Duration::from_mins(1))));
+        let late = SystemTime::now() + Duration::from_hours(24 * 365);
+        assert!(!visitors::accepts(&path, token, late).unwrap(), "expired");
+        for (at, _) in token.char_indices() {
+            let mut changed = token.to_owned();
+            changed.replace_range(at..=at, if &token[at..=at] == "A" { "B" } else { "A" });
+            assert!(!accepts(&path, &changed), "byte {at}");
+        }
+        for nothing in ["", "x", "a.b.c", "..", &"x".repeat(5000)] {
+            assert!(!accepts(&path, nothing));
+        }
+        let signers = database::signers(&path).unwrap();
+        let visitor = &signers.users[&UserId::parse(made["id"].as_str().unwrap()).unwrap()];
+        let named = Signer { collection_id: "users".to_owned(), ..visitor.clone() };
+        assert!(accepts(&path, &named.mint(SystemTime::now(), Duration::from_mins(1))), "a collection has two names");
+        let stranger = Signer { record_id: "bbbbbbbbbbbbbbb".to_owned(), ..visitor.clone() };
+        assert!(!accepts(&path, &stranger.mint(SystemTime::now(), Duration::from_mins(1))));
+
+        // A draft is its author's; what is published is everybody's.
+        let posts = "/api/collections/posts/records";
+        let post = json!({"title": "x", "author": made["id"], "published": false});
+        let (status, draft) = send(&served, "POST", posts, visitor, &post);
+        assert_eq!((status, served.get(posts, "").1["totalItems"].clone()), (200, json!(0)), "{draft}");
+        let at = format!("{posts}/{}", draft["id"].as_str().unwrap());
+        assert_eq!(send(&served, "PATCH", &at, visitor, &json!({"published": true})).0, 200);
+        assert_eq!(served.get(posts, "").1["totalItems"], 1);
+        served.stop().await;
+        assert!(accepts(&path, token) && accepts(&path, file), "asleep");
+        let sibling = tempfile::tempdir().unwrap();
+        let other = instance(&sibling, "hosted").await;
+        assert!(!accepts(&other.join("data.db"), token), "another instance");
+    }
+}

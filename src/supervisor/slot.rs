@@ -340,3 +340,29 @@ impl Drop for Lease {
         self.slot.leave();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::pocketbase::token::Key;
+
+    fn signers(key: &str, users: &[&str]) -> Signers {
+        let signer = |id: &str| Signer { collection_id: "c".into(), record_id: id.into(), key: Key::new(key, "s") };
+        let users: HashMap<_, _> = users.iter().map(|id| (UserId::parse(id).unwrap(), signer(id))).collect();
+        Signers { superuser: signer("root"), users }
+    }
+
+    #[test]
+    fn tokens_follow_the_keys_at_once() {
+        let running = Running::new(([127, 0, 0, 1], 1).into(), 1, signers("old", &["ada", "bob"]), 0);
+        let token = |id: &str| running.user_token(&UserId::parse(id).unwrap());
+        let (ada, again) = (token("ada").unwrap(), token("ada").unwrap());
+        assert_eq!(ada, again, "minted once for a while");
+        assert!(token("cyd").is_none());
+        running.renew(signers("new", &["ada", "cyd"]));
+        assert_ne!(token("ada").unwrap(), ada, "not from the key of before");
+        assert!(token("cyd").is_some() && token("bob").is_none());
+    }
+}

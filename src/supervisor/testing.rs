@@ -116,6 +116,11 @@ impl Served {
         self.call("GET", path, &[("Authorization", authorization)], "")
     }
 
+    /// Where it listens.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Stops it cleanly.
     pub(super) async fn stop(mut self) {
         assert!(self.run.terminate(Duration::from_secs(30)).await.unwrap().success());

@@ -205,6 +205,15 @@ impl Tenancy {
         self.hand_over(&tenant.id, actor, heir).await
     }
 
+    /// Gives a workspace to an account, whoever has it; for operators, when its owner is gone for good.
+    pub async fn appoint(&self, tenant: &TenantId, user: &UserId, now: OffsetDateTime) -> Result<Arc<Tenant>, Error> {
+        let found = self.shared.tenants.find(tenant).filter(|tenant| tenant.kind == Kind::Workspace);
+        found.ok_or(Error::NotFound("workspace"))?;
+        self.shared.members.set_owner(tenant, user, now).await?;
+        let give = |tenant: &mut Tenant| tenant.owner = Some(user.clone());
+        self.shared.tenants.change(tenant, give).await?.ok_or(Error::NotFound("workspace"))
+    }
+
     /// Writes another owner into the tenant's record, if it is still `from` and `to` is still a member afterwards.
     async fn hand_over(&self, tenant: &TenantId, from: &UserId, to: &UserId) -> Result<Arc<Tenant>, Error> {
         let give = |from: &UserId, to: &UserId| {

@@ -153,6 +153,15 @@ async fn strangers_learn_nothing_and_members_what_they_may() {
         let (_, nowhere) = call(&eve, method.clone(), &elsewhere, body.clone()).await;
         assert_eq!((status, &absent["error"]["message"]), (404, &nowhere["error"]["message"]), "{method} {path}");
     }
+    let mut seen = Vec::new();
+    let mut path = "/api/v1/tenants?limit=1".to_owned();
+    loop {
+        let (_, page) = call(&bob, Method::GET, &path, json!({})).await;
+        seen.extend(page["items"].as_array().unwrap().iter().map(|tenant| tenant["id"].as_str().unwrap().to_owned()));
+        let Some(next) = page["next"].as_str() else { break };
+        path = format!("/api/v1/tenants?limit=1&after={next}");
+    }
+    assert_eq!(seen, [bob.id.as_str(), &team]);
     let (status, _) = call(&eve, Method::GET, &format!("/api/v1/tenants/{}", ada.id), json!({})).await;
     assert_eq!(status, 404, "somebody else's own");
     for (method, path, body) in [
@@ -269,4 +278,7 @@ async fn archived_workspaces_sleep_and_operators_see_them() {
     let text = app.cli(&["workspaces", "list"]);
     assert!(String::from_utf8_lossy(&text.stdout).contains("archived"));
     assert!(!app.cli(&["workspaces", "show", &ada.id]).status.success(), "a personal tenant is none");
+    assert!(!app.cli(&["workspaces", "transfer", "team", "nobody"]).status.success());
+    assert_eq!(app.cli_json(&["workspaces", "transfer", "team", &bob.id])["owner"], json!(bob.id));
+    assert_eq!(call(&bob, Method::PATCH, "/api/v1/tenants/team", json!({"archived": false})).await.0, 200);
 }
