@@ -11,6 +11,7 @@ mod openapi;
 mod operators;
 mod raw_http;
 mod sdk;
+mod slow_clients;
 mod startup;
 mod store;
 mod store_records;
