@@ -1,5 +1,5 @@
 //! Refuses requests whose length can be read in two ways: two `Content-Length` (even equal ones), two
-//! `Transfer-Encoding`, or both. RFC 9112 6.3 calls them attempts at request smuggling.
+//! `Transfer-Encoding`, both, or a coding besides `chunked`. RFC 9112 6.3 calls them attempts at request smuggling.
 //!
 //! hyper silently merges these before a service sees the headers, so the bytes are watched on their way to hyper.
 //! The watcher follows the messages of a connection (pipelined ones too) and, where a head is ambiguous, overwrites
@@ -156,8 +156,9 @@ fn judge(line: &[u8], seen_request_line: bool, known: Length) -> Verdict {
     }
     let length = if let Some(value) = value_of(line, b"content-length") {
         digits(value).filter(|_| line.len() < KEPT).map(Length::Sized)
-    } else if value_of(line, b"transfer-encoding").is_some() {
-        Some(Length::Chunked)
+    } else if let Some(coding) = value_of(line, b"transfer-encoding") {
+        // Whatever precedes `chunked` in a list, nobody here decodes; hyper would pass it over.
+        coding.trim_ascii().eq_ignore_ascii_case(b"chunked").then_some(Length::Chunked)
     } else {
         return Verdict::Skip;
     };
@@ -230,6 +231,8 @@ mod tests {
             "POST / HTTP/1.1\r\nTRANSFER-ENCODING: chunked\r\nContent-length: 1\r\n\r\n0\r\n\r\n",
             "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             "POST / HTTP/1.1\nContent-Length: 1\nContent-Length: 1\n\nx",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
             "POST / HTTP/1.1\r\nContent-Length: +1\r\n\r\nx",
             "POST / HTTP/1.1\r\nContent-Length: \r\n\r\nx",
             "POST / HTTP/1.1\r\nContent-Length: 1, 1\r\n\r\nx",

@@ -18,6 +18,7 @@ mod python;
 mod raw_http;
 mod sdk;
 mod sdk_accounts;
+mod slow_clients;
 mod startup;
 mod store;
 mod store_records;

@@ -68,6 +68,7 @@ fn framing() -> Vec<Row> {
         (8, "TE chunked, identity", "Transfer-Encoding: chunked, identity", "0\r\n\r\n"),
         (8, "TE with a vertical tab", "Transfer-Encoding: \u{b}chunked", "0\r\n\r\n"),
         (9, "TE twice", "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", "0\r\n\r\n"),
+        (9, "TE gzip, chunked", "Transfer-Encoding: gzip, chunked", "0\r\n\r\n"),
         (9, "TE chunked, chunked", "Transfer-Encoding: chunked, chunked", "0\r\n\r\n"),
         (10, "space before the colon of TE", "Transfer-Encoding : chunked", "0\r\n\r\n"),
         (10, "space before the colon of CL", "Content-Length : 2", "{}"),
@@ -83,7 +84,6 @@ fn framing() -> Vec<Row> {
     rows.push(row(11, "TE on 1.0", old, &[400], true));
     for (number, what, body) in [
         (33, "chunk size beyond 64 bits", "fffffffffffffffff\r\n{}\r\n0\r\n\r\n".to_owned()),
-        (33, "chunk size of 2^64 - 1", "ffffffffffffffff\r\n{}\r\n0\r\n\r\n".to_owned()),
         (33, "chunk size -2", "-2\r\n{}\r\n0\r\n\r\n".to_owned()),
         (33, "chunk size 0x2", "0x2\r\n{}\r\n0\r\n\r\n".to_owned()),
         (33, "chunk size empty", "\r\n{}\r\n0\r\n\r\n".to_owned()),
@@ -94,8 +94,7 @@ fn framing() -> Vec<Row> {
         // Our own route, so that no instance is woken for the sound head.
         let head =
             format!("POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{chunked}\r\n\r\n");
-        let closes = number == 33 && what != "chunk size of 2^64 - 1";
-        rows.push(row(number, what, head + &body, &[400], closes));
+        rows.push(row(number, what, head + &body, &[400], number == 33));
     }
     rows
 }
@@ -199,7 +198,7 @@ fn lines() -> Vec<Row> {
         row(20, "absolute form without a path", to("GET http://evil HTTP/1.1"), &[400], false),
         row(20, "another scheme", to("GET file:///etc/passwd HTTP/1.1"), &[400], true),
         row(21, "CONNECT", bare("CONNECT evil:443 HTTP/1.1", "Host: evil:443\r\n"), &[405], false),
-        row(21, "CONNECT with a path", to("CONNECT /health HTTP/1.1"), &[400, 405], true),
+        row(21, "CONNECT with a path", to("CONNECT /health HTTP/1.1"), &[400, 405], false),
         row(22, "TRACE", to("TRACE /health HTTP/1.1"), &[405], false),
         row(22, "TRACK", to("TRACK /health HTTP/1.1"), &[405], false),
         row(23, "method get", to("get /health HTTP/1.1"), &[405], false),
