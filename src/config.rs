@@ -17,6 +17,7 @@ use serde::Deserialize;
 
 use crate::auth;
 use crate::gateway;
+use crate::realtime;
 use crate::supervisor;
 use crate::telemetry;
 
@@ -79,6 +80,8 @@ pub struct Config {
     pub instances: supervisor::Config,
     /// `[auth]`
     pub auth: auth::Config,
+    /// `[realtime]`
+    pub realtime: realtime::Config,
     /// `PATH` of the environment, for finding the binary.
     #[serde(skip)]
     pub search_path: String,
@@ -166,6 +169,7 @@ impl Config {
 
     fn check(&self) -> Result<(), Error> {
         self.server.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.realtime.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         let i = &self.instances;
         let s = &self.server;
         let a = &self.auth;

@@ -45,7 +45,22 @@ const IMPORTS: &[(&str, May)] = &[
         "auth",
         Name(&["ids", "error", "store", "tenancy", "limits", "supervisor", "pocketbase", "shutdown", "telemetry"]),
     ),
-    ("gateway", Name(&["ids", "error", "auth", "tenancy", "supervisor", "limits", "shutdown", "telemetry"])),
+    ("realtime", Name(&["ids", "error", "auth", "supervisor", "pocketbase", "shutdown", "telemetry"])),
+    (
+        "gateway",
+        Name(&[
+            "ids",
+            "error",
+            "auth",
+            "tenancy",
+            "supervisor",
+            "pocketbase",
+            "realtime",
+            "limits",
+            "shutdown",
+            "telemetry",
+        ]),
+    ),
     ("api", NameAllBut(&["config", "app", "cli", "main"])),
     ("config", NameAllBut(&["app", "cli", "main"])),
     ("app", NameAllBut(&["cli", "main"])),
@@ -59,7 +74,7 @@ const IMPORTS: &[(&str, May)] = &[
 const CONFINED: &[(&str, &[&str])] = &[
     ("axum", &["api", "gateway", "app"]),
     ("reqwest", &["auth"]),
-    ("dashmap", &["supervisor", "store", "auth", "limits", "gateway"]),
+    ("dashmap", &["supervisor", "store", "auth", "limits", "realtime", "gateway"]),
     ("rusqlite", &["store", "pocketbase", "auth"]),
     // The doctor looks at its own program file.
     ("std::env", &["config", "cli/doctor", "main"]),
