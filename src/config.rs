@@ -18,6 +18,7 @@ use serde::Deserialize;
 use crate::auth;
 use crate::auth::accounts;
 use crate::gateway;
+use crate::realtime;
 use crate::supervisor;
 use crate::telemetry;
 use crate::tenancy;
@@ -87,6 +88,8 @@ pub struct Config {
     pub mail: accounts::config::Mail,
     /// `[accounts]`
     pub accounts: accounts::config::Settings,
+    /// `[realtime]`
+    pub realtime: realtime::Config,
     /// `PATH` of the environment, for finding the binary.
     #[serde(skip)]
     pub search_path: String,
@@ -180,6 +183,7 @@ impl Config {
     fn check(&self) -> Result<(), Error> {
         self.server.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         accounts::config::check(&self.mail, &self.accounts).map_err(|error| Error::Invalid(error.to_string()))?;
+        self.realtime.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         let i = &self.instances;
         let s = &self.server;
         let a = &self.auth;

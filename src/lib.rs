@@ -15,6 +15,8 @@ pub mod supervisor;
 pub mod tenancy;
 
 pub mod auth;
+pub mod realtime;
+
 pub mod gateway;
 
 pub mod api;

@@ -144,6 +144,12 @@ pub struct Metrics {
     pub tenants: Gauge,
     /// Sign-ins and registrations refused, by reason.
     pub auth_refused: Family<ReasonLabels, Counter>,
+    /// Open event streams, by state: `unbound`, `parked`, `attached` or `sign_in`.
+    pub streams: Family<StateLabels, Gauge>,
+    /// Event streams that we ended, by reason.
+    pub streams_ended: Family<ReasonLabels, Counter>,
+    /// Events passed on to clients.
+    pub events: Counter,
 }
 
 impl Metrics {
@@ -165,6 +171,9 @@ impl Metrics {
             connections_refused: Family::default(),
             tenants: Gauge::default(),
             auth_refused: Family::default(),
+            streams: Family::default(),
+            streams_ended: Family::default(),
+            events: Counter::default(),
         };
         metrics.register();
         for outcome in [Arrival::warm, Arrival::woken, Arrival::queued, Arrival::timed_out, Arrival::refused] {
@@ -190,6 +199,9 @@ impl Metrics {
         r.register("connections_refused", "Connections refused", self.connections_refused.clone());
         r.register("tenants", "Registered tenants", self.tenants.clone());
         r.register("auth_refused", "Sign-ins and registrations refused", self.auth_refused.clone());
+        r.register("realtime_streams", "Open event streams by state", self.streams.clone());
+        r.register("realtime_ended", "Event streams that the server ended", self.streams_ended.clone());
+        r.register("realtime_events", "Events passed on to clients", self.events.clone());
     }
 
     /// Notes how a request came to its instance.

@@ -38,11 +38,13 @@ mod config;
 mod directory;
 pub mod gate;
 mod keeper;
+mod standing;
 #[cfg(test)]
 mod tests;
 
 pub use config::Config;
 pub use keeper::Keeper;
+pub use standing::Standing;
 
 use directory::Account;
 use directory::Directory;

@@ -1,19 +1,12 @@
 //! Who the client is: the socket's peer, or what a proxy we trust says about it.
 
 use std::net::IpAddr;
-use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 use std::net::SocketAddr;
 
 use hyper::HeaderMap;
-use hyper::header::HeaderValue;
 
-/// Stands for every loopback client towards instances (RFC 5737, documentation addresses).
-///
-/// An instance accepts superuser tokens from loopback only, and takes the client's address from the one
-/// `X-Forwarded-For` that we send. Were a client on this machine passed on as loopback, a stolen superuser token
-/// would work through the gateway.
-const LOOPBACK_STAND_IN: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+pub(crate) use crate::pocketbase::client::forwarded_for;
 
 /// Addresses that are believed when they speak of somebody else, in canonical form.
 #[derive(Debug, Clone)]
@@ -56,13 +49,6 @@ fn parse(entry: &str) -> Option<IpAddr> {
     address.ok().map(|address| address.to_canonical())
 }
 
-/// The value of the one `X-Forwarded-For` that an instance sees.
-pub(crate) fn forwarded_for(client: IpAddr) -> Option<HeaderValue> {
-    let client = client.to_canonical();
-    let shown = if client.is_loopback() || client.is_unspecified() { LOOPBACK_STAND_IN } else { client };
-    HeaderValue::try_from(shown.to_string()).ok()
-}
-
 /// What connections are counted by: an IPv4 address, or the /64 that one IPv6 host can fill alone.
 pub(crate) fn counted(address: IpAddr) -> IpAddr {
     match address {
@@ -74,6 +60,7 @@ pub(crate) fn counted(address: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hyper::header::HeaderValue;
 
     fn client(trusted: &[&str], peer: &str, lines: &[&'static str]) -> String {
         let trusted: Vec<IpAddr> = trusted.iter().map(|text| text.parse().unwrap()).collect();
@@ -107,15 +94,6 @@ mod tests {
     #[test]
     fn mapped_addresses_are_their_ipv4_selves() {
         assert_eq!(client(&["::ffff:10.0.0.1"], "10.0.0.1", &["::ffff:198.51.100.1"]), "198.51.100.1");
-    }
-
-    #[test]
-    fn instances_never_see_a_loopback_client() {
-        for loopback in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "0.0.0.0"] {
-            assert_eq!(forwarded_for(loopback.parse().unwrap()).unwrap(), "192.0.2.1", "{loopback}");
-        }
-        assert_eq!(forwarded_for("::ffff:198.51.100.1".parse().unwrap()).unwrap(), "198.51.100.1");
-        assert_eq!(forwarded_for("2001:db8::1".parse().unwrap()).unwrap(), "2001:db8::1");
     }
 
     #[test]

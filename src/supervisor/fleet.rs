@@ -12,6 +12,7 @@ use std::time::Instant;
 use dashmap::DashMap;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::sync::broadcast;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::ids::TenantId;
 use crate::store::placements::Placements;
 use crate::store::tenants::Tenants;
+use crate::supervisor::Awakening;
 use crate::supervisor::Error;
 use crate::supervisor::Parts;
 use crate::supervisor::backoff::Policy;
@@ -37,6 +39,9 @@ use crate::telemetry::Metrics;
 
 /// How often a full house is looked over for somebody idle, while somebody waits for room.
 const IDLE_LOOK: Duration = Duration::from_millis(25);
+
+/// Openings that a follower may be behind before it is told that it missed some.
+const AWAKENINGS: usize = 1024;
 
 /// The shared side of the supervisor.
 #[derive(Debug)]
@@ -61,6 +66,7 @@ pub(crate) struct Fleet {
     pub(crate) stopping: CancellationToken,
     /// The global instance may go down too.
     pub(crate) stopping_global: CancellationToken,
+    pub(crate) awakenings: broadcast::Sender<Awakening>,
     awake: AtomicUsize,
     room: Notify,
 }
@@ -101,6 +107,7 @@ impl Fleet {
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             stopping_global: CancellationToken::new(),
+            awakenings: broadcast::Sender::new(AWAKENINGS),
             awake: AtomicUsize::new(0),
             room: Notify::new(),
         })

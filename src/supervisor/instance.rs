@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use crate::supervisor::Awakening;
 use crate::supervisor::Error;
 use crate::supervisor::fleet::Admission;
 use crate::supervisor::fleet::Fleet;
@@ -35,6 +36,9 @@ use crate::telemetry::ReasonLabels;
 const FORGET_AFTER: Duration = Duration::from_secs(30);
 /// Lines of the log that go into a failure report.
 const REPORT_LINES: usize = 12;
+/// How long an instance with open event streams stays after its last use: what it has to say of the last write comes
+/// out after the answer to it.
+const LAST_EVENTS: Duration = Duration::from_millis(150);
 
 /// A process with what belongs to it.
 #[derive(Debug)]
@@ -76,6 +80,7 @@ impl Instance {
         occupied: Occupied,
     ) -> Self {
         slot.open(Arc::clone(&occupied.running));
+        announce(&fleet, &slot, &occupied.running);
         let mut instance = Self::new(fleet, slot, inbox, State::Awake, Some(occupied));
         instance.publish();
         instance
@@ -183,6 +188,7 @@ impl Instance {
                 Action::Open => {
                     if let Some(occupied) = &self.occupied {
                         self.slot.open(Arc::clone(&occupied.running));
+                        announce(&self.fleet, &self.slot, &occupied.running);
                     }
                     self.misses = 0;
                     self.probe_at = Instant::now() + self.probe_interval();
@@ -256,8 +262,13 @@ impl Instance {
     async fn drain(&mut self) -> Event {
         let deadline = tokio::time::Instant::now() + self.fleet.config.drain_timeout;
         loop {
+            let mut look_again = deadline;
             if self.slot.in_flight() == 0 {
-                return Event::Drained;
+                let unused = self.slot.unused_for();
+                if !self.slot.has_listeners() || unused >= LAST_EVENTS {
+                    return Event::Drained;
+                }
+                look_again = tokio::time::Instant::now() + LAST_EVENTS.saturating_sub(unused);
             }
             tokio::select! {
                 biased;
@@ -268,7 +279,10 @@ impl Instance {
                     self.answer_sleeper(Err(Error::TenantBusy));
                     return Event::Wanted;
                 }
-                () = tokio::time::sleep_until(deadline) => {
+                () = tokio::time::sleep_until(look_again) => {
+                    if self.slot.in_flight() == 0 {
+                        continue;
+                    }
                     self.answer_sleeper(Err(Error::TenantBusy));
                     return Event::Wanted;
                 }
@@ -457,6 +471,11 @@ impl Drop for Instance {
         self.slot.close();
         self.fleet.registry.remove_if(&self.slot.tenant, |_, slot| Arc::ptr_eq(slot, &self.slot));
     }
+}
+
+/// Tells whoever follows that the route is open. Nobody may.
+fn announce(fleet: &Fleet, slot: &Slot, running: &Running) {
+    let _ = fleet.awakenings.send(Awakening { tenant: slot.tenant.clone(), epoch: running.epoch });
 }
 
 /// Resolves when the process has exited; never, when there is none.

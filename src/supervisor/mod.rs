@@ -65,6 +65,7 @@ mod waiting;
 pub use config::Config;
 pub use error::Error;
 pub use slot::Lease;
+pub use slot::Listening;
 pub use status::FleetStatus;
 pub use status::InstanceStatus;
 
@@ -81,6 +82,15 @@ pub enum Priority {
     Client,
     /// Nobody waits: a pinned instance, an operator, a job.
     Background,
+}
+
+/// The route to an instance has opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Awakening {
+    /// Whose instance.
+    pub tenant: TenantId,
+    /// Which run of it.
+    pub epoch: u64,
 }
 
 /// What the supervisor is built from.
@@ -131,6 +141,17 @@ impl Supervisor {
             Attempt::Taken(lease) => Some(lease),
             Attempt::Full | Attempt::Closed => None,
         }
+    }
+
+    /// Enters an awake instance for a moment, for calls of ours that are no use of it: takes no place, never waits, and
+    /// leaves the idle time as it is.
+    pub fn visit(&self, tenant: &TenantId) -> Option<Lease> {
+        self.fleet.registry.get(tenant)?.visit()
+    }
+
+    /// Each opening of a route from now on, adopted instances included.
+    pub fn awakenings(&self) -> tokio::sync::broadcast::Receiver<Awakening> {
+        self.fleet.awakenings.subscribe()
     }
 
     /// Waits for a wake and for a place, at most as long as `instances.wake_timeout`.

@@ -149,6 +149,8 @@ pub(crate) struct Slot {
     running: ArcSwapOption<Running>,
     places: Semaphore,
     in_flight: AtomicU32,
+    /// Event streams that are open on the process.
+    listeners: AtomicU32,
     pub(crate) waiting: AtomicU32,
     /// Milliseconds since `origin`.
     last_used: AtomicU64,
@@ -178,6 +180,7 @@ impl Slot {
             running: ArcSwapOption::empty(),
             places: Semaphore::new(places),
             in_flight: AtomicU32::new(0),
+            listeners: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
             last_used: AtomicU64::new(0),
             last_answer: AtomicU64::new(0),
@@ -218,10 +221,27 @@ impl Slot {
         // From here on the drop of the lease undoes the counting, also when the route turns out to be closed.
         let slot = Arc::clone(self);
         if let Some(running) = running {
-            Attempt::Taken(Lease { slot, running })
+            Attempt::Taken(Lease { slot, running, is_visit: false })
         } else {
             slot.leave();
             Attempt::Closed
+        }
+    }
+
+    /// Enters without a place and without counting as use, if the route is open.
+    pub(crate) fn visit(self: &Arc<Self>) -> Option<Lease> {
+        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        std::sync::atomic::fence(Ordering::SeqCst);
+        let Some(running) = self.running.load_full() else {
+            self.end_visit();
+            return None;
+        };
+        Some(Lease { slot: Arc::clone(self), running, is_visit: true })
+    }
+
+    fn end_visit(&self) {
+        if self.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.idle.notify_one();
         }
     }
 
@@ -266,6 +286,10 @@ impl Slot {
         self.in_flight.load(Ordering::SeqCst)
     }
 
+    pub(crate) fn has_listeners(&self) -> bool {
+        self.listeners.load(Ordering::SeqCst) > 0
+    }
+
     pub(crate) fn touch(&self) {
         self.last_used.store(self.elapsed(), Ordering::Relaxed);
     }
@@ -294,9 +318,42 @@ impl Slot {
 pub struct Lease {
     slot: Arc<Slot>,
     running: Arc<Running>,
+    /// It took no place, and its end is not the end of a use.
+    is_visit: bool,
+}
+
+/// Says that an event stream is open on the process: before a stop, its last events get a moment to come out.
+#[derive(Debug)]
+pub struct Listening {
+    slot: Arc<Slot>,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.slot.listeners.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Lease {
+    /// The tenant whose instance it is.
+    pub fn tenant(&self) -> &TenantId {
+        &self.slot.tenant
+    }
+
+    /// A second hold on the same process, which takes no place and does not count as use: for a call that belongs to
+    /// the first. Valid also when the route was closed meanwhile, because the first hold keeps the process.
+    #[must_use]
+    pub fn visit(&self) -> Self {
+        self.slot.in_flight.fetch_add(1, Ordering::SeqCst);
+        Self { slot: Arc::clone(&self.slot), running: Arc::clone(&self.running), is_visit: true }
+    }
+
+    /// Notes an open event stream.
+    pub fn listening(&self) -> Listening {
+        self.slot.listeners.fetch_add(1, Ordering::SeqCst);
+        Listening { slot: Arc::clone(&self.slot) }
+    }
+
     /// Where the instance listens.
     pub fn address(&self) -> SocketAddr {
         self.running.address
@@ -337,7 +394,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.slot.leave();
+        if self.is_visit { self.slot.end_visit() } else { self.slot.leave() }
     }
 }
 

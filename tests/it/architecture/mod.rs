@@ -45,6 +45,7 @@ const IMPORTS: &[(&str, May)] = &[
         "auth",
         Name(&["ids", "error", "store", "tenancy", "limits", "supervisor", "pocketbase", "shutdown", "telemetry"]),
     ),
+    ("realtime", Name(&["ids", "error", "auth", "supervisor", "pocketbase", "shutdown", "telemetry"])),
     (
         "gateway",
         Name(&[
@@ -53,11 +54,12 @@ const IMPORTS: &[(&str, May)] = &[
             "auth",
             "tenancy",
             "supervisor",
+            "pocketbase",
+            "realtime",
+            "store",
             "limits",
             "shutdown",
             "telemetry",
-            "store",
-            "pocketbase",
         ]),
     ),
     ("api", NameAllBut(&["config", "app", "cli", "main"])),
@@ -73,7 +75,7 @@ const IMPORTS: &[(&str, May)] = &[
 const CONFINED: &[(&str, &[&str])] = &[
     ("axum", &["api", "gateway", "app"]),
     ("reqwest", &["auth"]),
-    ("dashmap", &["supervisor", "store", "auth", "limits", "gateway"]),
+    ("dashmap", &["supervisor", "store", "auth", "limits", "realtime", "gateway"]),
     ("rusqlite", &["store", "pocketbase", "auth"]),
     // The doctor looks at its own program file.
     ("std::env", &["config", "cli/doctor", "main"]),
