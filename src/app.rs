@@ -38,10 +38,13 @@ use crate::gateway;
 use crate::gateway::Dashboards;
 use crate::gateway::Gateway;
 use crate::ids::TenantId;
+use crate::ids::UserId;
 use crate::pocketbase::database;
 use crate::pocketbase::database::Owner;
 use crate::pocketbase::roster::Roster;
 use crate::pocketbase::roster::Row;
+use crate::realtime;
+use crate::realtime::Hub;
 use crate::shutdown::Shutdown;
 use crate::store::Store;
 use crate::store::invitations::Invitations;
@@ -257,6 +260,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
             },
         },
     )?;
+    let hub = relay(config, &supervisor, &verifier, &tenancy, &metrics, &shutdown);
     let dashboards = Dashboards::new(config.server.dashboard, config.server.dashboard_ttl);
     let state = AppState {
         dashboards: dashboards.clone(),
@@ -283,12 +287,37 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         supervisor: supervisor.clone(),
         verifier,
         tenancy,
+        hub,
         dashboards,
         metrics,
         slow_request: config.log.slow_request,
     };
     let gateway = Gateway::new(parts, router);
     Ok(Running { shutdown, supervisor, database, accounts, gateway, state })
+}
+
+/// The hub of event streams.
+fn relay(
+    config: &Config,
+    supervisor: &Supervisor,
+    verifier: &Verifier,
+    tenancy: &Tenancy,
+    metrics: &Arc<Metrics>,
+    shutdown: &Shutdown,
+) -> Hub {
+    let tenancy = tenancy.clone();
+    let admits = move |user: &UserId, tenant: &TenantId| {
+        let tenant = tenancy.resolve(tenant.as_str()).filter(|tenant| !tenant.suspended);
+        tenant.is_some_and(|tenant| tenancy.role(&tenant, user).is_some())
+    };
+    Hub::new(realtime::Parts {
+        config: config.realtime.clone(),
+        supervisor: supervisor.clone(),
+        verifier: verifier.clone(),
+        admits: Arc::new(admits),
+        metrics: Arc::clone(metrics),
+        shutdown: shutdown.clone(),
+    })
 }
 
 /// The binary, found and verified, and the templates, baked.

@@ -269,7 +269,7 @@ impl Verifier {
     /// Whether what a principal once proved still stands: the account exists, and the session was not ended.
     pub fn still_holds(&self, principal: &Principal) -> bool {
         let ended = self.sessions.find(&principal.session).is_some_and(|session| session.status == Status::Revoked);
-        !ended && self.directory.account(principal.user.as_str()).is_ok()
+        !ended && self.directory.account(principal.user.as_str()).is_ok_and(|account| account.key_id == principal.key)
     }
 
     /// Forgets cached accounts: something wrote to the global instance through us, and counts from this moment on.

@@ -26,6 +26,7 @@ use super::tenant_access::Ask;
 use super::tenant_access::Strangers;
 use super::tenant_access::Verdict;
 use super::tenant_route::is_listed;
+use super::visitors::Visitors;
 use crate::auth::Accepted;
 use crate::auth::Principal;
 use crate::auth::Verifier;
@@ -33,6 +34,7 @@ use crate::error::Code;
 use crate::error::Problem;
 use crate::ids::TenantId;
 use crate::ids::UserId;
+use crate::realtime::Hub;
 use crate::store::tenants::Tenant;
 use crate::supervisor::Lease;
 use crate::supervisor::Priority;
@@ -88,6 +90,8 @@ pub(crate) struct Admission {
     pub(crate) credential: Credential,
     /// The instance's own file token in place of ours.
     pub(crate) file_token: Option<String>,
+    /// Whether the answer is one caller's alone.
+    pub(crate) is_private: bool,
     /// How long it took when the instance was awake and had room; `None` when the request had to wait.
     pub(crate) warm_after: Option<Duration>,
 }
@@ -116,6 +120,8 @@ pub(crate) struct Instances {
     pub(crate) guests: Arc<Semaphore>,
     /// At tenants that let them in.
     pub(crate) strangers: Strangers,
+    pub(crate) visitors: Visitors,
+    pub(crate) hub: Hub,
     pub(crate) dashboards: Dashboards,
 }
 
@@ -129,7 +135,14 @@ impl Admission {
     ) -> Self {
         let (address, epoch) = (lease.address(), lease.epoch());
         let target = Target { address, epoch, hold: Some(Hold { lease, _guest: guest }) };
-        Self { target, tenant: tenant.clone(), credential, file_token: None, warm_after }
+        let is_private = matches!(credential, Credential::Exchanged(_) | Credential::Superuser(_));
+        Self { target, tenant: tenant.clone(), credential, file_token: None, is_private, warm_after }
+    }
+
+    /// Marks the answer as one caller's alone.
+    #[must_use]
+    pub(crate) fn private(self) -> Self {
+        Self { is_private: true, ..self }
     }
 
     /// For a user of ours, with a token of their own row in the instance.
@@ -158,12 +171,13 @@ impl Instances {
         supervisor: Supervisor,
         verifier: Verifier,
         tenancy: Tenancy,
+        hub: Hub,
         dashboards: Dashboards,
         config: &Config,
     ) -> Self {
         let guests = Arc::new(Semaphore::new(GUESTS));
         let strangers = Guests::new(config.public_wakes, config.hosted_sign_ins_per_ip);
-        Self { supervisor, verifier, tenancy, guests, strangers, dashboards }
+        Self { supervisor, verifier, tenancy, guests, strangers, visitors: Visitors::default(), hub, dashboards }
     }
 }
 
@@ -175,6 +189,13 @@ impl Access {
             Self::Nothing => Err(not_found()),
             #[cfg(test)]
             Self::Fixed(address) => Ok(Verdict::Forward(Box::new(fixed(*address)))),
+        }
+    }
+
+    /// Before a request that may write is passed on: whoever is to be told of it is attached.
+    pub(crate) async fn settle(&self, admission: &Admission) {
+        if let (Self::Instances(instances), Some(hold)) = (self, &admission.target.hold) {
+            instances.hub.settle(&hold.lease).await;
         }
     }
 
@@ -240,11 +261,16 @@ impl Instances {
         self.own_instance(&principal).await
     }
 
+    /// The caller's own tenant, registered if this is their first request.
+    pub(crate) async fn personal(&self, principal: &Principal) -> Result<TenantId, Problem> {
+        match self.tenancy.personal(&principal.user) {
+            Some(tenant) => Ok(tenant),
+            None => self.register(principal).await,
+        }
+    }
+
     async fn own_instance(&self, principal: &Principal) -> Result<Admission, Problem> {
-        let tenant = match self.tenancy.personal(&principal.user) {
-            Some(tenant) => tenant,
-            None => self.register(principal).await?,
-        };
+        let tenant = self.personal(principal).await?;
         let (lease, warm_after) = self.lease(&tenant).await?;
         Admission::of_user(lease, &tenant, &principal.user, warm_after)
     }
@@ -255,12 +281,10 @@ impl Instances {
         query: Option<&str>,
         recognised: &Recognised,
     ) -> Result<Admission, Problem> {
-        let principal = match token_in(query) {
-            Some(token) if !headers.contains_key(header::AUTHORIZATION) => {
-                self.verifier.verify_file(&token, SystemTime::now()).map_err(Problem::from)
-            }
-            _ => self.principal(headers, recognised),
-        };
+        let mut principal = self.principal(headers, recognised);
+        if let (Some(token), true) = (token_in(query), principal.is_err()) {
+            principal = self.verifier.verify_file(&token, SystemTime::now()).map_err(Problem::from);
+        }
         // Without a credential nobody can tell whose file it is: there is none at this address.
         let principal = principal.map_err(|problem| match problem.code {
             Code::Unauthorized => not_found(),
@@ -275,8 +299,7 @@ impl Instances {
             Code::Unauthorized => not_found(),
             _ => problem,
         })?;
-        let tenant = self.tenancy.resolve(principal.user.as_str());
-        if tenant.is_some_and(|tenant| self.has_route(&tenant, path)) {
+        if self.has_route_in(self.tenancy.personal_template(), path) {
             self.own_instance(&principal).await
         } else {
             Err(not_found())
@@ -285,7 +308,11 @@ impl Instances {
 
     /// Whether the tenant's template lists a hook's route.
     pub(crate) fn has_route(&self, tenant: &Tenant, path: &str) -> bool {
-        self.supervisor.templates().traits(&tenant.template).is_some_and(|traits| is_listed(&traits.routes, path))
+        self.has_route_in(&tenant.template, path)
+    }
+
+    fn has_route_in(&self, template: &str, path: &str) -> bool {
+        self.supervisor.templates().traits(template).is_some_and(|traits| is_listed(&traits.routes, path))
     }
 
     /// Whether the tenant's template has public files.
@@ -350,8 +377,8 @@ impl Instances {
 #[cfg(test)]
 fn fixed(address: SocketAddr) -> Admission {
     let target = Target { address, epoch: 0, hold: None };
-    let (credential, file_token) = (Credential::Nothing, None);
-    Admission { target, tenant: TenantId::global(), credential, file_token, warm_after: None }
+    let (credential, file_token, is_private) = (Credential::Nothing, None, false);
+    Admission { target, tenant: TenantId::global(), credential, file_token, is_private, warm_after: None }
 }
 
 /// `T` or `Bearer T`, the scheme in any case, as `PocketBase` takes it.

@@ -26,6 +26,7 @@ use super::pool::Upstream;
 use super::stall::Alarm;
 use super::upload::Standing;
 use super::upload::Upload;
+use crate::realtime::Stream;
 
 /// Why a response body ended early; hyper closes the client's connection on it.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,7 @@ pub(crate) enum Body {
     Full(Bytes),
     Relayed(Box<Relay>),
     Own(axum::body::Body),
+    Events(Stream),
     Gzip(Box<Gzip>),
 }
 
@@ -61,6 +63,7 @@ impl HttpBody for Body {
             }
             Self::Relayed(relay) => relay.poll_frame(cx),
             Self::Own(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Own),
+            Self::Events(stream) => Pin::new(stream).poll_frame(cx).map_err(|never| match never {}),
             Self::Gzip(gzip) => gzip.poll_frame(cx),
         }
     }
@@ -71,6 +74,7 @@ impl HttpBody for Body {
             Self::Full(bytes) => bytes.is_empty(),
             Self::Relayed(relay) => relay.incoming.is_end_stream(),
             Self::Own(body) => body.is_end_stream(),
+            Self::Events(stream) => stream.is_end_stream(),
             Self::Gzip(gzip) => gzip.is_end_stream(),
         }
     }
@@ -81,6 +85,7 @@ impl HttpBody for Body {
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Relayed(relay) => relay.incoming.size_hint(),
             Self::Own(body) => body.size_hint(),
+            Self::Events(stream) => stream.size_hint(),
             Self::Gzip(_) => SizeHint::default(),
         }
     }

@@ -7,8 +7,11 @@
 //! which the gateway exchanges request by request, and which ends with the session it was opened from.
 //!
 //! Invariants: a grant works for one tenant, at that tenant's host, while its user owns the tenant and the session
-//! lives; no answer carries a token of a superuser's sign-in; what would outlive the grant (settings, superusers) or
-//! pull the process from under the supervisor (restore) is refused.
+//! lives; no answer carries a token of a superuser's sign-in or for files; what would outlive the grant (settings,
+//! superusers, SQL), make our own keys stale (the definition and rows of `users` that we keep) or pull the process from
+//! under the supervisor (restore) is refused.
+//!
+//! Limit: a superuser can still write a view over any table, and hooks can be told anything; see above whom to trust.
 
 use std::fmt;
 use std::sync::Arc;
@@ -32,6 +35,7 @@ use sha2::Sha256;
 
 use super::body::Body;
 use super::route::is_read;
+use super::route::is_users;
 use crate::auth::Principal;
 use crate::ids::TenantId;
 
@@ -60,12 +64,13 @@ pub enum Mode {
 pub struct Dashboards {
     mode: Mode,
     ttl: Duration,
-    grants: Arc<DashMap<[u8; 32], Grant>>,
+    /// One per tenant: opening it anew ends the one before.
+    grants: Arc<DashMap<TenantId, Grant>>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct Grant {
-    tenant: TenantId,
+    fingerprint: [u8; 32],
     principal: Principal,
     expires: SystemTime,
 }
@@ -114,23 +119,23 @@ impl Dashboards {
         if self.grants.len() >= MAX_GRANTS {
             return None;
         }
-        let expires = now + self.ttl;
+        let expires = (now + self.ttl).min(principal.expires);
         let token = token(expires);
-        let grant = Grant { tenant: tenant.clone(), principal: principal.clone(), expires };
-        self.grants.insert(fingerprint(&token), grant);
+        let grant = Grant { fingerprint: fingerprint(&token), principal: principal.clone(), expires };
+        self.grants.insert(tenant.clone(), grant);
         // In the fragment, which no server and no log ever sees.
         Some(Opened { path: format!("{OPENER}#{token}"), expires })
     }
 
     /// Whose grant this token is, if it is one for this tenant.
     pub(crate) fn find(&self, tenant: &TenantId, token: &str, now: SystemTime) -> Option<Principal> {
-        let grant = self.grants.get(&fingerprint(token))?;
-        (grant.tenant == *tenant && grant.expires > now).then(|| grant.principal.clone())
+        let grant = self.grants.get(tenant)?;
+        (grant.fingerprint == fingerprint(token) && grant.expires > now).then(|| grant.principal.clone())
     }
 
     /// Whether somebody has this tenant's dashboard open.
     pub(crate) fn is_open(&self, tenant: &TenantId, now: SystemTime) -> bool {
-        self.are_on() && self.grants.iter().any(|grant| grant.tenant == *tenant && grant.expires > now)
+        self.are_on() && self.grants.get(tenant).is_some_and(|grant| grant.expires > now)
     }
 }
 
@@ -152,32 +157,48 @@ fn fingerprint(token: &str) -> [u8; 32] {
 pub(crate) enum Call {
     /// The instance answers it as its superuser.
     Pass,
-    /// The grant itself is the answer.
+    /// The grant itself is the answer, with its record.
     Refresh,
+    /// The grant itself is the answer: it opens protected files as well.
+    FileToken,
     /// Not with a grant.
     Refuse,
 }
 
-/// Decides on a path under `/api/`, decoded.
-pub(crate) fn call(method: &Method, path: &str) -> Call {
+/// Decides on a path under `/api/`, decoded. `keeps_users`: whether the rows of `users` are ours to keep.
+pub(crate) fn call(method: &Method, path: &str, keeps_users: bool) -> Call {
     let parts: Vec<&str> = path.split('/').skip(2).collect();
+    // `PocketBase` folds the case of names as Unicode does, so a name that is not plain could be one of those below.
+    let is_plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     let is_superusers = |name: &str| name.eq_ignore_ascii_case("_superusers") || name.eq_ignore_ascii_case(SUPERUSERS);
     match parts.as_slice() {
+        ["collections", name, ..] if !is_plain(name) => Call::Refuse,
         ["collections", name, "auth-refresh"] if is_superusers(name) && method == Method::POST => Call::Refresh,
         ["collections", name, ..] if is_superusers(name) && !is_read(method) => Call::Refuse,
+        ["collections", name, ..] if keeps_users && is_users(name) && !is_read(method) => Call::Refuse,
+        ["files", "token"] => Call::FileToken,
         // Tokens that would outlive the grant.
         ["collections", _, "impersonate", ..] => Call::Refuse,
         ["settings", ..] if !is_read(method) => Call::Refuse,
         // Restores replace the process, and their zip files carry settings and superusers.
         ["backups", ..] if !is_read(method) => Call::Refuse,
-        ["batch", ..] | ["collections", "import", ..] => Call::Refuse,
+        ["sql" | "batch", ..] | ["collections", "import", ..] => Call::Refuse,
         _ => Call::Pass,
     }
 }
 
 /// The answer to a dashboard that refreshes its token.
 pub(crate) fn refreshed(token: &str, principal: &Principal) -> Response<Body> {
-    let mut response = Response::new(Body::Full(Bytes::from(stored(token, &principal.email).to_string())));
+    private_json(&stored(token, &principal.email))
+}
+
+/// The answer to a dashboard that asks for a file token.
+pub(crate) fn file_token(token: &str) -> Response<Body> {
+    private_json(&json!({ "token": token }))
+}
+
+fn private_json(value: &Value) -> Response<Body> {
+    let mut response = Response::new(Body::Full(Bytes::from(value.to_string())));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -237,7 +258,7 @@ mod tests {
             email: "ada@example.com".into(),
             session: SessionId::of("t"),
             key: "k".into(),
-            expires: SystemTime::now(),
+            expires: SystemTime::now() + Duration::from_hours(1),
         }
     }
 
@@ -271,6 +292,12 @@ mod tests {
             ("POST", "/api/backups/x.zip/restore", Call::Refuse),
             ("POST", "/api/backups", Call::Refuse),
             ("POST", "/api/batch", Call::Refuse),
+            ("POST", "/api/sql", Call::Refuse),
+            ("POST", "/api/collections/_\u{17f}uperusers/records", Call::Refuse),
+            ("GET", "/api/collections/_\u{17f}uperusers/records", Call::Refuse),
+            ("PATCH", "/api/collections/users", Call::Refuse),
+            ("DELETE", "/api/collections/_pb_users_auth_/records/x", Call::Refuse),
+            ("POST", "/api/files/token", Call::FileToken),
             ("PUT", "/api/collections/import", Call::Refuse),
             ("GET", "/api/collections/_superusers/records", Call::Pass),
             ("GET", "/api/settings", Call::Pass),
@@ -279,7 +306,9 @@ mod tests {
             ("POST", "/api/collections/notes/records", Call::Pass),
             ("GET", "/api/logs", Call::Pass),
         ] {
-            assert_eq!(call(&Method::from_bytes(method.as_bytes()).unwrap(), path), expected, "{method} {path}");
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            assert_eq!(call(&method, path, true), expected, "{method} {path}");
         }
+        assert_eq!(call(&Method::PATCH, "/api/collections/users/records/x", false), Call::Pass, "a hosted app's own");
     }
 }

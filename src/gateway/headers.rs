@@ -4,7 +4,6 @@
 //! `Connection` names, and the trusted headers are added after.
 
 use hyper::HeaderMap;
-use hyper::Response;
 use hyper::Uri;
 use hyper::header;
 use hyper::header::HeaderName;
@@ -145,11 +144,13 @@ pub(crate) fn relocate(headers: &mut HeaderMap, prefix: &str) {
     }
 }
 
-/// Says that an answer is one caller's: the same address answers everybody differently, and a file that a browser kept
-/// must not be shown to the next who signs in there.
-pub(crate) fn keep_private<B>(mut response: Response<B>) -> Response<B> {
-    let headers = response.headers_mut();
+/// Says that the same address answers everybody differently; and, if the answer is one caller's, that nobody else is to
+/// be shown it: a file that a browser kept must not be shown to the next who signs in there.
+pub(crate) fn keep_apart(headers: &mut HeaderMap, is_private: bool) {
     headers.append(header::VARY, HeaderValue::from_static("Authorization"));
+    if !is_private {
+        return;
+    }
     let kept = headers
         .get(header::CACHE_CONTROL)
         .and_then(|value| value.to_str().ok())
@@ -157,7 +158,6 @@ pub(crate) fn keep_private<B>(mut response: Response<B>) -> Response<B> {
     if let Some(value) = kept.and_then(|value| HeaderValue::try_from(format!("private, {value}")).ok()) {
         headers.insert(header::CACHE_CONTROL, value);
     }
-    response
 }
 
 fn remove_where(headers: &mut HeaderMap, doomed: impl Fn(&str) -> bool) {

@@ -37,6 +37,7 @@ mod place;
 mod pool;
 mod preface;
 mod query;
+mod realtime;
 mod reply;
 mod request_id;
 mod route;
@@ -48,6 +49,7 @@ mod tenant_route;
 #[cfg(test)]
 mod tests;
 mod upload;
+mod visitors;
 mod worker;
 
 use std::fmt;
@@ -71,6 +73,7 @@ use self::client_addr::TrustedProxies;
 use self::service::Blueprint;
 use self::worker::Worker;
 use crate::auth::Verifier;
+use crate::realtime::Hub;
 use crate::shutdown::Shutdown;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
@@ -98,6 +101,8 @@ pub struct Parts {
     pub verifier: Verifier,
     /// Which tenants there are, and who belongs to them.
     pub tenancy: Tenancy,
+    /// The event streams.
+    pub hub: Hub,
     /// Dashboards that owners opened.
     pub dashboards: Dashboards,
     /// Metrics.
@@ -117,8 +122,8 @@ impl Gateway {
     /// Handlers of `router` find [`ClientIp`] and [`RequestId`] in the request's extensions. They run on a worker's
     /// event loop, which ends with the gateway: tasks that must outlive it belong on another runtime.
     pub fn new(parts: Parts, router: axum::Router) -> Self {
-        let Parts { config, supervisor, verifier, tenancy, dashboards, metrics, slow_request } = parts;
-        let access = Access::Instances(Instances::new(supervisor, verifier, tenancy, dashboards, &config));
+        let Parts { config, supervisor, verifier, tenancy, hub, dashboards, metrics, slow_request } = parts;
+        let access = Access::Instances(Instances::new(supervisor, verifier, tenancy, hub, dashboards, &config));
         Self::with_access(config, access, metrics, slow_request, router)
     }
 

@@ -10,6 +10,7 @@ use super::access::not_found;
 use super::body::Body;
 use super::place::Detached;
 use super::request_id::Tag;
+use super::route::is_read;
 use super::service::Passage;
 use super::service::Peer;
 use super::service::Seen;
@@ -18,7 +19,6 @@ use super::tenant_access::Ask;
 use super::tenant_access::Verdict;
 use super::tenant_route::TenantRoute;
 use super::tenant_route::tenant_route;
-use crate::error::Code;
 use crate::error::Problem;
 use crate::error::Shape;
 
@@ -35,7 +35,7 @@ impl Service {
         seen.shape = Shape::PocketBase;
         let route = tenant_route(request.method(), &named.path);
         if route == TenantRoute::Realtime {
-            return Err(Problem::new(Code::NotImplemented));
+            return self.realtime(peer, request, Some(named)).await;
         }
         self.check_tenant_call(&request, seen)?;
         let ask = Ask {
@@ -59,7 +59,8 @@ impl Service {
             }
             Verdict::Forward(admission) => {
                 let is_stranger = matches!(admission.credential, Credential::Nothing);
-                let passage = Passage { admission: *admission, cut: named.cut };
+                let may_write = !is_read(request.method()) || route == TenantRoute::Custom;
+                let passage = Passage { admission: *admission, cut: named.cut, may_write };
                 let response = self.pass_on(peer, tag, request, passage, seen).await?;
                 // A protected file must not tell a stranger in other words that it, and the tenant, are there.
                 if is_stranger && response.status() == StatusCode::NOT_FOUND {

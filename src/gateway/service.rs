@@ -46,6 +46,7 @@ use super::request_id::Tag;
 use super::request_id::X_REQUEST_ID;
 use super::route::GlobalCall;
 use super::route::Route;
+use super::route::is_read;
 use super::route::route;
 use super::security::Transport;
 use super::stall::Alarm;
@@ -117,12 +118,14 @@ pub(super) struct Passage {
     pub(super) admission: Admission,
     /// How much of the path names the tenant and is not for the instance.
     pub(super) cut: usize,
+    /// Whether subscribers must be in place first.
+    pub(super) may_write: bool,
 }
 
 impl Passage {
     /// The path as it came.
-    fn whole(admission: Admission) -> Self {
-        Self { admission, cut: 0 }
+    fn whole(admission: Admission, may_write: bool) -> Self {
+        Self { admission, cut: 0, may_write }
     }
 }
 
@@ -217,19 +220,21 @@ impl Service {
             Route::Tenant => {
                 self.check_tenant_call(&request, seen)?;
                 let admission = self.access.tenant(request.headers(), &peer.recognised).await?;
-                self.pass_on(peer, tag, request, Passage::whole(admission), seen).await
+                let may_write = !is_read(request.method());
+                self.pass_on(peer, tag, request, Passage::whole(admission, may_write), seen).await
             }
             Route::File => {
                 self.check_tenant_call(&request, seen)?;
                 let admission = self.access.file(request.headers(), uri.query(), &peer.recognised).await?;
-                self.pass_on(peer, tag, request, Passage::whole(admission), seen).await
+                self.pass_on(peer, tag, request, Passage::whole(admission, false), seen).await
             }
             Route::Custom => {
                 self.check_tenant_call(&request, seen)?;
                 let admission = self.access.custom(request.headers(), &path, &peer.recognised).await?;
-                self.pass_on(peer, tag, request, Passage::whole(admission), seen).await
+                // Whatever the method, a hook may write.
+                self.pass_on(peer, tag, request, Passage::whole(admission, true), seen).await
             }
-            Route::Realtime => Err(Problem::new(Code::NotImplemented)),
+            Route::Realtime => self.realtime(peer, request, None).await,
             Route::Global(call) => self.global(peer, tag, request, call, seen).await,
             Route::Absent => Err(not_found()),
         }
@@ -305,7 +310,7 @@ impl Service {
         seen.by = Answerer::Global;
         check_length(request.headers(), self.config.max_account_bytes)?;
         let admission = self.access.global(&call, request.headers(), &peer.recognised).await?;
-        self.pass_on(peer, tag, request, Passage::whole(admission), seen).await
+        self.pass_on(peer, tag, request, Passage::whole(admission, false), seen).await
     }
 
     pub(super) async fn pass_on(
@@ -316,18 +321,19 @@ impl Service {
         passage: Passage,
         seen: &mut Seen,
     ) -> Result<Response<Body>, Problem> {
-        let Passage { admission: Admission { target, tenant, credential, file_token, warm_after }, cut } = passage;
+        let Passage { admission, cut, may_write } = passage;
+        if may_write {
+            self.access.settle(&admission).await;
+        }
+        let Admission { target, tenant, credential, file_token, is_private, warm_after } = admission;
         let limit = if tenant.is_global() { self.config.max_account_bytes } else { self.config.max_body_bytes };
         // An instance's own tokens in the query are its own affair; ours never reach it.
-        let replaces_token = file_token.is_some() || matches!(credential, Credential::Nothing);
+        let replaces_token = !matches!(credential, Credential::AsSent(_));
         let is_ours = matches!(credential, Credential::Superuser(_));
-        let (authorization, is_private) = match credential {
-            Credential::Nothing => (None, false),
-            Credential::Exchanged(value) | Credential::Superuser(value) => (Some(value), true),
-            Credential::AsSent(value) => {
-                let is_private = value.is_some();
-                (value, is_private)
-            }
+        let authorization = match credential {
+            Credential::Nothing => None,
+            Credential::Exchanged(value) | Credential::Superuser(value) => Some(value),
+            Credential::AsSent(value) => value,
         };
         if let Some(after) = warm_after {
             self.meters.warm(after);
@@ -337,7 +343,7 @@ impl Service {
         let (parts, incoming) = request.into_parts();
         let mut outgoing = Request::new(RequestBody::new(incoming, limit, self.config.reading()));
         *outgoing.method_mut() = parts.method.clone();
-        *outgoing.uri_mut() = if is_tenant && replaces_token && parts.uri.query().is_some() {
+        *outgoing.uri_mut() = if is_tenant && replaces_token && parts.uri.query().is_some_and(may_hold_token) {
             target_uri(&parts.uri, cut, with_token(parts.uri.query(), file_token.as_deref()).as_deref())?
         } else if cut > 0 {
             target_uri(&parts.uri, cut, parts.uri.query())?
@@ -359,7 +365,10 @@ impl Service {
         if !prefix.is_empty() {
             headers::relocate(response.headers_mut(), &prefix);
         }
-        Ok(if is_tenant && is_private { headers::keep_private(response) } else { response })
+        if is_tenant {
+            headers::keep_apart(response.headers_mut(), is_private);
+        }
+        Ok(response)
     }
 
     /// The caller's headers without anything forged, then ours.
@@ -391,7 +400,7 @@ impl Service {
 }
 
 /// Refuses a body that says itself that it is too large, before a byte of it is read or an instance woken.
-fn check_length(headers: &HeaderMap, limit: u64) -> Result<(), Problem> {
+pub(super) fn check_length(headers: &HeaderMap, limit: u64) -> Result<(), Problem> {
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > limit) { Err(Problem::new(Code::BodyTooLarge)) } else { Ok(()) }
 }
@@ -407,6 +416,11 @@ fn origin_form(uri: &Uri) -> Uri {
         return uri.clone();
     }
     uri.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from)
+}
+
+/// Whether a query can hold a `token`, however it is spelled: most do not, and are passed on as they are.
+fn may_hold_token(query: &str) -> bool {
+    query.contains("token") || query.contains('%')
 }
 
 /// What follows the first `cut` bytes of the path, with another query.

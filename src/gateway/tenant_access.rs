@@ -28,6 +28,7 @@ use super::access::token_of;
 use super::access::unauthorized;
 use super::body::Body;
 use super::dashboard;
+use super::guests::Errand;
 use super::query::token_in;
 use super::route::is_read;
 use super::tenant_route::FilePath;
@@ -37,8 +38,11 @@ use super::tenant_route::is_listed;
 use crate::auth::Principal;
 use crate::error::Code;
 use crate::error::Problem;
+use crate::pocketbase::database;
+use crate::pocketbase::visitors;
 use crate::store::tenants::Identity;
 use crate::store::tenants::Tenant;
+use crate::supervisor;
 use crate::supervisor::Priority;
 use crate::tenancy::MemberRole;
 
@@ -109,26 +113,30 @@ impl Instances {
                 return Ok(Some(Verdict::Answer(Box::new(page))));
             }
             // The same files for everybody, without any data.
-            return self.stranger(&tenant, Credential::Nothing).await.map(Some);
+            return self.stranger(&tenant, ask, Errand::Read).await.map(Some);
         }
         if ask.route == TenantRoute::Realtime || !ask.path.starts_with("/api/") {
             return Ok(None);
         }
-        let Some(token) = bearer(ask.headers.get(header::AUTHORIZATION)) else { return Ok(None) };
+        let in_query = || token_in(ask.query).filter(|_| matches!(ask.route, TenantRoute::File(_)));
+        let token = bearer(ask.headers.get(header::AUTHORIZATION)).or_else(in_query);
+        let Some(token) = token else { return Ok(None) };
         let Some(principal) = self.dashboards.find(&tenant.id, &token, now) else { return Ok(None) };
         let is_owner = self.tenancy.role(&tenant, &principal.user) == Some(MemberRole::Owner);
         if !is_owner || !self.verifier.still_holds(&principal) {
             return Err(unauthorized());
         }
-        match dashboard::call(ask.method, ask.path) {
+        match dashboard::call(ask.method, ask.path, tenant.identity == Identity::Global) {
             dashboard::Call::Refuse => Err(Problem::new(Code::Forbidden)
                 .message("the dashboard may not do this here; use pocketfleet's own commands")),
             dashboard::Call::Refresh => Ok(Some(Verdict::Answer(Box::new(dashboard::refreshed(&token, &principal))))),
+            dashboard::Call::FileToken => Ok(Some(Verdict::Answer(Box::new(dashboard::file_token(&token))))),
             dashboard::Call::Pass => {
                 let (lease, warm_after) = self.lease(&tenant.id).await?;
+                let file_token = matches!(ask.route, TenantRoute::File(_)).then(|| lease.superuser_file_token());
                 let credential = Credential::Superuser(lease.superuser_authorization());
                 let admission = Admission::new(lease, None, &tenant.id, credential, warm_after);
-                Ok(Some(Verdict::Forward(Box::new(admission))))
+                Ok(Some(Verdict::Forward(Box::new(Admission { file_token: file_token.flatten(), ..admission }))))
             }
         }
     }
@@ -141,6 +149,11 @@ impl Instances {
             }
             TenantRoute::SignIn(_) => return Err(not_found()),
             TenantRoute::FileToken => return Ok(Verdict::Own("/api/files/token".to_owned())),
+            // The same for everybody, with whatever credential.
+            TenantRoute::Page => {
+                let tenant = tenant.filter(|tenant| self.has_pages(tenant)).ok_or_else(not_found)?;
+                return self.stranger(tenant, ask, Errand::Read).await;
+            }
             _ => {}
         }
         let caller = self.caller(tenant, ask, recognised)?;
@@ -157,8 +170,8 @@ impl Instances {
             return self.member(tenant, ask, principal, *role).await;
         }
         match (tenant.filter(|tenant| self.is_public(tenant, ask)), ask.route, caller) {
-            (Some(tenant), ..) => self.stranger(tenant, Credential::Nothing).await,
-            (None, TenantRoute::File(_) | TenantRoute::Page, _) | (None, _, Caller::Known(..)) => Err(not_found()),
+            (Some(tenant), ..) => self.stranger(tenant, ask, Errand::Read).await,
+            (None, TenantRoute::File(_), _) | (None, _, Caller::Known(..)) => Err(not_found()),
             (None, _, Caller::Nobody) => Err(unauthorized()),
         }
     }
@@ -166,14 +179,10 @@ impl Instances {
     /// A token that is not valid (any more) makes nobody of the caller, as in `PocketBase` itself.
     fn caller(&self, tenant: Option<&Tenant>, ask: &Ask<'_>, recognised: &Recognised) -> Result<Caller, Problem> {
         let by_file = |token: &str| self.verifier.verify_file(token, SystemTime::now()).map_err(Problem::from);
-        let principal = if ask.headers.contains_key(header::AUTHORIZATION) {
-            self.principal(ask.headers, recognised)
-        } else {
-            match (ask.route, token_in(ask.query)) {
-                (TenantRoute::File(_), Some(token)) => by_file(&token),
-                _ => return Ok(Caller::Nobody),
-            }
-        };
+        let mut principal = self.principal(ask.headers, recognised);
+        if let (TenantRoute::File(_), Some(token), true) = (ask.route, token_in(ask.query), is_nobody(&principal)) {
+            principal = by_file(&token);
+        }
         match principal {
             Ok(principal) => {
                 let role = tenant.and_then(|tenant| self.tenancy.role(tenant, &principal.user));
@@ -192,7 +201,6 @@ impl Instances {
         role: MemberRole,
     ) -> Result<Verdict, Problem> {
         if matches!(ask.route, TenantRoute::Custom) && !self.has_route(tenant, ask.path) && !self.is_public(tenant, ask)
-            || matches!(ask.route, TenantRoute::Page) && !self.has_pages(tenant)
         {
             return Err(not_found());
         }
@@ -209,52 +217,61 @@ impl Instances {
         Ok(Verdict::Forward(Box::new(admission)))
     }
 
-    /// A tenant with accounts of its own: its tokens pass untouched, and only a valid one wakes it.
+    /// A tenant with accounts of its own: its tokens pass untouched, and no other credential reaches it.
     async fn visit(&self, tenant: &Tenant, ask: &Ask<'_>) -> Result<Verdict, Problem> {
-        if matches!(ask.route, TenantRoute::Custom) && !self.has_route(tenant, ask.path) && !self.is_public(tenant, ask)
-        {
-            return Err(not_found());
-        }
-        let authorization = ask.headers.get(header::AUTHORIZATION);
-        let credential = || Credential::AsSent(authorization.cloned());
-        if let TenantRoute::SignIn(call) = ask.route
-            && call.is_public()
-        {
-            if call.call != "auth-methods" {
+        match ask.route {
+            TenantRoute::Custom if !self.has_route(tenant, ask.path) && !self.is_public(tenant, ask) => {
+                return Err(not_found());
+            }
+            TenantRoute::SignIn(call) if call.is_public() => {
+                if call.call != "auth-methods" {
+                    self.strangers.sign_in(&tenant.id, ask.client, Instant::now())?;
+                }
+            }
+            // A batch may hold sign-ups.
+            TenantRoute::Records if ask.path == "/api/batch" => {
                 self.strangers.sign_in(&tenant.id, ask.client, Instant::now())?;
             }
-            return self.stranger(tenant, credential()).await;
+            _ => {}
         }
-        let token = match ask.route {
-            TenantRoute::File(_) => token_in(ask.query).or_else(|| bearer(authorization)),
-            TenantRoute::Page => None,
-            _ => bearer(authorization),
-        };
-        if let Some(token) = token {
-            if let Some(lease) = self.supervisor.try_lease(&tenant.id) {
-                let warm = Some(std::time::Duration::ZERO);
-                return Ok(Verdict::Forward(Box::new(Admission::new(lease, None, &tenant.id, credential(), warm))));
-            }
-            if self.accepts(tenant, token.into_owned()).await? {
-                let lease = self.supervisor.lease(&tenant.id, Priority::Client).await?;
-                return Ok(Verdict::Forward(Box::new(Admission::new(lease, None, &tenant.id, credential(), None))));
+        let sent = ask.headers.get(header::AUTHORIZATION);
+        let in_query = || token_in(ask.query).filter(|_| matches!(ask.route, TenantRoute::File(_)));
+        for token in [bearer(sent), in_query()].into_iter().flatten() {
+            if self.accepts(tenant, &token).await? {
+                let (lease, warm_after) = self.lease(&tenant.id).await?;
+                let admission =
+                    Admission::new(lease, None, &tenant.id, Credential::AsSent(sent.cloned()), warm_after).private();
+                return Ok(Verdict::Forward(Box::new(admission)));
             }
         }
-        if self.is_public(tenant, ask) {
-            return self.stranger(tenant, credential()).await;
+        match ask.route {
+            TenantRoute::SignIn(call) if call.is_public() => self.stranger(tenant, ask, Errand::SignIn).await,
+            _ if self.is_public(tenant, ask) => self.stranger(tenant, ask, Errand::Read).await,
+            TenantRoute::File(_) | TenantRoute::Page => Err(not_found()),
+            _ => Err(unauthorized()),
         }
-        Err(if matches!(ask.route, TenantRoute::File(_) | TenantRoute::Page) { not_found() } else { unauthorized() })
     }
 
-    /// Whether one of the tenant's own tokens is valid, read from its database; nothing is started for it.
-    async fn accepts(&self, tenant: &Tenant, token: String) -> Result<bool, Problem> {
-        let path = self.supervisor.database(&tenant.id);
-        let looked =
-            tokio::task::spawn_blocking(move || crate::pocketbase::visitors::accepts(&path, &token, SystemTime::now()));
-        match looked.await {
-            Ok(Ok(accepted)) => Ok(accepted),
+    /// Whether one of the tenant's own tokens is valid, read from its database; nothing is started for it. What is no
+    /// token of its (ours, a superuser's, a word) must not reach it.
+    pub(crate) async fn accepts(&self, tenant: &Tenant, token: &str) -> Result<bool, Problem> {
+        let now = Instant::now();
+        if self.visitors.knows(&tenant.id, token, now) {
+            return Ok(true);
+        }
+        if !visitors::may_be_token(token, SystemTime::now()) {
+            return Ok(false);
+        }
+        let _place = self.strangers.enter(&tenant.id, Errand::Token)?;
+        let (path, shown) = (self.supervisor.database(&tenant.id), token.to_owned());
+        let look = tokio::task::spawn_blocking(move || visitors::accepts(&path, &shown, SystemTime::now()));
+        match look.await {
+            Ok(Ok(true)) => {
+                self.visitors.note(&tenant.id, token, now);
+                Ok(true)
+            }
             // A tenant that has never run has no tokens.
-            Ok(Err(crate::pocketbase::database::Error::NoFile { .. })) => Ok(false),
+            Ok(Ok(false) | Err(database::Error::NoFile { .. })) => Ok(false),
             Ok(Err(error)) => {
                 tracing::warn!(tenant.id = %tenant.id, %error, "read a hosted app's accounts");
                 Err(Problem::new(Code::TenantBlocked))
@@ -263,21 +280,29 @@ impl Instances {
         }
     }
 
-    /// Somebody without a credential of ours, within what strangers may have.
-    async fn stranger(&self, tenant: &Tenant, credential: Credential) -> Result<Verdict, Problem> {
-        let place = Guest::Tenant { _place: self.strangers.enter(&tenant.id)? };
+    /// Somebody without a credential that counts, within what strangers may have. Nothing that they sent in its place
+    /// reaches the instance.
+    async fn stranger(&self, tenant: &Tenant, ask: &Ask<'_>, errand: Errand) -> Result<Verdict, Problem> {
+        let place = Guest::Tenant { _place: self.strangers.enter(&tenant.id, errand)? };
         let asked = Instant::now();
         let (lease, warm_after) = match self.supervisor.try_lease(&tenant.id) {
             Some(lease) => (lease, Some(asked.elapsed())),
             None => {
                 // One that is awake and busy is waited for like by anybody else.
                 if !self.supervisor.is_awake(&tenant.id) {
-                    self.strangers.wake(&tenant.id, asked)?;
+                    self.strangers.wake(&tenant.id, ask.client, asked)?;
                 }
-                (self.supervisor.lease(&tenant.id, Priority::Client).await?, None)
+                let priority = if errand == Errand::SignIn { Priority::Client } else { Priority::Background };
+                let lease = self.supervisor.lease(&tenant.id, priority).await.map_err(|error| match error {
+                    // Who is suspended is nobody else's business.
+                    supervisor::Error::Suspended | supervisor::Error::UnknownTenant => not_found(),
+                    error => error.into(),
+                })?;
+                (lease, None)
             }
         };
-        Ok(Verdict::Forward(Box::new(Admission::new(lease, Some(place), &tenant.id, credential, warm_after))))
+        let admission = Admission::new(lease, Some(place), &tenant.id, Credential::Nothing, warm_after);
+        Ok(Verdict::Forward(Box::new(admission)))
     }
 
     /// Whether anybody may have this.
@@ -290,6 +315,10 @@ impl Instances {
             _ => is_read(ask.method) && is_listed(&tenant.public_read, ask.path),
         }
     }
+}
+
+fn is_nobody(principal: &Result<Principal, Problem>) -> bool {
+    principal.as_ref().is_err_and(|problem| problem.code == Code::Unauthorized)
 }
 
 fn bearer(authorization: Option<&HeaderValue>) -> Option<std::borrow::Cow<'_, str>> {

@@ -94,6 +94,8 @@ pub enum Error {
 pub struct Signers {
     /// The control superuser.
     pub superuser: Signer,
+    /// The same with the key of its file tokens.
+    pub superuser_files: Option<Signer>,
     /// The rows of `users`.
     pub users: HashMap<UserId, Signer>,
     /// The same rows with the keys of their file tokens.
@@ -167,7 +169,8 @@ pub(super) fn read<T>(
 ) -> Result<(Signers, T), Error> {
     look(path, |connection| {
         let (users, files) = read_users(connection)?;
-        let signers = Signers { superuser: read_superuser(connection)?, users, files };
+        let (superuser, superuser_files) = read_superuser(connection)?;
+        let signers = Signers { superuser, superuser_files, users, files };
         Ok((signers, also(connection)?))
     })
 }
@@ -181,7 +184,7 @@ pub(super) fn look<T>(path: &Path, with: impl FnOnce(&Connection) -> Result<T, E
 /// Reads what minting tokens for the control superuser needs. Its cost does not depend on the number of users.
 pub fn superuser(path: &Path) -> Result<Signer, Error> {
     let connection = open(path, Access::Read)?;
-    read_superuser(&connection).map_err(|error| at(path, error))
+    read_superuser(&connection).map(|(superuser, _)| superuser).map_err(|error| at(path, error))
 }
 
 /// The rows of accounts in `users`, as instances' rows need them; those that do not exist are left out.
@@ -221,15 +224,19 @@ fn collection(connection: &Connection, name: &str) -> rusqlite::Result<Option<(S
 /// Signers by user: of auth tokens, and of file tokens.
 type UserSigners = (HashMap<UserId, Signer>, HashMap<UserId, Signer>);
 
-fn read_superuser(connection: &Connection) -> Result<Signer, EditError> {
-    let (collection_id, secret, _) = collection(connection, "_superusers")?.ok_or(EditError::Missing("superusers"))?;
+fn read_superuser(connection: &Connection) -> Result<(Signer, Option<Signer>), EditError> {
+    let (collection_id, secret, file_secret) =
+        collection(connection, "_superusers")?.ok_or(EditError::Missing("superusers"))?;
     let row = connection
         .query_row("SELECT id, tokenKey FROM _superusers WHERE email = ?1", [CONTROL_EMAIL], |row| {
             Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
         })
         .optional()?;
     let (record_id, token_key) = row.ok_or(EditError::Missing("control superuser"))?;
-    Ok(Signer { collection_id, record_id, key: Key::new(&token_key, &secret) })
+    let signer = Signer { collection_id, record_id, key: Key::new(&token_key, &secret) };
+    let files = file_secret.filter(|secret| !secret.is_empty());
+    let files = files.map(|secret| Signer { key: Key::new(&token_key, &secret), ..signer.clone() });
+    Ok((signer, files))
 }
 
 fn read_users(connection: &Connection) -> Result<UserSigners, EditError> {

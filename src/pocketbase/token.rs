@@ -115,13 +115,18 @@ impl<'a> Unverified<'a> {
         &self.claims
     }
 
+    /// Whether it says itself that it is not valid at this time.
+    pub fn is_expired(&self, now: SystemTime) -> bool {
+        let now = seconds(now);
+        self.claims.exp <= now || self.claims.iat.is_some_and(|iat| iat > now)
+    }
+
     /// Checks the signature in constant time, then the times.
     pub fn verify(self, key: &Key, now: SystemTime) -> Result<Claims, Error> {
         let signature = URL_SAFE_NO_PAD.decode(self.signature).map_err(|_| Error::Malformed)?;
         let mac = key.mac(self.signed.as_bytes()).ok_or(Error::Signature)?;
         mac.verify_slice(&signature).map_err(|_| Error::Signature)?;
-        let now = seconds(now);
-        if self.claims.exp <= now || self.claims.iat.is_some_and(|iat| iat > now) {
+        if self.is_expired(now) {
             return Err(Error::Expired);
         }
         Ok(self.claims)

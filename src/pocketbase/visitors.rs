@@ -31,6 +31,11 @@ pub fn accepts(path: &Path, token: &str, now: SystemTime) -> Result<bool, Error>
     Ok(keys.iter().any(fits))
 }
 
+/// Whether a text can be a valid token at all, as far as that can be told without its key: one that is worth a look.
+pub fn may_be_token(token: &str, now: SystemTime) -> bool {
+    Unverified::parse(token).is_ok_and(|token| secret_of(&token.claims().kind).is_some() && !token.is_expired(now))
+}
+
 /// Where a collection keeps the secret of this type of token.
 fn secret_of(kind: &str) -> Option<&'static str> {
     match kind {

@@ -31,7 +31,9 @@ pub(super) fn check(client_id: &str, subscriptions: &[String]) -> Result<(), Err
         return Err(Error::Invalid { data: json!({ "subscriptions": too_long(MAX_SUBSCRIPTIONS) }) });
     }
     if let Some(at) = subscriptions.iter().position(|one| one.len() > MAX_SUBSCRIPTION) {
-        return Err(Error::Invalid { data: json!({ "subscriptions": { at.to_string(): too_long(MAX_SUBSCRIPTION) } }) });
+        return Err(Error::Invalid {
+            data: json!({ "subscriptions": { at.to_string(): too_long(MAX_SUBSCRIPTION) } }),
+        });
     }
     Ok(())
 }
@@ -146,8 +148,7 @@ mod tests {
     #[test]
     fn a_guests_stream_may_become_somebodys_and_never_somebody_elses() {
         let tenant = TenantId::parse("acme").unwrap();
-        let visitor =
-            |authorization| Binding::Bound { tenant: tenant.clone(), rights: Rights::Visitor(authorization) };
+        let visitor = |authorization| Binding::Bound { tenant: tenant.clone(), rights: Rights::Visitor(authorization) };
         let token = |id: &str, seconds| {
             let signer = Signer { collection_id: "c".into(), record_id: id.into(), key: Key::new("a", "b") };
             Some(HeaderValue::try_from(signer.mint(SystemTime::now(), Duration::from_secs(seconds))).unwrap())
@@ -159,8 +160,7 @@ mod tests {
         assert_eq!(visitor(token("ada", 60)).admits(&visitor(token("bob", 60))), Err(Error::OtherAuthorization));
         assert_eq!(visitor(token("ada", 60)).admits(&visitor(None)), Err(Error::OtherAuthorization));
         assert_eq!(visitor(token("ada", 60)).admits(&Binding::SignIn), Err(Error::OtherAuthorization));
-        let elsewhere =
-            Binding::Bound { tenant: TenantId::parse("other").unwrap(), rights: Rights::Visitor(None) };
+        let elsewhere = Binding::Bound { tenant: TenantId::parse("other").unwrap(), rights: Rights::Visitor(None) };
         assert_eq!(visitor(None).admits(&elsewhere), Err(Error::UnknownClient));
     }
 }

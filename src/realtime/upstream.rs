@@ -100,8 +100,7 @@ impl Upstream {
         }
         let (id, now) = (String::new(), Instant::now());
         let (parser, body) = (Parser::new(max_event), response.into_body());
-        let mut stream =
-            Self { address, client, id, parser, body, driver, _sender: sender, opened: now, heard: now };
+        let mut stream = Self { address, client, id, parser, body, driver, _sender: sender, opened: now, heard: now };
         let hello = stream.next().await?;
         let id = hello.id.as_ref().and_then(|id| std::str::from_utf8(id).ok()).unwrap_or_default();
         if hello.name() != b"PB_CONNECT" || id.is_empty() {
@@ -197,9 +196,8 @@ async fn refusal(response: Response<Incoming>, driver: &mut Driver) -> Fault {
     let value: Value = serde_json::from_slice(&body).unwrap_or_default();
     let text = value.get("message").and_then(Value::as_str).unwrap_or_default().trim_end_matches('.');
     let mut letters = text.chars();
-    let message = letters.next().map_or_else(
-        || "the instance refused".to_owned(),
-        |first| first.to_lowercase().chain(letters).collect(),
-    );
+    let message = letters
+        .next()
+        .map_or_else(|| "the instance refused".to_owned(), |first| first.to_lowercase().chain(letters).collect());
     Fault::Refused { status, message }
 }

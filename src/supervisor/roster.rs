@@ -58,7 +58,12 @@ pub(super) fn keys(fleet: &Fleet, tenant: &TenantId) -> Result<(Signers, Vec<Str
     let path = fleet.folder(tenant).join("pb_data").join("data.db");
     let nobody = || {
         Ok((
-            Signers { superuser: database::superuser(&path)?, users: HashMap::new(), files: HashMap::new() },
+            Signers {
+                superuser: database::superuser(&path)?,
+                superuser_files: None,
+                users: HashMap::new(),
+                files: HashMap::new(),
+            },
             Vec::new(),
         ))
     };

@@ -375,6 +375,13 @@ impl Lease {
         self.running.file_token(user)
     }
 
+    /// A file token of the control superuser, for one request and under the same condition as its authorization. `None`
+    /// when the instance has no secret for such tokens.
+    pub fn superuser_file_token(&self) -> Option<String> {
+        let signers = self.running.signers.load();
+        Some(signers.superuser_files.as_ref()?.mint_file(SystemTime::now(), FILE_TOKEN_TTL, None))
+    }
+
     /// A token of the control superuser. The instance accepts it only from a loopback address, so it is for calls
     /// of ours without `X-Forwarded-For`, never for forwarded requests.
     pub fn superuser_authorization(&self) -> HeaderValue {
@@ -408,7 +415,7 @@ mod tests {
     fn signers(key: &str, users: &[&str]) -> Signers {
         let signer = |id: &str| Signer { collection_id: "c".into(), record_id: id.into(), key: Key::new(key, "s") };
         let users: HashMap<_, _> = users.iter().map(|id| (UserId::parse(id).unwrap(), signer(id))).collect();
-        Signers { superuser: signer("root"), users }
+        Signers { superuser: signer("root"), superuser_files: None, users, files: HashMap::new() }
     }
 
     #[test]

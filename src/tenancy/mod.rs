@@ -101,6 +101,11 @@ impl Tenancy {
         Self { shared: Arc::new(shared) }
     }
 
+    /// The template of personal tenants.
+    pub fn personal_template(&self) -> &str {
+        &self.shared.personal_template
+    }
+
     /// The user's personal tenant if it is registered: from memory, for the hot path.
     pub fn personal(&self, user: &UserId) -> Option<TenantId> {
         self.record(user).map(|tenant| tenant.id.clone())
