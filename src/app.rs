@@ -256,7 +256,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
             operator: accounts::Operator {
                 mail: config.mail.clone(),
                 accounts: config.accounts.clone(),
-                public_url: config.public_url(listen),
+                public_url: config.public_url(listen).trim_end_matches('/').to_owned(),
             },
         },
     )?;

@@ -1,8 +1,13 @@
 //! What goes by mail: one-time passwords, verification, password reset, change of address, a second factor.
 
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use pocketfleet::store::sessions::SessionId;
+use pocketfleet::store::sessions::Sessions;
+use pocketfleet::store::sessions::Status;
+use pocketfleet::store::sqlite::ControlDatabase;
 use reqwest::Method;
 use reqwest::StatusCode;
 use serde_json::Value;
@@ -162,7 +167,7 @@ async fn verification_leads_to_our_page_and_is_required_where_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reset_password_ends_every_session() {
     let smtp = Smtp::start().await;
-    let app = app(&smtp, "").await;
+    let mut app = app(&smtp, "").await;
     let ada = app.user("ada").await;
     ada.note("x").await;
     for email in [ada.email.as_str(), "nobody@example.com"] {
@@ -185,6 +190,13 @@ async fn a_reset_password_ends_every_session() {
     assert_eq!(sessions(&again).await.len(), 1, "the list says no other");
     let logins = smtp.logins();
     assert!(logins.iter().all(|login| login.starts_with("AUTH PLAIN ")) && !logins.is_empty());
+
+    // Not only dead with their key: the registry says so too, on disk.
+    assert!(app.terminate().success());
+    let store = Arc::new(ControlDatabase::open(&app.data().join("control.db")).unwrap());
+    let registry = Sessions::open(store).await.unwrap();
+    let status = |token: &str| registry.find(&SessionId::of(token)).unwrap().status.clone();
+    assert_eq!((status(&ada.token), status(&again.token)), (Status::Revoked, Status::Live));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -340,7 +352,7 @@ async fn a_changed_configuration_counts_after_a_restart_and_an_unchanged_one_wri
     let smtp = Smtp::start().await;
     let github =
         "accounts.oauth2.github.client_id = \"us\"\naccounts.oauth2.github.client_secret = \"planted-secret\"\n";
-    let url = "accounts.otp.enabled = true\nserver.public_url = \"https://fleet.example.com\"\n";
+    let url = "accounts.otp.enabled = true\nserver.public_url = \"https://fleet.example.com/\"\n";
     let keys = format!("{}{github}{url}", smtp.keys());
     let mut app = TestApp::prepare(&keys);
     app.launch().await;
@@ -351,6 +363,9 @@ async fn a_changed_configuration_counts_after_a_restart_and_an_unchanged_one_wri
     let ada = app.user("ada").await;
     let (_, asked) = users(&app, "request-otp", json!({"email": ada.email})).await;
     assert!(asked["otpId"].is_string());
+    assert_eq!(users(&app, "request-verification", json!({"email": ada.email})).await.0, 204);
+    let link = smtp.mail_to(&ada.email, 2).await.link();
+    assert!(link.starts_with("https://fleet.example.com/account/verify#token="), "{link}");
     assert!(app.terminate().success());
     assert_eq!(app.log().matches("accounts are configured anew").count(), before, "nothing was written again");
     for secret in ["planted-smtp-password", "planted-secret"] {

@@ -8,6 +8,7 @@ import { randomBytes } from "node:crypto";
 import { readFile, readdir } from "node:fs/promises";
 import { describe, test } from "node:test";
 import { setTimeout } from "node:timers/promises";
+import { createContext, runInContext } from "node:vm";
 
 import PocketBase, { BaseAuthStore, ClientResponseError } from "pocketbase";
 
@@ -45,6 +46,39 @@ async function mailTo(email, number) {
 
 const tokenOf = (mail) => mail.match(/#token=([\w.-]+)/)[1];
 const otpOf = (mail) => mail.match(/one-time password is: (\d+)/)[1];
+
+/** Opens the page of a link with as much of a browser as its script needs. */
+async function open(link) {
+  const address = new URL(link);
+  const html = await (await fetch(address)).text();
+  const script = new URL(html.match(/<script src="([^"]+)"/)[1], address);
+  const dataset = { call: html.match(/data-call="([^"]+)"/)[1], done: html.match(/data-done="([^"]+)"/)[1] };
+  const page = { message: { textContent: "" }, path: address.pathname, button: { disabled: false }, fields: {} };
+  const form = {
+    dataset,
+    hidden: false,
+    querySelector: () => page.button,
+    addEventListener: (name, listener) => (page[name] = listener),
+  };
+  page.form = form;
+  runInContext(await (await fetch(script)).text(), createContext({
+    URLSearchParams,
+    document: { querySelector: () => form, getElementById: () => page.message },
+    location: { hash: address.hash, pathname: address.pathname },
+    history: { replaceState: (state, title, path) => (page.shown = path) },
+    FormData: class {
+      *[Symbol.iterator]() {
+        yield* Object.entries(page.fields);
+      }
+    },
+    fetch: (path, options) => fetch(new URL(path, address), options),
+  }));
+  page.press = (fields) => {
+    page.fields = fields;
+    return page.submit({ preventDefault() {} });
+  };
+  return page;
+}
 
 /** The error that a call ends with, in the SDK's own class and with the expected status. */
 async function refusal(call, status) {
@@ -114,6 +148,39 @@ describe("the stock SDK", { concurrency: false }, () => {
     await refusal(users.authWithPassword(email, password), 400);
     await users.authWithPassword(email, "another horse");
     await refusal(users.confirmPasswordReset(token, "third horse", "third horse"), 400);
+  });
+
+  check("meets pages that do what their mails promise", async () => {
+    const { users, email } = await person("pages");
+    const linkOf = (mail) => mail.match(/class="btn" href="([^"]+)"/)[1];
+    await users.requestVerification(email);
+    const verify = await open(linkOf(await mailTo(email, 1)));
+    assert.equal(verify.shown, "/account/verify", "the token leaves the address at once");
+    await verify.press({});
+    assert.match(verify.message.textContent, /is verified/);
+
+    await users.requestPasswordReset(email);
+    const link = linkOf(await mailTo(email, 2));
+    const reset = await open(link);
+    await reset.press({ password: "one horse", passwordConfirm: "another horse" });
+    assert.match(reset.message.textContent, /match/i);
+    assert.ok(!reset.button.disabled && !reset.form.hidden);
+    await reset.press({ password: "paged horse", passwordConfirm: "paged horse" });
+    assert.match(reset.message.textContent, /password is set/);
+    assert.ok(reset.form.hidden);
+    await users.authWithPassword(email, "paged horse");
+
+    const again = await open(link);
+    await again.press({ password: "third horse", passwordConfirm: "third horse" });
+    assert.match(again.message.textContent, /no longer valid/);
+    await users.requestEmailChange(`paged-${email}`);
+    const change = await open(linkOf(await mailTo(`paged-${email}`, 1)));
+    await change.press({ password: "wrong horse" });
+    assert.equal(change.message.className, "bad");
+    await change.press({ password: "paged horse" });
+    assert.match(change.message.textContent, /address is changed/);
+    const broken = await open(`${url}/account/verify`);
+    assert.ok(broken.form.hidden);
   });
 
   check("changes an address", async () => {
