@@ -8,6 +8,7 @@
 //! more loses the key of their tokens, their role and their mark of verification.
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::path::Path;
 
 use rusqlite::Connection;
@@ -90,7 +91,7 @@ pub fn enroll(path: &Path, wanted: &Roster) -> Result<(Signers, Vec<String>), Er
         signers = database::signers(path)?;
     }
     if wanted.is_shared {
-        let ids: std::collections::HashSet<_> = wanted.rows.iter().map(|row| &row.account.id).collect();
+        let ids: HashSet<_> = wanted.rows.iter().map(|row| &row.account.id).collect();
         signers.users.retain(|user, _| ids.contains(user));
     }
     Ok((signers, changed))
@@ -188,9 +189,9 @@ fn plan(found: &HashMap<String, Found>, wanted: &Roster) -> Plan {
         }
     }
     if wanted.is_shared {
-        let is_wanted = |id: &str| wanted.rows.iter().any(|row| row.account.id.as_str() == id);
+        let wanted: HashSet<&str> = wanted.rows.iter().map(|row| row.account.id.as_str()).collect();
         let is_open = |row: &Found| row.is_verified || row.role.as_ref().is_some_and(|role| !role.is_empty());
-        let others = found.iter().filter(|(id, row)| row.is_ours() && is_open(row) && !is_wanted(id));
+        let others = found.iter().filter(|(id, row)| row.is_ours() && is_open(row) && !wanted.contains(id.as_str()));
         plan.revoked = others.map(|(id, _)| id.clone()).collect();
     }
     plan
