@@ -131,7 +131,8 @@ impl Config {
             let allowed = "empty or a value such as \"max-age=31536000\"";
             return Err(Invalid { key: "hsts", value: self.hsts.clone(), allowed });
         }
-        if let Some(origin) = self.cors_origins.iter().find(|origin| *origin != "*" && Pattern::parse(origin).is_none()) {
+        if let Some(origin) = self.cors_origins.iter().find(|origin| *origin != "*" && Pattern::parse(origin).is_none())
+        {
             let allowed = "\"*\" an origin such as \"https://app.example.com\", or \"https://*.example.com\"";
             return Err(Invalid { key: "cors_origins", value: origin.clone(), allowed });
         }
@@ -175,7 +176,18 @@ pub(crate) mod tests {
 
     #[test]
     fn unusable_settings_are_named() {
-        for origin in ["", "app.example.com", "https://", "https://a/b", "ftp://a", "https://a b", "https://*.a", "https://a.*.b", "*.example.com", "null"] {
+        for origin in [
+            "",
+            "app.example.com",
+            "https://",
+            "https://a/b",
+            "ftp://a",
+            "https://a b",
+            "https://*.a",
+            "https://a.*.b",
+            "*.example.com",
+            "null",
+        ] {
             let config = Config { cors_origins: vec![origin.to_owned()], ..defaults() };
             assert_eq!(config.validate().unwrap_err().key, "cors_origins", "{origin}");
         }

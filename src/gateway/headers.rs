@@ -35,7 +35,11 @@ pub(crate) fn check(headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
         return Err(malformed("a request may have one Authorization header"));
     }
     // Nobody behind us decodes bodies, and whoever did would have to fear what they grow to.
-    if headers.get_all(header::CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+    if headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
         return Err(Problem::new(Code::UnsupportedMediaType));
     }
     match headers.get(header::EXPECT) {
@@ -122,7 +126,10 @@ pub(crate) fn strip_response(headers: &mut HeaderMap) {
         is_hop_by_hop(name)
             || name.starts_with("access-control-")
             || name.starts_with("x-pocketfleet-")
-            || matches!(name, "x-request-id" | "server" | "x-powered-by" | "strict-transport-security" | "alt-svc" | "nel")
+            || matches!(
+                name,
+                "x-request-id" | "server" | "x-powered-by" | "strict-transport-security" | "alt-svc" | "nel"
+            )
     });
     if headers.contains_key(header::SET_COOKIE) {
         strip_cookie_domains(headers);

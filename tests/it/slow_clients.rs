@@ -89,11 +89,21 @@ async fn silent_dripping_and_idle_heads_are_closed() {
         closed(&mut stream).await
     };
     let head = async {
-        drip(connect(&app).await, b"GET / HTTP/1.1\r\nHost: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", Duration::from_millis(20)).await
+        drip(
+            connect(&app).await,
+            b"GET / HTTP/1.1\r\nHost: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+            Duration::from_millis(20),
+        )
+        .await
     };
     let many_headers = async {
         let stream = connect(&app).await;
-        drip(stream, b"GET / HTTP/1.1\r\nHost: x\r\nX: 1\r\nX: 2\r\nX: 3\r\nX: 4\r\nX: 5\r\n", Duration::from_millis(20)).await
+        drip(
+            stream,
+            b"GET / HTTP/1.1\r\nHost: x\r\nX: 1\r\nX: 2\r\nX: 3\r\nX: 4\r\nX: 5\r\n",
+            Duration::from_millis(20),
+        )
+        .await
     };
     let idle = async {
         let mut stream = connect(&app).await;
@@ -169,7 +179,8 @@ async fn readers_that_take_nothing_or_a_drip_are_cut_and_hold_no_memory() {
         }
     };
     let others = async {
-        eventually("they are at it", async || (app.tenant(&ada.id)["in_flight"].as_u64() > Some(20)).then_some(())).await;
+        eventually("they are at it", async || (app.tenant(&ada.id)["in_flight"].as_u64() > Some(20)).then_some(()))
+            .await;
         assert_eq!(ada.titles().await, ["big"], "others are served meanwhile");
         let during = resident_mib(app.pid());
         assert!(during < before + 64, "{before} -> {during} MiB");

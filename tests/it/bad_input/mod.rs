@@ -125,7 +125,8 @@ async fn what_follows_a_request_is_the_next_request_or_nothing() {
     let (answer, closed) = ask(&app.base, large.as_bytes(), false).await;
     assert_eq!((answer.matches("HTTP/1.1 ").count(), status(&answer), closed), (1, 413, true), "{answer}");
     // 35: shorter than said.
-    let short = "POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{}";
+    let short =
+        "POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{}";
     let (answer, closed) = ask(&app.base, short.as_bytes(), true).await;
     assert!(matches!(status(&answer), 0 | 400) && closed, "{answer}");
     // 33: a chunk that is larger than anything.
@@ -141,6 +142,9 @@ async fn what_follows_a_request_is_the_next_request_or_nothing() {
     assert_eq!(status(&answer), 200);
 }
 
+/// Item, what it is, content type, body, and the statuses that are fine.
+type Body<'a> = (u8, &'a str, &'a str, Vec<u8>, &'a [u16]);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_bodies_for_an_instance_are_its_4xx_or_harmless() {
     let app = TestApp::start().await;
@@ -149,7 +153,7 @@ async fn bad_bodies_for_an_instance_are_its_4xx_or_harmless() {
     let deep = format!(r#"{{"title":"x","tags":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
     let parts = "--b\r\nContent-Disposition: form-data; name=\"title\"\r\n\r\nmany\r\n".repeat(10_000) + "--b--\r\n";
     let json = "application/json";
-    let cases: Vec<(u8, &str, &str, Vec<u8>, &[u16])> = vec![
+    let cases: Vec<Body<'_>> = vec![
         (37, "100,000 deep", json, deep.into(), &[400]),
         // The last one counts, as in every JSON reader of Go.
         (38, "a key twice", json, br#"{"title":"one","title":"two"}"#.to_vec(), &[200, 400]),
@@ -190,7 +194,9 @@ async fn bad_bodies_for_an_instance_are_its_4xx_or_harmless() {
             return text;
         }
         let token = &ada.token;
-        format!("POST {NOTES} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\nTransfer-Encoding: chunked\r\n\r\n{text}")
+        format!(
+            "POST {NOTES} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\nTransfer-Encoding: chunked\r\n\r\n{text}"
+        )
     }) {
         let (answer, _) = ask(&app.base, broken.as_bytes(), false).await;
         assert!(matches!(status(&answer), 400), "{answer}");
@@ -234,10 +240,18 @@ async fn nobody_passes_for_somebody_else() {
     let superuser = database::superuser(&data).unwrap().mint(SystemTime::now(), Duration::from_mins(1));
     let mut spoofs = 0;
     for (name, value) in [
-        ("x-forwarded-for", "127.0.0.1"), ("x-forwarded-for", "::1, 127.0.0.1"), ("x-forwarded-host", "127.0.0.1"),
-        ("x-forwarded-proto", "https"), ("x-forwarded-port", "443"), ("forwarded", "for=127.0.0.1;proto=https"),
-        ("x-real-ip", "127.0.0.1"), ("true-client-ip", "127.0.0.1"), ("cf-connecting-ip", "127.0.0.1"),
-        ("x-client-ip", "127.0.0.1"), ("x_forwarded_for", "127.0.0.1"), ("X_Real_IP", "127.0.0.1"),
+        ("x-forwarded-for", "127.0.0.1"),
+        ("x-forwarded-for", "::1, 127.0.0.1"),
+        ("x-forwarded-host", "127.0.0.1"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-port", "443"),
+        ("forwarded", "for=127.0.0.1;proto=https"),
+        ("x-real-ip", "127.0.0.1"),
+        ("true-client-ip", "127.0.0.1"),
+        ("cf-connecting-ip", "127.0.0.1"),
+        ("x-client-ip", "127.0.0.1"),
+        ("x_forwarded_for", "127.0.0.1"),
+        ("X_Real_IP", "127.0.0.1"),
     ] {
         assert_eq!(list(&app, &superuser, &[(name, value)]).await, 401, "{name}");
         assert_eq!(list(&app, &superuser, &[(name, value), ("connection", name)]).await, 401, "Connection: {name}");
@@ -251,9 +265,13 @@ async fn nobody_passes_for_somebody_else() {
     let tampered = format!("{}x", ada.token);
     let spliced = format!("{}.{}", ada.token.rsplit_once('.').unwrap().0, bob.token.rsplit_once('.').unwrap().1);
     for (what, token) in [
-        ("expired", expired.as_str()), ("tampered", &tampered), ("another's signature", &spliced),
-        ("alg none", "eyJhbGciOiJub25lIn0.eyJpZCI6ImEifQ."), ("kid", "eyJhbGciOiJIUzI1NiIsImtpZCI6Ii4uLyJ9.e30.AAAA"),
-        ("dots", ".."), ("empty parts", "..."),
+        ("expired", expired.as_str()),
+        ("tampered", &tampered),
+        ("another's signature", &spliced),
+        ("alg none", "eyJhbGciOiJub25lIn0.eyJpZCI6ImEifQ."),
+        ("kid", "eyJhbGciOiJIUzI1NiIsImtpZCI6Ii4uLyJ9.e30.AAAA"),
+        ("dots", ".."),
+        ("empty parts", "..."),
     ] {
         assert_eq!(list(&app, token, &[]).await, 401, "{what}");
     }
@@ -269,7 +287,10 @@ async fn a_session_ends_with_logout_and_with_its_password() {
     // Two sign-ins within a second are one session.
     let another = async || Some(app.sign_in(&ada.email, &ada.password).await).filter(|user| user.token != ada.token);
     let again = crate::support::eventually("a session of its own", another).await;
-    assert_eq!(app.http.post(format!("{}/auth/logout", app.base)).bearer_auth(&again.token).send().await.unwrap().status(), 204);
+    assert_eq!(
+        app.http.post(format!("{}/auth/logout", app.base)).bearer_auth(&again.token).send().await.unwrap().status(),
+        204
+    );
     assert_eq!(list(&app, &again.token, &[]).await, 401, "after logout");
     change_password(&ada, "another-password-1").await;
     let ended = || async { (list(&app, &ada.token, &[]).await == 401).then_some(()) };

@@ -19,7 +19,9 @@ fn row(number: u8, what: &str, bytes: impl Into<Vec<u8>>, fine: &[u16], closes: 
 }
 
 fn post(headers: &str, body: &str) -> String {
-    format!("POST {NOTES} HTTP/1.1\r\nHost: x\r\nAuthorization: TOKEN\r\nContent-Type: application/json\r\n{headers}\r\n\r\n{body}")
+    format!(
+        "POST {NOTES} HTTP/1.1\r\nHost: x\r\nAuthorization: TOKEN\r\nContent-Type: application/json\r\n{headers}\r\n\r\n{body}"
+    )
 }
 
 fn get(path: &str, headers: &str) -> String {
@@ -37,6 +39,7 @@ pub(crate) fn all() -> Vec<Row> {
     rows.extend(hosts());
     rows.extend(lines());
     rows.extend(bodies());
+    rows.extend(forms());
     rows.extend(paths());
     rows.extend(identities());
     rows
@@ -90,7 +93,8 @@ fn framing() -> Vec<Row> {
         (34, "trailers of 200 KB", format!("2\r\n{{}}\r\n0\r\n{}\r\n", "T: 1\r\n".repeat(33_000))),
     ] {
         // Our own route, so that no instance is woken for the sound head.
-        let head = format!("POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{chunked}\r\n\r\n");
+        let head =
+            format!("POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{chunked}\r\n\r\n");
         rows.push(row(number, what, head + &body, &[400], number == 33));
     }
     rows
@@ -120,7 +124,13 @@ fn heads() -> Vec<Row> {
     let upgrade = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n";
     // RFC 9110 7.8: an upgrade that is not taken is ignored.
     rows.push(row(31, "Upgrade h2c", bare("GET /health HTTP/1.1", &format!("Host: x\r\n{upgrade}")), &[200], false));
-    rows.push(row(31, "Upgrade to junk", bare("GET /health HTTP/1.1", "Host: x\r\nConnection: upgrade\r\nUpgrade: junk\r\n"), &[200], false));
+    rows.push(row(
+        31,
+        "Upgrade to junk",
+        bare("GET /health HTTP/1.1", "Host: x\r\nConnection: upgrade\r\nUpgrade: junk\r\n"),
+        &[200],
+        false,
+    ));
     rows
 }
 
@@ -134,13 +144,48 @@ fn hosts() -> Vec<Row> {
     ];
     let long = "a".repeat(300);
     for host in [
-        "a/b", "a@b", ":80", "a:", "a:0", "a:65536", "a:+80", "a:8 0", "a b", "a,b", "a;b", "a\\b", "a?b", "a#b", "a%2e", "[::1", "::1",
-        "[x]", "[::1]x", "[fe80::1%25eth0]", "http://a", "é", "*", "<script>", &long,
+        "a/b",
+        "a@b",
+        ":80",
+        "a:",
+        "a:0",
+        "a:65536",
+        "a:+80",
+        "a:8 0",
+        "a b",
+        "a,b",
+        "a;b",
+        "a\\b",
+        "a?b",
+        "a#b",
+        "a%2e",
+        "[::1",
+        "::1",
+        "[x]",
+        "[::1]x",
+        "[fe80::1%25eth0]",
+        "http://a",
+        "é",
+        "*",
+        "<script>",
+        &long,
     ] {
-        rows.push(row(19, &format!("Host {host:.20}"), bare("GET /health HTTP/1.1", &format!("Host: {host}\r\n")), &[400], false));
+        rows.push(row(
+            19,
+            &format!("Host {host:.20}"),
+            bare("GET /health HTTP/1.1", &format!("Host: {host}\r\n")),
+            &[400],
+            false,
+        ));
     }
     for host in ["a.example.", "A.EXAMPLE", "xn--e1afmkfd.example", "[::1]", "[::1]:80", "127.0.0.1", "a_b"] {
-        rows.push(row(19, &format!("Host {host}"), bare("GET /health HTTP/1.1", &format!("Host: {host}\r\n")), &[200], false));
+        rows.push(row(
+            19,
+            &format!("Host {host}"),
+            bare("GET /health HTTP/1.1", &format!("Host: {host}\r\n")),
+            &[200],
+            false,
+        ));
     }
     rows
 }
@@ -184,31 +229,92 @@ fn own(kind: &str, body: &str) -> String {
 fn bodies() -> Vec<Row> {
     let json = "application/json";
     let deep = |open: &str, close: &str| format!("{}{}", open.repeat(30_000), close.repeat(30_000));
-    let mut rows = vec![
+    vec![
         row(36, "gzip to an instance", post("Content-Encoding: gzip\r\nContent-Length: 2", "{}"), &[415], false),
-        row(36, "gzip over identity", post("Content-Encoding: identity, gzip\r\nContent-Length: 2", "{}"), &[415], false),
-        row(36, "gzip on a second line", post("Content-Encoding: identity\r\nContent-Encoding: gzip\r\nContent-Length: 2", "{}"), &[415], false),
-        row(36, "gzip to us", "POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", &[415], false),
+        row(
+            36,
+            "gzip over identity",
+            post("Content-Encoding: identity, gzip\r\nContent-Length: 2", "{}"),
+            &[415],
+            false,
+        ),
+        row(
+            36,
+            "gzip on a second line",
+            post("Content-Encoding: identity\r\nContent-Encoding: gzip\r\nContent-Length: 2", "{}"),
+            &[415],
+            false,
+        ),
+        row(
+            36,
+            "gzip to us",
+            "POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
+            &[415],
+            false,
+        ),
         row(37, "arrays 30,000 deep", own(json, &deep("[", "]")), &[400], false),
-        row(37, "objects 10,000 deep", own(json, &format!("{}1{}", r#"{"a":"#.repeat(10_000), "}".repeat(10_000))), &[400], false),
+        row(
+            37,
+            "objects 10,000 deep",
+            own(json, &format!("{}1{}", r#"{"a":"#.repeat(10_000), "}".repeat(10_000))),
+            &[400],
+            false,
+        ),
         row(37, "unclosed", own(json, &"[".repeat(60_000)), &[400], false),
-        row(38, "a key twice", own(json, r#"{"email":"a@example.com","password":"12345678","email":"b@example.com"}"#), &[400], false),
+        row(
+            38,
+            "a key twice",
+            own(json, r#"{"email":"a@example.com","password":"12345678","email":"b@example.com"}"#),
+            &[400],
+            false,
+        ),
         row(39, "1e999", own(json, r#"{"email":1e999,"password":"12345678"}"#), &[400], false),
         row(39, "NaN", own(json, r#"{"email":NaN,"password":"12345678"}"#), &[400], false),
         row(39, "lone surrogate", own(json, r#"{"email":"\ud800","password":"12345678"}"#), &[400], false),
-        row(39, "not UTF-8", { let mut b = own(json, r#"{"email":"?"}"#).into_bytes(); let at = b.len() - 3; b[at] = 0xff; b }, &[400], false),
-        row(39, "NUL in a string", own(json, r#"{"email":"a\u0000@example.com","password":"12345678"}"#), &[400], false),
+        row(
+            39,
+            "not UTF-8",
+            {
+                let mut b = own(json, r#"{"email":"?"}"#).into_bytes();
+                let at = b.len() - 3;
+                b[at] = 0xff;
+                b
+            },
+            &[400],
+            false,
+        ),
+        row(
+            39,
+            "NUL in a string",
+            own(json, r#"{"email":"a\u0000@example.com","password":"12345678"}"#),
+            &[400],
+            false,
+        ),
         row(39, "UTF-7", own("application/json; charset=utf-7", "+AHs-"), &[400, 415], false),
-        row(40, "text/plain", own("text/plain", r#"{"email":"a@example.com","password":"12345678"}"#), &[400, 415], false),
+        row(
+            40,
+            "text/plain",
+            own("text/plain", r#"{"email":"a@example.com","password":"12345678"}"#),
+            &[400, 415],
+            false,
+        ),
         row(40, "no type", "POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}", &[400, 415], false),
         row(40, "a form", own("application/x-www-form-urlencoded", "email=a&password=b"), &[400, 415], false),
-    ];
+    ]
+}
+
+fn forms() -> Vec<Row> {
+    let mut rows = Vec::new();
     let parts = "--b\r\nContent-Disposition: form-data; name=\"x\"\r\n\r\n1\r\n".repeat(10_000) + "--b--\r\n";
     for (what, kind, body) in [
         ("without a boundary", "multipart/form-data", "--b\r\n\r\n--b--\r\n"),
         ("with an empty boundary", "multipart/form-data; boundary=", "--\r\n\r\n----\r\n"),
         ("of 10,000 parts", "multipart/form-data; boundary=b", &parts),
-        ("without an end", "multipart/form-data; boundary=b", "--b\r\nContent-Disposition: form-data; name=\"email\"\r\n\r\nx"),
+        (
+            "without an end",
+            "multipart/form-data; boundary=b",
+            "--b\r\nContent-Disposition: form-data; name=\"email\"\r\n\r\nx",
+        ),
     ] {
         let bytes = format!(
             "POST /api/collections/users/records HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n{body}",
@@ -222,22 +328,57 @@ fn bodies() -> Vec<Row> {
 fn paths() -> Vec<Row> {
     let mut rows = Vec::new();
     for (number, path) in [
-        (42, "/.."), (42, "/."), (42, "/api/../_/"), (42, "/api/./sql"), (42, "/api/collections/notes/.."),
-        (43, "/%2e%2e"), (43, "/api/%2E%2e/_/"), (43, "/api/.%2e/_/"), (43, "/%2e"),
-        (44, "/..%2f"), (44, "/api%2fsql"), (44, "/api/collections/notes%2Frecords"),
-        (46, "/api\\sql"), (46, "/..\\.."), (46, "/api%5csql"),
-        (47, "//"), (47, "//api/sql"), (47, "/api//sql"), (47, "/api/collections/notes//records"), (47, "//evil.example/x"),
-        (48, "/%00"), (48, "/api/collections/notes%00/records"), (48, "/a%0d%0aX:%20y"), (48, "/a%7f"), (48, "/a%09b"),
-        (49, "/%zz"), (49, "/%"), (49, "/%4"), (49, "/%u002e"), (49, "/%+1"),
-        (50, "/%c0%ae%c0%ae/"), (50, "/%c0%af"), (50, "/%e0%80%af"), (50, "/%ff"), (50, "/%ed%a0%80"), (50, "/%f4%90%80%80"),
+        (42, "/.."),
+        (42, "/."),
+        (42, "/api/../_/"),
+        (42, "/api/./sql"),
+        (42, "/api/collections/notes/.."),
+        (43, "/%2e%2e"),
+        (43, "/api/%2E%2e/_/"),
+        (43, "/api/.%2e/_/"),
+        (43, "/%2e"),
+        (44, "/..%2f"),
+        (44, "/api%2fsql"),
+        (44, "/api/collections/notes%2Frecords"),
+        (46, "/api\\sql"),
+        (46, "/..\\.."),
+        (46, "/api%5csql"),
+        (47, "//"),
+        (47, "//api/sql"),
+        (47, "/api//sql"),
+        (47, "/api/collections/notes//records"),
+        (47, "//evil.example/x"),
+        (48, "/%00"),
+        (48, "/api/collections/notes%00/records"),
+        (48, "/a%0d%0aX:%20y"),
+        (48, "/a%7f"),
+        (48, "/a%09b"),
+        (49, "/%zz"),
+        (49, "/%"),
+        (49, "/%4"),
+        (49, "/%u002e"),
+        (49, "/%+1"),
+        (50, "/%c0%ae%c0%ae/"),
+        (50, "/%c0%af"),
+        (50, "/%e0%80%af"),
+        (50, "/%ff"),
+        (50, "/%ed%a0%80"),
+        (50, "/%f4%90%80%80"),
         (50, "/é"),
     ] {
         rows.push(row(number, path, get(path, ""), &[400], false));
     }
     for (number, path) in [
-        (45, "/%252e%252e/_/"), (45, "/api/%2573ql"), (45, "/api/collections/notes%252frecords"),
-        (51, "/api/collections/notes;x=1/records"), (51, "/api/sql;x"), (51, "/api/collections/notes/records;x"), (51, "/_;/"),
-        (51, "/api/%73ql"), (51, "/api/collections/%5fsuperusers/records"), (51, "/API/collections/notes/records"),
+        (45, "/%252e%252e/_/"),
+        (45, "/api/%2573ql"),
+        (45, "/api/collections/notes%252frecords"),
+        (51, "/api/collections/notes;x=1/records"),
+        (51, "/api/sql;x"),
+        (51, "/api/collections/notes/records;x"),
+        (51, "/_;/"),
+        (51, "/api/%73ql"),
+        (51, "/api/collections/%5fsuperusers/records"),
+        (51, "/API/collections/notes/records"),
     ] {
         rows.push(row(number, path, get(path, ""), &[404], false));
     }
@@ -250,8 +391,8 @@ fn identities() -> Vec<Row> {
     let mut rows = Vec::new();
     let long = "a".repeat(64);
     for name in [
-        ".", "..", "con", "_", &long, "a--b", "-a", "A", "%D0%B0da", "ada%20", "%20ada", "www", "api", "admin", "a.b", "a_b", "ada%00",
-        "global", "nobody",
+        ".", "..", "con", "_", &long, "a--b", "-a", "A", "%D0%B0da", "ada%20", "%20ada", "www", "api", "admin", "a.b",
+        "a_b", "ada%00", "global", "nobody",
     ] {
         // 501 only until addresses by name are there.
         let path = format!("/t/{name}/api/collections/notes/records");
@@ -289,12 +430,27 @@ fn identities() -> Vec<Row> {
     rows.push(row(62, "a write with a cookie alone", format!(
         "POST {NOTES} HTTP/1.1\r\nHost: x\r\nCookie: pb_auth=TOKEN\r\nOrigin: https://evil.example\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n{{\"title\":\"x\"}}"
     ), &[401], false));
-    rows.push(row(64, "Basic with a NUL", bare(&format!("GET {NOTES} HTTP/1.1"), "Host: x\r\nAuthorization: Basic a\0b\r\n"), &[400], true));
+    rows.push(row(
+        64,
+        "Basic with a NUL",
+        bare(&format!("GET {NOTES} HTTP/1.1"), "Host: x\r\nAuthorization: Basic a\0b\r\n"),
+        &[400],
+        true,
+    ));
     for path in ["/ws", "/api/realtime", "/queue_updates"] {
-        let bytes = bare(&format!("GET {path} HTTP/1.1"), "Host: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nOrigin: https://evil.example\r\n\
-            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n");
+        let bytes = bare(
+            &format!("GET {path} HTTP/1.1"),
+            "Host: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nOrigin: https://evil.example\r\n\
+            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+        );
         // 501 only where the route is not there yet; never 101.
-        rows.push(row(61, &format!("WebSocket of another origin at {path}"), bytes, &[400, 401, 403, 404, 426, 501], false));
+        rows.push(row(
+            61,
+            &format!("WebSocket of another origin at {path}"),
+            bytes,
+            &[400, 401, 403, 404, 426, 501],
+            false,
+        ));
     }
     rows
 }

@@ -32,7 +32,7 @@ pub(crate) struct Received {
 }
 
 impl Received {
-    /// The error code of RST_STREAM or GOAWAY.
+    /// The error code of a reset or a goodbye.
     pub(crate) fn reason(&self) -> u32 {
         let at = if self.kind == GOAWAY { 4 } else { 0 };
         u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
@@ -153,7 +153,8 @@ impl Raw {
     /// The next frame; `None` when the server closed.
     pub(crate) async fn next(&mut self) -> Option<Received> {
         let whole = |buffer: &VecDeque<u8>| {
-            (buffer.len() >= 9).then(|| 9 + usize::from(buffer[0]) * 65_536 + usize::from(buffer[1]) * 256 + usize::from(buffer[2]))
+            (buffer.len() >= 9)
+                .then(|| 9 + usize::from(buffer[0]) * 65_536 + usize::from(buffer[1]) * 256 + usize::from(buffer[2]))
         };
         loop {
             if let Some(size) = whole(&self.buffer).filter(|size| self.buffer.len() >= *size) {

@@ -125,6 +125,9 @@ async fn an_upload_and_a_download_larger_than_every_window_pass() {
     assert!(file.iter().all(|byte| *byte == 7));
 }
 
+/// What it is, the status that is right, and its lines.
+type Head<'a> = (&'a str, u16, Vec<(&'a str, &'a str)>);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_could_be_read_in_two_ways_is_refused() {
     let app = TestApp::start().await;
@@ -133,7 +136,7 @@ async fn a_request_that_could_be_read_in_two_ways_is_refused() {
     let but = |name: &str, value: &'static str| base.map(|line| if line.0 == name { (line.0, value) } else { line });
     let without = |name: &str| base.into_iter().filter(|line| line.0 != name).collect::<Vec<_>>();
     // 0 is a reset for a protocol error, of the stream or the connection.
-    let cases: Vec<(&str, u16, Vec<(&str, &str)>)> = vec![
+    let cases: Vec<Head<'_>> = vec![
         ("control", 200, base.to_vec()),
         ("Host alone", 200, [&without(":authority")[..], &[("host", "x")]].concat()),
         ("Host that agrees", 200, with(&[("host", "x")])),
@@ -226,10 +229,7 @@ async fn floods_are_bounded_and_disturb_nobody() {
     let many = frame(DATA, 0, 1, b"").repeat(1_000);
     assert!(empty.flood(&many, 10_000).await < 10_000, "empty DATA");
 
-    for (what, one) in [
-        ("SETTINGS", frame(SETTINGS, 0, 0, &[])),
-        ("PING", frame(PING, 0, 0, &[7; 8])),
-    ] {
+    for (what, one) in [("SETTINGS", frame(SETTINGS, 0, 0, &[])), ("PING", frame(PING, 0, 0, &[7; 8]))] {
         let mut deaf = Raw::open(&app.base, &[]).await;
         // Nothing is read, so the acknowledgements have nowhere to go.
         assert!(deaf.flood(&one.repeat(1_000), 100_000).await < 100_000, "{what} to a client that does not read");
@@ -261,8 +261,12 @@ async fn requests_given_up_after_they_began_end_the_connection_in_the_end() {
         let stream = number * 2 + 1;
         // The head of one that is let run shows that those before were taken up.
         let login = [
-            (":method", "POST"), (":scheme", "http"), (":path", "/auth/login"), (":authority", "x"),
-            ("content-type", "application/json"), ("content-length", "100"),
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", "/auth/login"),
+            (":authority", "x"),
+            ("content-type", "application/json"),
+            ("content-length", "100"),
         ];
         open = raw.send(&head(stream, 0, &login)).await
             && (number % 10 != 0 || {
@@ -325,7 +329,10 @@ async fn shutdown_says_goodbye_and_lets_a_running_request_finish() {
     let mut app = TestApp::start().await;
     let mut raw = Raw::open(&app.base, &[]).await;
     let login = [
-        (":method", "POST"), (":scheme", "http"), (":path", "/auth/login"), (":authority", "x"),
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/auth/login"),
+        (":authority", "x"),
         ("content-type", "application/json"),
     ];
     raw.send(&head(1, 0, &login)).await;
