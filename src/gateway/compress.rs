@@ -395,11 +395,7 @@ mod tests {
             ("secret", vec![JSON, ("cache-control", "no-store")], 200, 5000),
         ] {
             let response = applied(&headers, status, size);
-            assert_eq!(
-                response.headers().get("content-encoding").is_some_and(|coding| coding == "gzip"),
-                false,
-                "{what}"
-            );
+            assert!(response.headers().get("content-encoding").is_none_or(|coding| coding == "br"), "{what}");
         }
     }
 
@@ -449,7 +445,8 @@ mod tests {
         let stock: Rc<Stock> = Rc::default();
         for size in [0_usize, 1, 1000, 16_383, 16_384, 100_000, 3_000_000] {
             // Bytes that hardly compress, then bytes that do.
-            let text: Vec<u8> = (0..size).map(|at| if at < size / 2 { (at * at % 251) as u8 } else { b'a' }).collect();
+            let text: Vec<u8> =
+                (0..size).map(|at| if at < size / 2 { u8::try_from(at * at % 251).unwrap() } else { b'a' }).collect();
             let inner = if size == 0 { Body::Empty } else { Body::Full(text.clone().into()) };
             let mut body = Gzip::new(inner, Level::new(4), Rc::clone(&stock));
             assert_eq!(unpacked(&drain(&mut body)), text, "{size}");

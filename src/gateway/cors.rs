@@ -125,14 +125,12 @@ impl Cors {
             }
             Self::Listed(allowed) => {
                 answer.append(header::VARY, HeaderValue::from_static("Origin"));
-                match origin.filter(|origin| allowed.iter().any(|one| one.allows(origin.as_bytes()))) {
-                    Some(origin) => {
-                        answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-                    }
-                    None => {
-                        answer.remove(header::ACCESS_CONTROL_ALLOW_ORIGIN);
-                        answer.remove(ALLOWS_PRIVATE_NETWORK);
-                    }
+                let is_allowed = |origin: &&HeaderValue| allowed.iter().any(|one| one.allows(origin.as_bytes()));
+                if let Some(origin) = origin.filter(is_allowed) {
+                    answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+                } else {
+                    answer.remove(header::ACCESS_CONTROL_ALLOW_ORIGIN);
+                    answer.remove(ALLOWS_PRIVATE_NETWORK);
                 }
             }
         }

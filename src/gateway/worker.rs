@@ -173,7 +173,7 @@ async fn connection(
     let peer = Rc::new(service.peer(peer, upgraded.clone(), alarm.clone()));
     let io = TokioIo::new(ClientIo::new(stream, upgraded.clone(), head, config.writing().stall(), permit));
     match protocol {
-        Protocol::Http1 => serve_http1(service, &http.clone().timer(alarm), io, peer, drain).await,
+        Protocol::Http1 => serve_http1(service, http.clone().timer(alarm), io, peer, drain).await,
         Protocol::Http2 => {
             upgraded.set();
             serve_http2(service, io, peer, drain, tasks).await;

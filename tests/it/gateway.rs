@@ -163,7 +163,6 @@ async fn trusted_proxies_name_the_client() {
 #[tokio::test]
 async fn malformed_requests_get_a_4xx_and_nothing_else() {
     let gateway = TestGateway::start(config(|_| {}));
-    let long = "a".repeat(70_000);
     let fairly_long = "a".repeat(9_000);
     let many = "X: 1\r\n".repeat(150);
     let head = |line: &str, headers: &str| format!("{line}\r\n{headers}Connection: close\r\n\r\n");
@@ -182,7 +181,6 @@ async fn malformed_requests_get_a_4xx_and_nothing_else() {
         (405, head("BREW / HTTP/1.1", "Host: a\r\n")),
         (400, head("OPTIONS * HTTP/1.1", "Host: a\r\n")),
         (400, head("GET / HTTP/1.2", "Host: a\r\n")),
-        (414, get(&format!("/{long}"), "")),
         (414, get(&format!("/{fairly_long}"), "")),
         (414, get(&format!("/?{fairly_long}"), "")),
         (431, get("/", &many)),

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on fails, and says why")]
 
 mod accounts;
+mod answers;
 mod architecture;
 mod bad_input;
 mod dashboard;

@@ -142,6 +142,9 @@ async fn what_follows_a_request_is_the_next_request_or_nothing() {
     assert_eq!(status(&answer), 200);
 }
 
+/// Item, what it is, content type, body, and the statuses that are fine.
+type Body<'a> = (u8, &'a str, &'a str, Vec<u8>, &'a [u16]);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_bodies_for_an_instance_are_its_4xx_or_harmless() {
     let app = TestApp::start().await;
@@ -150,7 +153,7 @@ async fn bad_bodies_for_an_instance_are_its_4xx_or_harmless() {
     let deep = format!(r#"{{"title":"x","tags":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
     let parts = "--b\r\nContent-Disposition: form-data; name=\"title\"\r\n\r\nmany\r\n".repeat(10_000) + "--b--\r\n";
     let json = "application/json";
-    let cases: Vec<(u8, &str, &str, Vec<u8>, &[u16])> = vec![
+    let cases: Vec<Body<'_>> = vec![
         (37, "100,000 deep", json, deep.into(), &[400]),
         // The last one counts, as in every JSON reader of Go.
         (38, "a key twice", json, br#"{"title":"one","title":"two"}"#.to_vec(), &[200, 400]),

@@ -39,6 +39,7 @@ pub(crate) fn all() -> Vec<Row> {
     rows.extend(hosts());
     rows.extend(lines());
     rows.extend(bodies());
+    rows.extend(forms());
     rows.extend(paths());
     rows.extend(identities());
     rows
@@ -228,7 +229,7 @@ fn own(kind: &str, body: &str) -> String {
 fn bodies() -> Vec<Row> {
     let json = "application/json";
     let deep = |open: &str, close: &str| format!("{}{}", open.repeat(30_000), close.repeat(30_000));
-    let mut rows = vec![
+    vec![
         row(36, "gzip to an instance", post("Content-Encoding: gzip\r\nContent-Length: 2", "{}"), &[415], false),
         row(
             36,
@@ -299,7 +300,11 @@ fn bodies() -> Vec<Row> {
         ),
         row(40, "no type", "POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}", &[400, 415], false),
         row(40, "a form", own("application/x-www-form-urlencoded", "email=a&password=b"), &[400, 415], false),
-    ];
+    ]
+}
+
+fn forms() -> Vec<Row> {
+    let mut rows = Vec::new();
     let parts = "--b\r\nContent-Disposition: form-data; name=\"x\"\r\n\r\n1\r\n".repeat(10_000) + "--b--\r\n";
     for (what, kind, body) in [
         ("without a boundary", "multipart/form-data", "--b\r\n\r\n--b--\r\n"),

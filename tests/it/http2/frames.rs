@@ -32,7 +32,7 @@ pub(crate) struct Received {
 }
 
 impl Received {
-    /// The error code of RST_STREAM or GOAWAY.
+    /// The error code of a reset or a goodbye.
     pub(crate) fn reason(&self) -> u32 {
         let at = if self.kind == GOAWAY { 4 } else { 0 };
         u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())

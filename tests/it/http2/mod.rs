@@ -125,6 +125,9 @@ async fn an_upload_and_a_download_larger_than_every_window_pass() {
     assert!(file.iter().all(|byte| *byte == 7));
 }
 
+/// What it is, the status that is right, and its lines.
+type Head<'a> = (&'a str, u16, Vec<(&'a str, &'a str)>);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_could_be_read_in_two_ways_is_refused() {
     let app = TestApp::start().await;
@@ -133,7 +136,7 @@ async fn a_request_that_could_be_read_in_two_ways_is_refused() {
     let but = |name: &str, value: &'static str| base.map(|line| if line.0 == name { (line.0, value) } else { line });
     let without = |name: &str| base.into_iter().filter(|line| line.0 != name).collect::<Vec<_>>();
     // 0 is a reset for a protocol error, of the stream or the connection.
-    let cases: Vec<(&str, u16, Vec<(&str, &str)>)> = vec![
+    let cases: Vec<Head<'_>> = vec![
         ("control", 200, base.to_vec()),
         ("Host alone", 200, [&without(":authority")[..], &[("host", "x")]].concat()),
         ("Host that agrees", 200, with(&[("host", "x")])),
