@@ -41,6 +41,7 @@ use crate::store::sqlite::ControlDatabase;
 use crate::store::tenants::Kind;
 use crate::store::tenants::Tenant;
 use crate::store::tenants::Tenants;
+use crate::store::versions::Versions;
 use crate::supervisor;
 use crate::supervisor::Supervisor;
 use crate::supervisor::binary;
@@ -201,6 +202,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
     let store: Arc<dyn Store> = Arc::clone(&database) as Arc<dyn Store>;
     let tenants = Tenants::open(Arc::clone(&store)).await?;
     let placements = Placements::open(Arc::clone(&store), incarnation()).await?;
+    let versions = Versions::open(Arc::clone(&store)).await?;
     let sessions = Sessions::open(Arc::clone(&store)).await?;
     tenants.create_or_find(global_tenant()).await?;
 
@@ -218,6 +220,8 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         templates,
         tenants: tenants.clone(),
         placements,
+        versions,
+        upgrade: config.pocketbase.upgrade,
         owners,
         public_url: config.public_url(listen),
         metrics: Arc::clone(&metrics),

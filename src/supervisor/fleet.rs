@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::ids::TenantId;
 use crate::store::placements::Placements;
 use crate::store::tenants::Tenants;
+use crate::store::versions::Versions;
 use crate::supervisor::Error;
 use crate::supervisor::Parts;
 use crate::supervisor::backoff::Policy;
@@ -32,6 +33,7 @@ use crate::supervisor::slot::Slot;
 use crate::supervisor::starts::StartGate;
 use crate::supervisor::status::InstanceStatus;
 use crate::supervisor::template::Templates;
+use crate::supervisor::upgrade::Upgrades;
 use crate::supervisor::waiting::WaitingRoom;
 use crate::telemetry::Metrics;
 
@@ -47,6 +49,8 @@ pub(crate) struct Fleet {
     pub(crate) templates: Templates,
     pub(crate) tenants: Tenants,
     pub(crate) placements: Placements,
+    pub(crate) versions: Versions,
+    pub(crate) upgrades: Upgrades,
     pub(crate) owners: Owners,
     pub(crate) public_url: String,
     pub(crate) metrics: Arc<Metrics>,
@@ -92,6 +96,8 @@ impl Fleet {
             templates: parts.templates,
             tenants: parts.tenants,
             placements: parts.placements,
+            versions: parts.versions,
+            upgrades: Upgrades::new(parts.upgrade),
             owners: parts.owners,
             public_url: parts.public_url,
             metrics: parts.metrics,

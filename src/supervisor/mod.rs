@@ -25,6 +25,7 @@ use crate::ids::TenantId;
 use crate::store::placements::Placements;
 use crate::store::tenants::Tenant;
 use crate::store::tenants::Tenants;
+use crate::store::versions::Versions;
 use crate::supervisor::fleet::Fleet;
 use crate::supervisor::slot::Attempt;
 use crate::supervisor::slot::Command;
@@ -53,12 +54,14 @@ pub mod oneshot;
 pub mod process;
 pub mod provision;
 mod slot;
+mod snapshot;
 pub mod starts;
 pub mod state;
 pub mod status;
 pub mod template;
 #[cfg(test)]
 mod testing;
+mod upgrade;
 mod waiting;
 
 pub use config::Config;
@@ -94,6 +97,10 @@ pub struct Parts {
     pub tenants: Tenants,
     /// Who runs what.
     pub placements: Placements,
+    /// Which version of its template each instance has.
+    pub versions: Versions,
+    /// When instances follow a changed template.
+    pub upgrade: config::UpgradePolicy,
     /// The rows of owners.
     pub owners: config::Owners,
     /// The URL users see, for links in mails.
@@ -281,6 +288,26 @@ impl Supervisor {
             troubled: troubled.iter().filter_map(|tenant| self.fleet.status(tenant).ok()).collect(),
             broken_templates: self.fleet.templates.broken(),
         }
+    }
+
+    /// The templates, as they were when pocketfleet started.
+    pub fn templates(&self) -> &template::Templates {
+        &self.fleet.templates
+    }
+
+    /// Which version of its template each instance has.
+    pub fn versions(&self) -> &Versions {
+        &self.fleet.versions
+    }
+
+    /// Tenants whose instances were upgraded, each before its route opens: their realtime clients must connect anew.
+    pub fn upgrades(&self) -> tokio::sync::broadcast::Receiver<TenantId> {
+        self.fleet.upgrades.done.subscribe()
+    }
+
+    /// The version that an instance has by its own file: for tenants that have no record of it yet. Reads a file.
+    pub fn version_on_disk(&self, tenant: &TenantId) -> Option<String> {
+        snapshot::version(&self.fleet.folder(tenant))
     }
 
     /// Path of the instance's database file, also while it sleeps.
