@@ -9,6 +9,7 @@ pub mod adapters;
 pub mod auth;
 pub mod control;
 pub mod control_socket;
+pub mod control_templates;
 pub mod error;
 pub mod extractors;
 pub mod frame;

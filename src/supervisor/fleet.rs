@@ -28,6 +28,7 @@ use crate::supervisor::config::Config;
 use crate::supervisor::config::Layout;
 use crate::supervisor::config::Owners;
 use crate::supervisor::instance::Instance;
+use crate::supervisor::rollout::Rollouts;
 use crate::supervisor::slot::Command;
 use crate::supervisor::slot::Slot;
 use crate::supervisor::starts::StartGate;
@@ -51,6 +52,7 @@ pub(crate) struct Fleet {
     pub(crate) placements: Placements,
     pub(crate) versions: Versions,
     pub(crate) upgrades: Upgrades,
+    pub(crate) rollouts: Rollouts,
     pub(crate) owners: Owners,
     pub(crate) public_url: String,
     pub(crate) metrics: Arc<Metrics>,
@@ -98,6 +100,7 @@ impl Fleet {
             placements: parts.placements,
             versions: parts.versions,
             upgrades: Upgrades::new(parts.upgrade),
+            rollouts: Rollouts::default(),
             owners: parts.owners,
             public_url: parts.public_url,
             metrics: parts.metrics,

@@ -53,6 +53,7 @@ mod manifest;
 pub mod oneshot;
 pub mod process;
 pub mod provision;
+pub mod rollout;
 mod slot;
 mod snapshot;
 pub mod starts;

@@ -32,6 +32,7 @@ use pocketfleet::store::placements::Placements;
 use pocketfleet::store::sessions::Sessions;
 use pocketfleet::store::sqlite::ControlDatabase;
 use pocketfleet::store::tenants::Tenants;
+use pocketfleet::store::versions::Versions;
 use pocketfleet::supervisor::Parts;
 use pocketfleet::supervisor::Supervisor;
 use pocketfleet::supervisor::config::Binary;
@@ -68,7 +69,9 @@ async fn state() -> (AppState, TempDir) {
         binary: Binary { path: at("pocketbase"), sha256: String::new(), version: "0.40.6".to_owned() },
         templates: Templates::open(&locations).await.unwrap(),
         tenants: tenants.clone(),
-        placements: Placements::open(store, "test".to_owned()).await.unwrap(),
+        placements: Placements::open(Arc::clone(&store), "test".to_owned()).await.unwrap(),
+        versions: Versions::open(store).await.unwrap(),
+        upgrade: config.pocketbase.upgrade,
         owners: Owners(Arc::new(|_| None)),
         public_url: String::new(),
         metrics: Arc::clone(&metrics),
