@@ -39,6 +39,7 @@ mod announcement;
 pub mod backoff;
 mod bake;
 pub mod binary;
+pub mod check;
 pub mod config;
 mod error;
 mod excerpt;
