@@ -57,6 +57,7 @@ use crate::store::tenants::Identity;
 use crate::store::tenants::Kind;
 use crate::store::tenants::Tenant;
 use crate::store::tenants::Tenants;
+use crate::store::versions::Versions;
 use crate::supervisor;
 use crate::supervisor::Supervisor;
 use crate::supervisor::binary;
@@ -220,6 +221,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
     let store: Arc<dyn Store> = Arc::clone(&database) as Arc<dyn Store>;
     let tenants = Tenants::open(Arc::clone(&store)).await?;
     let placements = Placements::open(Arc::clone(&store), incarnation()).await?;
+    let versions = Versions::open(Arc::clone(&store)).await?;
     let sessions = Sessions::open(Arc::clone(&store)).await?;
     tenants.create_or_find(global_tenant()).await?;
 
@@ -239,6 +241,8 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         tenants: tenants.clone(),
         placements,
         rosters,
+        versions,
+        upgrade: config.pocketbase.upgrade,
         public_url: config.public_url(listen),
         metrics: Arc::clone(&metrics),
     });

@@ -64,6 +64,8 @@ pub struct PocketBase {
     pub templates: String,
     /// Template of personal instances.
     pub personal_template: String,
+    /// When instances follow a changed template.
+    pub upgrade: supervisor::config::UpgradePolicy,
 }
 
 /// The whole configuration, valid.
@@ -211,6 +213,7 @@ impl Config {
             ("instances.idle_timeout", i.idle_timeout),
             ("instances.wake_timeout", i.wake_timeout),
             ("instances.start_timeout", i.start_timeout),
+            ("instances.upgrade_timeout", i.upgrade_timeout),
             ("instances.probe_interval", i.probe_interval),
             ("instances.probe_timeout", i.probe_timeout),
             ("instances.stop_timeout", i.stop_timeout),

@@ -20,6 +20,8 @@ use time::OffsetDateTime;
 
 use crate::api::AppState;
 use crate::api::control_socket::ControlSocket;
+use crate::api::control_templates;
+use crate::api::control_templates::VersionView;
 use crate::api::control_workspaces;
 use crate::api::error::ApiError;
 use crate::api::health;
@@ -59,7 +61,8 @@ pub fn router(state: AppState) -> Router {
         .route("/workspaces/{name}", get(control_workspaces::show))
         .route("/workspaces/{name}/members", get(control_workspaces::members))
         .route("/workspaces/{name}/owner", post(control_workspaces::appoint))
-        .route("/admins", post(create_admin));
+        .route("/admins", post(create_admin))
+        .merge(control_templates::routes());
     framed(router.with_state(state))
 }
 
@@ -77,13 +80,16 @@ struct TenantView {
     #[serde(with = "time::serde::rfc3339")]
     created_at: OffsetDateTime,
     #[serde(flatten)]
+    version: VersionView,
+    #[serde(flatten)]
     instance: InstanceStatus,
 }
 
 impl TenantView {
     fn of(tenant: &Tenant, supervisor: &Supervisor) -> Result<Self, ApiError> {
         let instance = supervisor.status(&tenant.id)?;
-        Ok(Self { kind: tenant.kind, owner: tenant.owner.clone(), created_at: tenant.created_at, instance })
+        let version = VersionView::of(tenant, supervisor);
+        Ok(Self { kind: tenant.kind, owner: tenant.owner.clone(), created_at: tenant.created_at, version, instance })
     }
 }
 
@@ -147,7 +153,9 @@ async fn show(
     State(supervisor): State<Supervisor>,
     extract::Path(id): extract::Path<String>,
 ) -> Result<Json<TenantView>, ApiError> {
-    Ok(Json(TenantView::of(&*find(&tenants, &id)?, &supervisor)?))
+    let mut view = TenantView::of(&*find(&tenants, &id)?, &supervisor)?;
+    view.version.look_up(&id, &supervisor).await;
+    Ok(Json(view))
 }
 
 /// What can be done to a tenant.

@@ -11,6 +11,7 @@ mod addresses;
 pub mod auth;
 pub mod control;
 pub mod control_socket;
+pub mod control_templates;
 pub mod control_workspaces;
 pub mod dashboard;
 pub mod error;

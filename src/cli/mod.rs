@@ -8,6 +8,7 @@ pub mod admin;
 pub mod client;
 pub mod doctor;
 pub mod output;
+pub mod templates;
 pub mod tenants;
 pub mod workspaces;
 
@@ -71,6 +72,9 @@ enum Command {
     /// List workspaces and their members.
     #[command(subcommand)]
     Workspaces(workspaces::Command),
+    /// Check templates, see who is at which version, roll a change out.
+    #[command(subcommand)]
+    Template(templates::Command),
     /// Show the running server and its fleet in numbers.
     Status,
     /// Manage administrators.
@@ -121,6 +125,10 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
         Command::Workspaces(command) => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);
             on_runtime(workspaces::run(command, &control, output))
+        }
+        Command::Template(command) => {
+            let config = Config::load(&flags(None))?;
+            on_runtime(templates::run(command, &config, output, cli.global.json))
         }
         Command::Admin(command) => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);

@@ -148,12 +148,12 @@ fn listing(items: &[Value], next: Option<&TenantId>) -> String {
         return "no tenants".to_owned();
     }
     let rows: Vec<_> = items.iter().map(row).collect();
-    let titles = ["TENANT", "STATE", "KIND", "IDLE", "IN FLIGHT", "RESTARTS", "PID", "NOTE"];
+    let titles = ["TENANT", "STATE", "KIND", "VERSION", "IDLE", "IN FLIGHT", "RESTARTS", "PID", "NOTE"];
     let more = next.map(|next| format!("\nmore: --after {next}"));
     output::table(titles, &rows) + more.as_deref().unwrap_or_default()
 }
 
-fn row(tenant: &Value) -> [String; 8] {
+fn row(tenant: &Value) -> [String; 9] {
     let pinned = (tenant["pinned"] == true).then(|| "pinned".to_owned());
     let retry = tenant["retry_after_seconds"].as_u64().map(|wait| format!("again in {}", output::age(wait)));
     let reason = tenant["reason"].as_str().map(|reason| reason.replace('\n', " "));
@@ -162,12 +162,19 @@ fn row(tenant: &Value) -> [String; 8] {
         text(&tenant["tenant"]),
         text(&tenant["state"]),
         text(&tenant["kind"]),
+        version(tenant),
         tenant["idle_seconds"].as_u64().map_or_else(|| "-".to_owned(), output::age),
         text(&tenant["in_flight"]),
         text(&tenant["restarts"]),
         text(&tenant["pid"]),
         note.join("; "),
     ]
+}
+
+/// The version of its template, with a mark when it could not be upgraded.
+fn version(tenant: &Value) -> String {
+    let hash = tenant["version"].as_str().map_or("-", |hash| hash.get(..8).unwrap_or(hash));
+    format!("{hash}{}", if tenant["upgrade_failed"].is_object() { "!" } else { "" })
 }
 
 /// A value as a table shows it.
@@ -206,15 +213,16 @@ mod tests {
     #[test]
     fn a_listing_is_aligned_and_says_how_to_go_on() {
         let awake = json!({"tenant": "b5c3xih3gtjb48z", "state": "awake", "kind": "personal", "idle_seconds": 75,
-            "in_flight": 0, "restarts": 0, "pid": 4711, "pinned": true, "reason": null});
+            "in_flight": 0, "restarts": 0, "pid": 4711, "pinned": true, "reason": null,
+            "version": "0123456789abcdef", "upgrade_failed": {"reason": "no"}});
         let broken = json!({"tenant": "zz", "state": "backoff", "kind": "personal", "idle_seconds": null,
             "in_flight": 0, "restarts": 3, "pid": null, "pinned": false, "reason": "exit 1", "retry_after_seconds": 4});
         let next = TenantId::parse("zz").unwrap();
         let text = listing(&[awake, broken], Some(&next));
         let expected = "\
-TENANT           STATE    KIND      IDLE  IN FLIGHT  RESTARTS  PID   NOTE
-b5c3xih3gtjb48z  awake    personal  1m    0          0         4711  pinned
-zz               backoff  personal  -     0          3         -     again in 4s; exit 1
+TENANT           STATE    KIND      VERSION    IDLE  IN FLIGHT  RESTARTS  PID   NOTE
+b5c3xih3gtjb48z  awake    personal  01234567!  1m    0          0         4711  pinned
+zz               backoff  personal  -          -     0          3         -     again in 4s; exit 1
 more: --after zz";
         assert_eq!(text, expected);
         assert_eq!(listing(&[], None), "no tenants");

@@ -31,6 +31,7 @@ use crate::supervisor::roster;
 use crate::supervisor::slot::Running;
 use crate::supervisor::slot::Slot;
 use crate::supervisor::slot::mint;
+use crate::supervisor::snapshot;
 
 /// Checks under way at once.
 const CONCURRENCY: usize = 16;
@@ -131,6 +132,10 @@ async fn take_over(
         }
         if identity.binary_sha256 != fleet.binary.sha256 {
             return Err("it runs another PocketBase binary".to_owned());
+        }
+        // Nobody has been served by it, so stopping it loses nothing; its next start rolls the data back.
+        if snapshot::is_unfinished(&fleet.folder(&placement.tenant)) {
+            return Err("its upgrade was not finished".to_owned());
         }
         let (of, id) = (Arc::clone(fleet), placement.tenant.clone());
         let read = tokio::task::spawn_blocking(move || roster::keys(&of, &id).map(|(signers, _)| signers)).await;

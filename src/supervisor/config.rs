@@ -27,6 +27,8 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub start_timeout: Duration,
     #[serde(with = "humantime_serde")]
+    pub upgrade_timeout: Duration,
+    #[serde(with = "humantime_serde")]
     pub probe_interval: Duration,
     #[serde(with = "humantime_serde")]
     pub probe_timeout: Duration,
@@ -49,6 +51,16 @@ pub struct Config {
     pub data_bytes: u64,
     pub log_bytes: u64,
     pub log_files: u32,
+}
+
+/// When instances follow a changed template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpgradePolicy {
+    /// Each at its next wake.
+    Wake,
+    /// Only when a rollout asks. The global instance follows at the start of pocketfleet all the same.
+    Manual,
 }
 
 /// The verified `PocketBase` binary.

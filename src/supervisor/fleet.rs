@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::ids::TenantId;
 use crate::store::placements::Placements;
 use crate::store::tenants::Tenants;
+use crate::store::versions::Versions;
 use crate::supervisor::Awakening;
 use crate::supervisor::Error;
 use crate::supervisor::Parts;
@@ -29,11 +30,13 @@ use crate::supervisor::config::Config;
 use crate::supervisor::config::Layout;
 use crate::supervisor::config::Rosters;
 use crate::supervisor::instance::Instance;
+use crate::supervisor::rollout::Rollouts;
 use crate::supervisor::slot::Command;
 use crate::supervisor::slot::Slot;
 use crate::supervisor::starts::StartGate;
 use crate::supervisor::status::InstanceStatus;
 use crate::supervisor::template::Templates;
+use crate::supervisor::upgrade::Upgrades;
 use crate::supervisor::waiting::WaitingRoom;
 use crate::telemetry::Metrics;
 
@@ -53,6 +56,9 @@ pub(crate) struct Fleet {
     pub(crate) tenants: Tenants,
     pub(crate) placements: Placements,
     pub(crate) rosters: Rosters,
+    pub(crate) versions: Versions,
+    pub(crate) upgrades: Upgrades,
+    pub(crate) rollouts: Rollouts,
     pub(crate) public_url: String,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) registry: DashMap<TenantId, Arc<Slot>>,
@@ -99,6 +105,9 @@ impl Fleet {
             tenants: parts.tenants,
             placements: parts.placements,
             rosters: parts.rosters,
+            versions: parts.versions,
+            upgrades: Upgrades::new(parts.upgrade),
+            rollouts: Rollouts::default(),
             public_url: parts.public_url,
             metrics: parts.metrics,
             registry: DashMap::new(),

@@ -32,16 +32,16 @@ use crate::supervisor::roster;
 use crate::supervisor::slot::Running;
 use crate::supervisor::slot::Slot;
 use crate::supervisor::slot::mint;
+use crate::supervisor::snapshot;
 use crate::supervisor::starts::Permit;
 use crate::supervisor::state::Failure;
 use crate::supervisor::template::Golden;
+use crate::supervisor::upgrade;
 
 /// How often a start is repeated at once with another address, or after a stray process was stopped.
 const ATTEMPTS: u32 = 4;
 /// Wait before something outside the instance (disk, binary, template) is tried again.
 const OUTSIDE_RETRY: Duration = Duration::from_secs(10);
-/// File in an instance's folder with the hash of the template it was made from.
-const MADE_FROM: &str = "template";
 /// How long a start holds its place at the gate. One takes some 30 ms of CPU; what takes longer waits for something.
 const SLOW: Duration = Duration::from_secs(1);
 /// Life of the token in a health check, which whoever listens at the address gets to see.
@@ -69,7 +69,7 @@ impl From<Failure> for Setback {
     }
 }
 
-fn outside(reason: impl Into<String>) -> Failure {
+pub(crate) fn outside(reason: impl Into<String>) -> Failure {
     Failure::Outside(reason.into(), OUTSIDE_RETRY)
 }
 
@@ -94,7 +94,7 @@ pub(crate) async fn launch(
         () = stop.cancelled() => return Err(gone()),
     };
     let begun = Instant::now();
-    let work = Box::pin(attempts(fleet, &tenant, &golden, stop));
+    let work = Box::pin(upgrade::start(fleet, &tenant, &golden, stop));
     let (process, running) = match futures_util::future::select(work, Box::pin(tokio::time::sleep(SLOW))).await {
         Either::Left((outcome, _)) => outcome?,
         // A start that takes this long is not using the CPU that the gate shares out.
@@ -110,14 +110,13 @@ pub(crate) async fn launch(
 
 /// What the instance was made from; for one that does not exist yet, the template as it is today.
 fn golden_of(fleet: &Fleet, tenant: &Tenant) -> Result<Arc<Golden>, Failure> {
-    let made_from = std::fs::read_to_string(fleet.folder(&tenant.id).join(MADE_FROM)).ok();
-    if let Some(hash) = made_from
-        && let Some(golden) = fleet
-            .templates
-            .made_from(&tenant.template, hash.trim())
-            .map_err(|error| outside(format!("read its golden directory: {error}")))?
-    {
-        return Ok(golden);
+    if let Some(hash) = snapshot::version(&fleet.folder(&tenant.id)) {
+        let golden = fleet.templates.made_from(&tenant.template, &hash);
+        if let Some(golden) = golden.map_err(|error| outside(format!("read its golden directory: {error}")))? {
+            return Ok(golden);
+        }
+        let version = upgrade::short(&hash);
+        tracing::warn!(tenant.id = %tenant.id, version, "the golden directory of an instance's version is gone; its hooks are today's");
     }
     fleet.templates.golden(&tenant.template).map_err(|error| outside(error.to_string()))
 }
@@ -135,7 +134,8 @@ async fn turn(fleet: &Fleet, slot: &Slot) -> Permit {
     fleet.starts.enter(priority).await
 }
 
-async fn attempts(
+/// Starts it on the version that `golden` is, after making its directory if it never had one.
+pub(crate) async fn attempts(
     fleet: &Arc<Fleet>,
     tenant: &Arc<Tenant>,
     golden: &Arc<Golden>,
@@ -170,7 +170,7 @@ async fn ensure_directory(fleet: &Arc<Fleet>, tenant: &Arc<Tenant>, golden: &Arc
         let owner = roster::owner(&fleet, &tenant).map_err(outside)?;
         // On disk before the epoch is: a power cut must not leave a tenant that ran and has no folder.
         std::fs::create_dir_all(&folder)
-            .and_then(|()| std::fs::write(folder.join(MADE_FROM), &golden.hash))
+            .and_then(|()| std::fs::write(folder.join(snapshot::VERSION), &golden.hash))
             .and_then(|()| files::sync_folder(&fleet.layout.instances))
             .map_err(|error| outside(format!("make its folder: {error}")))?;
         provision::provision(&golden, &data, &fleet.layout.staging, owner.as_ref(), &fleet.public_url)
@@ -199,7 +199,7 @@ async fn prepare(fleet: &Arc<Fleet>, tenant: &TenantId) -> Result<Signers, Failu
 }
 
 /// Damage needs a person; a lock, a full table of open files or a failing disk may pass.
-fn unreadable(error: &database::Error) -> Failure {
+pub(crate) fn unreadable(error: &database::Error) -> Failure {
     let cause = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
     let reason = format!("{error}{cause}");
     match error {

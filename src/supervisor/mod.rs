@@ -25,6 +25,7 @@ use crate::ids::TenantId;
 use crate::store::placements::Placements;
 use crate::store::tenants::Tenant;
 use crate::store::tenants::Tenants;
+use crate::store::versions::Versions;
 use crate::supervisor::fleet::Fleet;
 use crate::supervisor::slot::Attempt;
 use crate::supervisor::slot::Command;
@@ -38,6 +39,7 @@ mod announcement;
 pub mod backoff;
 mod bake;
 pub mod binary;
+pub mod check;
 pub mod config;
 mod error;
 mod excerpt;
@@ -52,14 +54,17 @@ mod manifest;
 pub mod oneshot;
 pub mod process;
 pub mod provision;
+pub mod rollout;
 mod roster;
 mod slot;
+mod snapshot;
 pub mod starts;
 pub mod state;
 pub mod status;
 pub mod template;
 #[cfg(test)]
 mod testing;
+mod upgrade;
 mod waiting;
 
 pub use config::Config;
@@ -110,6 +115,10 @@ pub struct Parts {
     pub placements: Placements,
     /// Who may act in which instance.
     pub rosters: config::Rosters,
+    /// Which version of its template each instance has.
+    pub versions: Versions,
+    /// When instances follow a changed template.
+    pub upgrade: config::UpgradePolicy,
     /// The URL users see, for links in mails.
     pub public_url: String,
     /// Metrics.
@@ -328,7 +337,7 @@ impl Supervisor {
         }
     }
 
-    /// The templates as they were read at the start.
+    /// The templates, as they were when pocketfleet started.
     pub fn templates(&self) -> &template::Templates {
         &self.fleet.templates
     }
@@ -350,6 +359,21 @@ impl Supervisor {
                 let path = collection.path().join(record).join(name);
                 path.symlink_metadata().is_ok_and(|metadata| metadata.is_file())
             })
+    }
+
+    /// Which version of its template each instance has.
+    pub fn versions(&self) -> &Versions {
+        &self.fleet.versions
+    }
+
+    /// Tenants whose instances were upgraded, each before its route opens: their realtime clients must connect anew.
+    pub fn upgrades(&self) -> tokio::sync::broadcast::Receiver<TenantId> {
+        self.fleet.upgrades.done.subscribe()
+    }
+
+    /// The version that an instance has by its own file: for tenants that have no record of it yet. Reads a file.
+    pub fn version_on_disk(&self, tenant: &TenantId) -> Option<String> {
+        snapshot::version(&self.fleet.folder(tenant))
     }
 
     /// Path of the instance's database file, also while it sleeps.

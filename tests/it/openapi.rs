@@ -40,6 +40,7 @@ use pocketfleet::store::sessions::Sessions;
 use pocketfleet::store::slugs::Slugs;
 use pocketfleet::store::sqlite::ControlDatabase;
 use pocketfleet::store::tenants::Tenants;
+use pocketfleet::store::versions::Versions;
 use pocketfleet::supervisor::Parts;
 use pocketfleet::supervisor::Supervisor;
 use pocketfleet::supervisor::config::Access;
@@ -80,6 +81,8 @@ async fn state() -> (AppState, TempDir) {
         tenants: tenants.clone(),
         placements: Placements::open(Arc::clone(&store), "test".to_owned()).await.unwrap(),
         rosters: Rosters(Arc::new(|_| Access::Unknown)),
+        versions: Versions::open(Arc::clone(&store)).await.unwrap(),
+        upgrade: config.pocketbase.upgrade,
         public_url: String::new(),
         metrics: Arc::clone(&metrics),
     });

@@ -1,0 +1,293 @@
+//! The safety net of an upgrade: a copy of an instance's data that can be put back by renames.
+//!
+//! Everything about one upgrade lies in `instances/<tenant>/upgrade/`: `pb_data/` (the copy), `state.json` (written
+//! last, so that a copy that is not whole is never taken for one), `failed/` (what a rollback has moved aside). The
+//! instance's version file decides what an interrupted upgrade was: it names the new version = committed.
+//!
+//! Invariants: nobody has the data directory open (the caller looked at its lock). Before `state.json` exists,
+//! `pb_data` was not touched; afterwards either `pb_data` or the copy is whole, at every moment, also for a power cut.
+//! Databases are copied (`copy_file_range`, which shares blocks where the file system can); files below `storage/` and
+//! `backups/` are linked, because `PocketBase` writes each of them once, under a random name.
+//!
+//! Everything here blocks.
+
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::io::Write;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::supervisor::files;
+
+/// Folder of an upgrade under way, in the instance's folder.
+const FOLDER: &str = "upgrade";
+/// Inside it: what the upgrade is.
+const STATE: &str = "state.json";
+/// The data directory, and its copy.
+const DATA: &str = "pb_data";
+/// What did not work, until it is removed.
+const FAILED: &str = "failed";
+/// File in an instance's folder with the hash of the template version it has.
+pub(super) const VERSION: &str = "template";
+/// Room that must be left on the disk beside the copy.
+const RESERVE: u64 = 32 << 20;
+
+/// From where to where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Step {
+    pub(super) from: String,
+    pub(super) to: String,
+}
+
+/// What was found of an earlier, interrupted upgrade.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Nothing, or nothing that mattered.
+    Nothing,
+    /// It was through; the copy is gone now.
+    Finished,
+    /// It was not; the data is as before.
+    RolledBack(Step),
+}
+
+/// Whether there is anything to look at. One look at a folder: this is on the way of every wake.
+pub(super) fn is_pending(instance: &Path) -> bool {
+    instance.join(FOLDER).is_dir()
+}
+
+/// Whether data was changed by an upgrade that is neither through nor rolled back.
+pub(super) fn is_unfinished(instance: &Path) -> bool {
+    state(instance).is_ok_and(|step| step.is_some_and(|step| version(instance).as_deref() != Some(&step.to)))
+}
+
+/// The version that the instance has, by its own file.
+pub(super) fn version(instance: &Path) -> Option<String> {
+    fs::read_to_string(instance.join(VERSION)).ok().map(|text| text.trim().to_owned())
+}
+
+/// Deals with what an interrupted upgrade left.
+pub(super) fn recover(instance: &Path) -> io::Result<Found> {
+    if !is_pending(instance) {
+        return Ok(Found::Nothing);
+    }
+    let Some(step) = state(instance)? else {
+        discard(instance)?;
+        return Ok(Found::Nothing);
+    };
+    if version(instance).as_deref() == Some(&step.to) {
+        discard(instance)?;
+        return Ok(Found::Finished);
+    }
+    roll_back(instance)?;
+    Ok(Found::RolledBack(step))
+}
+
+/// Copies the data directory. Fails without having changed anything but its own folder.
+pub(super) fn take(instance: &Path, step: &Step) -> io::Result<()> {
+    let data = instance.join(DATA);
+    let needed = size_of_files(&data)?;
+    let disk = rustix::fs::statvfs(instance)?;
+    if disk.f_bavail.saturating_mul(disk.f_frsize) < needed.saturating_add(RESERVE) {
+        return Err(io::Error::new(io::ErrorKind::StorageFull, "not enough room on the disk for a copy of its data"));
+    }
+    let root = instance.join(FOLDER);
+    fs::create_dir(&root)?;
+    mirror(&data, &root.join(DATA), Depth::Top)?;
+    write_durably(&root, STATE, &serde_json::to_vec(step)?)?;
+    files::sync_folder(instance)
+}
+
+/// Makes the new version the instance's own. From here on there is no way back.
+pub(super) fn commit(instance: &Path, step: &Step) -> io::Result<()> {
+    write_durably(instance, VERSION, step.to.as_bytes())
+}
+
+/// Puts the copy back. May be repeated after an interruption.
+pub(super) fn roll_back(instance: &Path) -> io::Result<()> {
+    let root = instance.join(FOLDER);
+    let (copy, data, failed) = (root.join(DATA), instance.join(DATA), root.join(FAILED));
+    if files::exists(&copy)? {
+        if files::exists(&data)? {
+            remove(&failed)?;
+            fs::rename(&data, &failed)?;
+        }
+        fs::rename(&copy, &data)?;
+        files::sync_folder(&root)?;
+        files::sync_folder(instance)?;
+    }
+    discard(instance)
+}
+
+/// Removes the folder of an upgrade that is over.
+pub(super) fn discard(instance: &Path) -> io::Result<()> {
+    let root = instance.join(FOLDER);
+    // Not before the copy: a copy without its state is refuse, a state without its copy means "put back already".
+    remove(&root.join(FAILED))?;
+    remove(&root)
+}
+
+fn state(instance: &Path) -> io::Result<Option<Step>> {
+    match fs::read(instance.join(FOLDER).join(STATE)) {
+        Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn remove(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Replaces a small file, whole or not at all.
+fn write_durably(folder: &Path, name: &str, text: &[u8]) -> io::Result<()> {
+    let fresh = folder.join(format!("{name}.new"));
+    let mut file = File::create(&fresh)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    fs::rename(fresh, folder.join(name))?;
+    files::sync_folder(folder)
+}
+
+/// Bytes of the files that are copied.
+fn size_of_files(data: &Path) -> io::Result<u64> {
+    let mut sum = 0_u64;
+    for entry in fs::read_dir(data)? {
+        let metadata = entry?.metadata()?;
+        sum = sum.saturating_add(if metadata.is_file() { metadata.len() } else { 0 });
+    }
+    Ok(sum)
+}
+
+/// How the files of a folder are taken over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    /// The data directory itself.
+    Top,
+    /// Below it: copied.
+    Copied,
+    /// Below it, written once: linked.
+    Linked,
+}
+
+fn mirror(from: &Path, to: &Path, depth: Depth) -> io::Result<()> {
+    fs::create_dir(to)?;
+    fs::set_permissions(to, from.metadata()?.permissions())?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (source, target, kind) = (entry.path(), to.join(entry.file_name()), entry.file_type()?);
+        if kind.is_dir() {
+            let next = match (depth, entry.file_name().to_str()) {
+                // Messages between processes, and what a restore of PocketBase's own has left over.
+                (Depth::Top, Some(".notify" | ".pb_temp_to_delete")) => continue,
+                (Depth::Top, Some("storage" | "backups")) => Depth::Linked,
+                (Depth::Top, _) => Depth::Copied,
+                (below, _) => below,
+            };
+            mirror(&source, &target, next)?;
+        } else if kind.is_symlink() {
+            std::os::unix::fs::symlink(fs::read_link(&source)?, &target)?;
+        } else if kind.is_file() {
+            // An index of the log beside it, made anew by whoever opens the database.
+            if depth == Depth::Top && entry.file_name().as_encoded_bytes().ends_with(b"-shm") {
+                continue;
+            }
+            // A link may be impossible (another device, too many links); a copy is only slower.
+            if depth != Depth::Linked || fs::hard_link(&source, &target).is_err() {
+                fs::copy(&source, &target)?;
+                File::open(&target)?.sync_all()?;
+            }
+        }
+    }
+    files::sync_folder(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn instance(root: &Path) -> PathBuf {
+        let instance = root.join("a");
+        fs::create_dir_all(instance.join("pb_data/storage/c/r")).unwrap();
+        fs::create_dir_all(instance.join("pb_data/.notify")).unwrap();
+        fs::write(instance.join("pb_data/data.db"), "old").unwrap();
+        fs::write(instance.join("pb_data/data.db-wal"), "log").unwrap();
+        fs::write(instance.join("pb_data/data.db-shm"), "index").unwrap();
+        fs::write(instance.join("pb_data/storage/c/r/f.png"), "picture").unwrap();
+        fs::write(instance.join(VERSION), "one\n").unwrap();
+        instance
+    }
+
+    fn step() -> Step {
+        Step { from: "one".into(), to: "two".into() }
+    }
+
+    fn data(instance: &Path) -> String {
+        fs::read_to_string(instance.join("pb_data/data.db")).unwrap()
+    }
+
+    #[test]
+    fn the_copy_is_whole_links_what_is_written_once_and_leaves_out_what_is_made_anew() {
+        let root = tempfile::tempdir().unwrap();
+        let instance = instance(root.path());
+        take(&instance, &step()).unwrap();
+        let inode = |path: &str| fs::metadata(instance.join(path)).unwrap().ino();
+        assert_eq!(inode("upgrade/pb_data/storage/c/r/f.png"), inode("pb_data/storage/c/r/f.png"));
+        assert_ne!(inode("upgrade/pb_data/data.db"), inode("pb_data/data.db"));
+        let mut names: Vec<_> =
+            fs::read_dir(instance.join("upgrade/pb_data")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["data.db", "data.db-wal", "storage"]);
+        assert!(is_pending(&instance) && is_unfinished(&instance));
+    }
+
+    #[test]
+    fn an_interrupted_upgrade_is_rolled_back_from_every_point() {
+        for interruption in ["changed", "data is away", "data is back"] {
+            let root = tempfile::tempdir().unwrap();
+            let instance = instance(root.path());
+            take(&instance, &step()).unwrap();
+            fs::write(instance.join("pb_data/data.db"), "half").unwrap();
+            fs::remove_file(instance.join("pb_data/storage/c/r/f.png")).unwrap();
+            let upgrade = instance.join("upgrade");
+            if interruption != "changed" {
+                fs::rename(instance.join("pb_data"), upgrade.join("failed")).unwrap();
+            }
+            if interruption == "data is back" {
+                fs::rename(upgrade.join("pb_data"), instance.join("pb_data")).unwrap();
+            }
+            assert_eq!(recover(&instance).unwrap(), Found::RolledBack(step()), "{interruption}");
+            assert_eq!(data(&instance), "old", "{interruption}");
+            assert!(instance.join("pb_data/storage/c/r/f.png").is_file(), "{interruption}");
+            assert!(!upgrade.exists(), "{interruption}");
+            assert_eq!(recover(&instance).unwrap(), Found::Nothing, "{interruption}");
+        }
+    }
+
+    #[test]
+    fn a_committed_upgrade_stays_and_a_copy_without_its_state_is_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let instance = instance(root.path());
+        take(&instance, &step()).unwrap();
+        fs::write(instance.join("pb_data/data.db"), "new").unwrap();
+        commit(&instance, &step()).unwrap();
+        assert!(!is_unfinished(&instance));
+        assert_eq!(recover(&instance).unwrap(), Found::Finished);
+        assert_eq!((data(&instance).as_str(), version(&instance).as_deref()), ("new", Some("two")));
+
+        take(&instance, &step()).unwrap();
+        fs::remove_file(instance.join("upgrade/state.json")).unwrap();
+        fs::write(instance.join("upgrade/pb_data/data.db"), "hal").unwrap();
+        assert_eq!(recover(&instance).unwrap(), Found::Nothing);
+        assert_eq!(data(&instance), "new");
+        assert!(!is_pending(&instance));
+    }
+}

@@ -1,0 +1,398 @@
+//! Bringing an instance to the version that its template has today, as part of a start.
+//!
+//! The steps: copy its data (`snapshot`), run the migrations through the jailer under the directory's lock, replace
+//! what the migrations made the same in every instance, serve it with the new hooks until the authenticated health
+//! check passes, note the new version. Any failure puts the copy back and starts what was there before, so whoever
+//! woke the instance is served either way. A failure of the instance's own is remembered and not tried again for the
+//! same version; one from outside (a full disk) is tried again after a while.
+//!
+//! Invariants: no request reaches an upgraded instance before its version is on disk, so rolling back loses nothing; an
+//! interrupted upgrade is rolled back before anything else is done with the directory.
+
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
+use dashmap::DashSet;
+use time::OffsetDateTime;
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+
+use crate::ids::TenantId;
+use crate::pocketbase::database;
+use crate::pocketbase::database::Durability;
+use crate::pocketbase::schema;
+use crate::pocketbase::schema::Shared;
+use crate::store::tenants::Kind;
+use crate::store::tenants::Tenant;
+use crate::store::versions::FailedUpgrade;
+use crate::supervisor::bake;
+use crate::supervisor::config::UpgradePolicy;
+use crate::supervisor::fleet::Fleet;
+use crate::supervisor::jail;
+use crate::supervisor::launch;
+use crate::supervisor::launch::outside;
+use crate::supervisor::logs;
+use crate::supervisor::process;
+use crate::supervisor::process::Exit;
+use crate::supervisor::process::Process;
+use crate::supervisor::slot::Running;
+use crate::supervisor::snapshot;
+use crate::supervisor::snapshot::Step;
+use crate::supervisor::state::Failure;
+use crate::supervisor::template::Golden;
+use crate::supervisor::template::chain;
+
+/// How long after something outside was in the way the upgrade is tried again.
+const OUTSIDE_RETRY: time::Duration = time::Duration::minutes(5);
+/// Log lines in the reason of a failure, and their most characters in all.
+const REASON_LINES: usize = 6;
+const REASON_CHARACTERS: usize = 1_000;
+/// News of upgrades that a slow listener may be behind.
+const NEWS: usize = 1_024;
+
+/// What the fleet keeps about upgrades.
+#[derive(Debug)]
+pub(crate) struct Upgrades {
+    policy: UpgradePolicy,
+    /// Tenants that a rollout upgrades now, whatever the policy.
+    pub(crate) asked: DashSet<TenantId>,
+    pub(crate) done: broadcast::Sender<TenantId>,
+}
+
+impl Upgrades {
+    pub(crate) fn new(policy: UpgradePolicy) -> Self {
+        Self { policy, asked: DashSet::new(), done: broadcast::Sender::new(NEWS) }
+    }
+}
+
+/// Why an upgrade did not happen.
+#[derive(Debug)]
+enum Trouble {
+    /// The template's or the instance's own doing.
+    Own(String),
+    /// Something else; another time it may work.
+    Outside(String),
+    /// The server is going down.
+    Stopping,
+    /// The data could not be put back. Nothing may be started on it.
+    Stuck(String),
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Crash(reason) | Failure::Fatal(reason) => Self::Own(reason),
+            Failure::Outside(reason, _) => Self::Outside(reason),
+            Failure::NoRoom | Failure::Suspended => Self::Outside("it was refused".to_owned()),
+        }
+    }
+}
+
+/// Starts an instance: on its template's present version where that is due and works, else on the one it has.
+pub(crate) async fn start(
+    fleet: &Arc<Fleet>,
+    tenant: &Arc<Tenant>,
+    golden: &Arc<Golden>,
+    stop: &CancellationToken,
+) -> Result<(Process, Running), Failure> {
+    let folder = fleet.folder(&tenant.id);
+    if snapshot::is_pending(&folder) {
+        recover(fleet, tenant, &folder).await.map_err(outside)?;
+    }
+    let has = snapshot::version(&folder);
+    if let Some(upgrade) = due(fleet, tenant, has.as_deref(), stop) {
+        match Box::pin(upgrade.run()).await {
+            Ok(started) => return Ok(started),
+            Err(Trouble::Stopping) => return Err(outside("the server is shutting down")),
+            Err(Trouble::Stuck(reason)) => return Err(outside(reason)),
+            // Rolled back and noted.
+            Err(Trouble::Own(_) | Trouble::Outside(_)) => {}
+        }
+    }
+    let started = Box::pin(launch::attempts(fleet, tenant, golden, stop)).await?;
+    note(fleet, tenant, has.unwrap_or_else(|| golden.hash.clone()));
+    Ok(started)
+}
+
+/// The upgrade that is to be made now, if any.
+fn due<'a>(
+    fleet: &'a Arc<Fleet>,
+    tenant: &'a Arc<Tenant>,
+    has: Option<&str>,
+    stop: &'a CancellationToken,
+) -> Option<Upgrade<'a>> {
+    let from = has?;
+    let to = fleet.templates.golden(&tenant.template).ok().filter(|golden| golden.hash != from)?;
+    let asked = fleet.upgrades.asked.contains(&tenant.id);
+    if !asked && fleet.upgrades.policy == UpgradePolicy::Manual && !tenant.id.is_global() {
+        return None;
+    }
+    let failed = fleet.versions.find(&tenant.id).and_then(|version| version.failed.clone());
+    if let Some(failed) = failed.filter(|failed| failed.hash == to.hash) {
+        let waits = failed.outside && (asked || failed.at + OUTSIDE_RETRY <= OffsetDateTime::now_utc());
+        if !waits {
+            return None;
+        }
+    }
+    let folder = fleet.folder(&tenant.id);
+    // Never made: it will be made from what the template is today.
+    folder.join("pb_data").is_dir().then(|| Upgrade {
+        step: Step { from: from.to_owned(), to: to.hash.clone() },
+        log_start: logs::length(&folder),
+        folder,
+        fleet,
+        tenant,
+        to,
+        stop,
+    })
+}
+
+/// Deals with what a killed pocketfleet left. Whoever still writes is stopped first.
+async fn recover(fleet: &Fleet, tenant: &Tenant, folder: &Path) -> Result<(), String> {
+    unlocked(fleet, folder).await?;
+    let found = blocking(folder, snapshot::recover).await.map_err(|why| format!("recover its data: {why}"))?;
+    if let snapshot::Found::RolledBack(step) = found {
+        tracing::info!(tenant.id = %tenant.id, version = short(&step.to), "rolled back an interrupted upgrade");
+    }
+    Ok(())
+}
+
+/// Makes sure that no process holds the data directory.
+async fn unlocked(fleet: &Fleet, folder: &Path) -> Result<(), String> {
+    let lock = folder.join("lock");
+    let look = |error: std::io::Error| format!("look at its lock: {error}");
+    if jail::is_locked(&lock).map_err(look)? {
+        launch::stop_stray_process(folder, fleet.config.stop_timeout).await.map_err(look)?;
+        if jail::is_locked(&lock).map_err(look)? {
+            return Err("another process holds its data directory".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// File work off the runtime's threads.
+async fn blocking<T: Send + 'static>(
+    folder: &Path,
+    work: impl FnOnce(&Path) -> std::io::Result<T> + Send + 'static,
+) -> Result<T, String> {
+    let folder = folder.to_owned();
+    let done = tokio::task::spawn_blocking(move || work(&folder)).await;
+    done.map_err(|_| "the task failed".to_owned())?.map_err(|error| error.to_string())
+}
+
+/// Brings the record of an instance's version up to date, behind the back of whoever waits for the instance.
+fn note(fleet: &Arc<Fleet>, tenant: &Arc<Tenant>, hash: String) {
+    let today = fleet.templates.golden(&tenant.template).map(|golden| golden.hash.clone()).unwrap_or_default();
+    let record = fleet.versions.find(&tenant.id);
+    let keep = record.as_ref().and_then(|record| record.failed.as_ref()).is_some_and(|failed| failed.hash == today);
+    let is_right = record.as_ref().is_some_and(|record| {
+        record.hash == hash && record.template == tenant.template && (record.failed.is_none() || keep)
+    });
+    if is_right {
+        return;
+    }
+    let (versions, tenant) = (fleet.versions.clone(), Arc::clone(tenant));
+    let work = async move {
+        if let Err(error) = versions.note(&tenant.id, &tenant.template, &hash, keep).await {
+            tracing::warn!(tenant.id = %tenant.id, %error, "note an instance's version");
+        }
+    };
+    fleet.tasks.spawn_on(work, &fleet.runtime);
+}
+
+/// One upgrade of one instance.
+struct Upgrade<'a> {
+    fleet: &'a Arc<Fleet>,
+    tenant: &'a Arc<Tenant>,
+    folder: std::path::PathBuf,
+    to: Arc<Golden>,
+    step: Step,
+    log_start: u64,
+    stop: &'a CancellationToken,
+}
+
+impl Upgrade<'_> {
+    /// All of it. After an error the data is as before, unless it says [`Trouble::Stuck`].
+    async fn run(self) -> Result<(Process, Running), Trouble> {
+        let begun = Instant::now();
+        let trouble = match Box::pin(self.steps()).await {
+            Ok(started) => {
+                self.succeeded(begun.elapsed()).await;
+                return Ok(started);
+            }
+            Err(trouble) => trouble,
+        };
+        let reason = self.reason(&trouble);
+        if let Err(error) = unlocked(self.fleet, &self.folder).await {
+            return Err(Trouble::Stuck(error));
+        }
+        if let Err(error) = blocking(&self.folder, |folder| snapshot::recover(folder).map(drop)).await {
+            return Err(Trouble::Stuck(format!("put its data back after a failed upgrade: {error}")));
+        }
+        if !matches!(trouble, Trouble::Stopping) {
+            self.failed(reason, matches!(trouble, Trouble::Outside(_))).await;
+        }
+        Err(trouble)
+    }
+
+    async fn steps(&self) -> Result<(Process, Running), Trouble> {
+        unlocked(self.fleet, &self.folder).await.map_err(Trouble::Outside)?;
+        let data = self.folder.join("pb_data").join("data.db");
+        let superusers = schema::superusers(&data).map_err(|error| launch::unreadable(&error))?;
+        let step = self.step.clone();
+        blocking(&self.folder, move |folder| snapshot::take(folder, &step))
+            .await
+            .map_err(|why| Trouble::Outside(format!("copy its data before the upgrade: {why}")))?;
+        self.migrate().await?;
+        self.settle(superusers).await?;
+        let started = launch::attempts(self.fleet, self.tenant, &self.to, self.stop).await;
+        let (process, running) = started.map_err(|failure| match Trouble::from(failure) {
+            Trouble::Outside(_) if self.stop.is_cancelled() => Trouble::Stopping,
+            other => other,
+        })?;
+        let step = self.step.clone();
+        if let Err(error) = blocking(&self.folder, move |folder| snapshot::commit(folder, &step)).await {
+            process.stop(self.fleet.config.stop_timeout).await;
+            launch::release(self.fleet, &self.tenant.id, running.epoch).await;
+            return Err(Trouble::Outside(format!("note its new version: {error}")));
+        }
+        Ok((process, running))
+    }
+
+    /// Runs the migrations. The epoch is taken first, so that a killed pocketfleet's successor looks for this process.
+    async fn migrate(&self) -> Result<(), Trouble> {
+        let store = |error: crate::store::Error| Trouble::Outside(format!("the control database: {error}"));
+        let epoch = self.fleet.placements.acquire(&self.tenant.id).await.map_err(store)?;
+        let outcome = self.migrate_in_jail().await;
+        launch::release(self.fleet, &self.tenant.id, epoch).await;
+        outcome
+    }
+
+    async fn migrate_in_jail(&self) -> Result<(), Trouble> {
+        let config = &self.fleet.config;
+        let log_start = logs::length(&self.folder);
+        let process = self.spawn().map_err(|error| Trouble::Outside(format!("start the jailer: {error}")))?;
+        tokio::select! {
+            biased;
+            () = process.exited() => {}
+            () = self.stop.cancelled() => {
+                process.stop(config.stop_timeout).await;
+                return Err(Trouble::Stopping);
+            }
+            () = tokio::time::sleep(config.upgrade_timeout) => {
+                process.stop(config.stop_timeout).await;
+                let limit = config.upgrade_timeout;
+                return Err(Trouble::Own(format!("the migrations did not end within {limit:?} (instances.upgrade_timeout)")));
+            }
+        }
+        match process.bury() {
+            Exit::Code(0) => Ok(()),
+            exit => {
+                let lines = logs::tail_since(&self.folder, log_start, REASON_LINES);
+                Err(launch::classify(exit, &lines).into())
+            }
+        }
+    }
+
+    fn spawn(&self) -> std::io::Result<Process> {
+        let empty = self.fleet.layout.empty.display().to_string();
+        let migrations = self.to.migrations_dir.as_ref().map_or_else(|| empty.clone(), |dir| dir.display().to_string());
+        std::fs::create_dir_all(self.folder.join(jail::TMP))?;
+        let spec = jail::Spec {
+            program: self.fleet.binary.path.clone(),
+            args: vec![
+                format!("--dir={}", self.folder.join("pb_data").display()),
+                format!("--migrationsDir={migrations}"),
+                format!("--hooksDir={empty}"),
+                format!("--publicDir={empty}"),
+                "migrate".to_owned(),
+                "up".to_owned(),
+            ],
+            directory: self.folder.clone(),
+            lock: self.folder.join("lock"),
+            nofile: self.fleet.config.nofile,
+            nproc: self.fleet.config.nproc,
+            data_bytes: self.fleet.config.data_bytes,
+        };
+        let log = logs::open(&self.folder)?;
+        // It does not listen anywhere.
+        let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Process::spawn(&process::own_program(), &spec, &log, nowhere, &self.fleet.binary.sha256)
+    }
+
+    /// What provisioning does to a copy, done to what the migrations changed; the database is one synced file then.
+    async fn settle(&self, superusers: Vec<String>) -> Result<(), Trouble> {
+        let (data, to, tenant) =
+            (self.folder.join("pb_data").join("data.db"), Arc::clone(&self.to), Arc::clone(self.tenant));
+        let work = move || {
+            let shared = Shared::of(&to.dir.join("data.db"))?;
+            database::edit(&data, Durability::Synced, |edit| {
+                edit.unshare(&shared, &superusers)?;
+                edit.apply_settings(&bake::settings(&to.app_name))
+            })?;
+            // The rows of a workspace's members are brought in step at each start.
+            let Some(owner) = tenant.owner.as_ref().filter(|_| tenant.kind == Kind::Personal) else { return Ok(true) };
+            Ok(database::signers(&data)?.users.contains_key(owner))
+        };
+        let done: Result<bool, database::Error> =
+            tokio::task::spawn_blocking(work).await.map_err(|_| Trouble::Outside("the task failed".to_owned()))?;
+        match done {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Trouble::Own("the migrations removed the owner's row from `users`".to_owned())),
+            Err(error) => Err(match Trouble::from(launch::unreadable(&error)) {
+                // Of a database that was fine before the migrations.
+                Trouble::Outside(_) if matches!(error, database::Error::Sqlite { .. }) => Trouble::Own(chain(&error)),
+                other => other,
+            }),
+        }
+    }
+
+    fn reason(&self, trouble: &Trouble) -> String {
+        let (Trouble::Own(reason) | Trouble::Outside(reason) | Trouble::Stuck(reason)) = trouble else {
+            return String::new();
+        };
+        let lines = logs::tail_since(&self.folder, self.log_start, REASON_LINES);
+        let more: Vec<&str> = lines.iter().map(String::as_str).filter(|line| !reason.contains(line)).collect();
+        let text = if more.is_empty() { reason.clone() } else { format!("{reason}\n{}", more.join("\n")) };
+        text.chars().take(REASON_CHARACTERS).collect()
+    }
+
+    async fn succeeded(&self, took: Duration) {
+        let id = &self.tenant.id;
+        tracing::info!(
+            tenant.id = %id, template.name = self.tenant.template, version = short(&self.step.to),
+            from = short(&self.step.from), duration_ms = took.as_millis(), "upgraded an instance"
+        );
+        if let Err(error) = self.fleet.versions.note(id, &self.tenant.template, &self.step.to, false).await {
+            // The instance's own file says it too, and the next start brings the record up to date.
+            tracing::warn!(tenant.id = %id, %error, "note an instance's version");
+        }
+        if let Err(error) = blocking(&self.folder, snapshot::discard).await {
+            tracing::warn!(tenant.id = %id, error, "remove the copy of an instance's data after its upgrade");
+        }
+        // Nobody listens: nobody has to know.
+        drop(self.fleet.upgrades.done.send(id.clone()));
+    }
+
+    async fn failed(&self, reason: String, is_outside: bool) {
+        let id = &self.tenant.id;
+        tracing::warn!(
+            tenant.id = %id, template.name = self.tenant.template, version = short(&self.step.to), %reason,
+            "an upgrade failed; the instance stays at its version"
+        );
+        let failed =
+            FailedUpgrade { hash: self.step.to.clone(), reason, at: OffsetDateTime::now_utc(), outside: is_outside };
+        if let Err(error) = self.fleet.versions.fail(id, &self.tenant.template, &self.step.from, failed).await {
+            tracing::warn!(tenant.id = %id, %error, "note a failed upgrade");
+        }
+    }
+}
+
+/// The part of a hash that people see.
+pub(crate) fn short(hash: &str) -> &str {
+    hash.get(..12).unwrap_or(hash)
+}
