@@ -30,9 +30,13 @@ use crate::auth::Verifier;
 use crate::auth::accounts;
 use crate::auth::accounts::Accounts;
 use crate::config::Config;
+use crate::gateway::Behind;
 use crate::gateway::Gateway;
 use crate::ids::TenantId;
+use crate::ids::UserId;
 use crate::pocketbase::database;
+use crate::realtime;
+use crate::realtime::Hub;
 use crate::shutdown::Shutdown;
 use crate::store::Store;
 use crate::store::placements::Placements;
@@ -240,7 +244,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         accounts: accounts.clone(),
         verifier: verifier.clone(),
         supervisor: supervisor.clone(),
-        tenants,
+        tenants: tenants.clone(),
         sessions,
         metrics: Arc::clone(&metrics),
         shutdown: shutdown.clone(),
@@ -251,17 +255,38 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         account_bodies: AccountBodies::default(),
         about: Arc::new(About::new(listen.to_string())),
     };
+    let hub = relay(config, &supervisor, &verifier, (tenants, tenancy.clone()), &metrics, &shutdown);
     let router = api::router::router(state.clone());
     let gateway = Gateway::new(
         config.server.clone(),
-        supervisor.clone(),
-        verifier,
-        tenancy,
+        Behind { supervisor: supervisor.clone(), verifier, tenancy, hub },
         metrics,
         config.log.slow_request,
         router,
     );
     Ok(Running { shutdown, supervisor, database, accounts, gateway, state })
+}
+
+/// The hub of event streams.
+fn relay(
+    config: &Config,
+    supervisor: &Supervisor,
+    verifier: &Verifier,
+    (tenants, tenancy): (Tenants, Tenancy),
+    metrics: &Arc<Metrics>,
+    shutdown: &Shutdown,
+) -> Hub {
+    let admits = move |user: &UserId, tenant: &TenantId| {
+        tenancy.personal(user).as_ref() == Some(tenant) && tenants.find(tenant).is_some_and(|tenant| !tenant.suspended)
+    };
+    Hub::new(realtime::Parts {
+        config: config.realtime.clone(),
+        supervisor: supervisor.clone(),
+        verifier: verifier.clone(),
+        admits: Arc::new(admits),
+        metrics: Arc::clone(metrics),
+        shutdown: shutdown.clone(),
+    })
 }
 
 /// The binary, found and verified, and the templates, baked.

@@ -23,6 +23,7 @@ use crate::auth::Verifier;
 use crate::error::Code;
 use crate::error::Problem;
 use crate::ids::TenantId;
+use crate::realtime::Hub;
 use crate::supervisor::Lease;
 use crate::supervisor::Priority;
 use crate::supervisor::Supervisor;
@@ -77,12 +78,13 @@ pub(crate) struct Instances {
     pub(crate) supervisor: Supervisor,
     pub(crate) verifier: Verifier,
     pub(crate) tenancy: Tenancy,
+    pub(crate) hub: Hub,
     pub(crate) guests: Arc<Semaphore>,
 }
 
 impl Instances {
-    pub(crate) fn new(supervisor: Supervisor, verifier: Verifier, tenancy: Tenancy) -> Self {
-        Self { supervisor, verifier, tenancy, guests: Arc::new(Semaphore::new(GUESTS)) }
+    pub(crate) fn new(supervisor: Supervisor, verifier: Verifier, tenancy: Tenancy, hub: Hub) -> Self {
+        Self { supervisor, verifier, tenancy, hub, guests: Arc::new(Semaphore::new(GUESTS)) }
     }
 }
 
@@ -94,6 +96,13 @@ impl Access {
             Self::Nothing => Err(not_found()),
             #[cfg(test)]
             Self::Fixed(address) => Ok(fixed(*address)),
+        }
+    }
+
+    /// Before a request that may write is passed on: attaches whoever is to be told of it.
+    pub(crate) async fn settle(&self, admission: &Admission) {
+        if let (Self::Instances(instances), Some(hold)) = (self, &admission.target.hold) {
+            instances.hub.settle(&hold.lease).await;
         }
     }
 
@@ -199,7 +208,7 @@ fn fixed(address: SocketAddr) -> Admission {
 }
 
 /// `T` or `Bearer T`, the scheme in any case, as `PocketBase` takes it.
-fn token_of(value: &HeaderValue) -> Option<&str> {
+pub(crate) fn token_of(value: &HeaderValue) -> Option<&str> {
     let text = value.to_str().ok()?.trim();
     let token = match text.split_at_checked(7) {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer ") => token.trim(),
@@ -208,7 +217,7 @@ fn token_of(value: &HeaderValue) -> Option<&str> {
     (!token.is_empty()).then_some(token)
 }
 
-fn unauthorized() -> Problem {
+pub(crate) fn unauthorized() -> Problem {
     Problem::new(Code::Unauthorized).message("the request requires valid record authorization token")
 }
 

@@ -1,4 +1,4 @@
-//! The response body in its four forms. Nothing is buffered: a relayed body passes frame by frame and holds the
+//! The response body in its five forms. Nothing is buffered: a relayed body passes frame by frame and holds the
 //! instance's lease until its last one.
 
 use std::fmt;
@@ -25,6 +25,7 @@ use super::pool::Upstream;
 use super::stall::Alarm;
 use super::upload::Standing;
 use super::upload::Upload;
+use crate::realtime::Stream;
 
 /// Why a response body ended early; hyper closes the client's connection on it.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +45,7 @@ pub(crate) enum Body {
     Full(Bytes),
     Relayed(Box<Relay>),
     Own(axum::body::Body),
+    Events(Stream),
 }
 
 impl HttpBody for Body {
@@ -59,6 +61,7 @@ impl HttpBody for Body {
             }
             Self::Relayed(relay) => relay.poll_frame(cx),
             Self::Own(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::Own),
+            Self::Events(stream) => Pin::new(stream).poll_frame(cx).map_err(|never| match never {}),
         }
     }
 
@@ -68,6 +71,7 @@ impl HttpBody for Body {
             Self::Full(bytes) => bytes.is_empty(),
             Self::Relayed(relay) => relay.incoming.is_end_stream(),
             Self::Own(body) => body.is_end_stream(),
+            Self::Events(stream) => stream.is_end_stream(),
         }
     }
 
@@ -77,6 +81,7 @@ impl HttpBody for Body {
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Relayed(relay) => relay.incoming.size_hint(),
             Self::Own(body) => body.size_hint(),
+            Self::Events(stream) => stream.size_hint(),
         }
     }
 }

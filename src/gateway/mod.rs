@@ -29,6 +29,7 @@ mod io;
 mod meters;
 mod path;
 mod pool;
+mod realtime;
 mod reply;
 mod request_id;
 mod route;
@@ -56,6 +57,7 @@ use self::client_addr::TrustedProxies;
 use self::service::Blueprint;
 use self::worker::Worker;
 use crate::auth::Verifier;
+use crate::realtime::Hub;
 use crate::shutdown::Shutdown;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
@@ -72,6 +74,19 @@ pub enum Error {
     Worker(#[source] std::io::Error),
 }
 
+/// What stands behind a gateway.
+#[derive(Debug)]
+pub struct Behind {
+    /// The fleet.
+    pub supervisor: Supervisor,
+    /// Who a token speaks for.
+    pub verifier: Verifier,
+    /// Where a user acts.
+    pub tenancy: Tenancy,
+    /// The event streams.
+    pub hub: Hub,
+}
+
 /// Serves connections. Made once, consumed by [`run`](Self::run).
 pub struct Gateway {
     blueprint: Blueprint,
@@ -84,14 +99,13 @@ impl Gateway {
     /// event loop, which ends with the gateway: tasks that must outlive it belong on another runtime.
     pub fn new(
         config: Config,
-        supervisor: Supervisor,
-        verifier: Verifier,
-        tenancy: Tenancy,
+        behind: Behind,
         metrics: Arc<Metrics>,
         slow_request: Duration,
         router: axum::Router,
     ) -> Self {
-        let access = Access::Instances(Instances::new(supervisor, verifier, tenancy));
+        let Behind { supervisor, verifier, tenancy, hub } = behind;
+        let access = Access::Instances(Instances::new(supervisor, verifier, tenancy, hub));
         Self::with_access(config, access, metrics, slow_request, router)
     }
 

@@ -14,6 +14,8 @@ pub(crate) enum Route<'a> {
     Global(GlobalCall<'a>),
     /// Forwarded to the caller's own instance.
     Tenant,
+    /// Event streams: opened and subscribed here.
+    Realtime,
     /// Part of `PocketBase`'s API that is not offered yet.
     Later,
     /// Part of `PocketBase`'s API that is not offered.
@@ -55,7 +57,8 @@ fn api<'a>(method: &Method, rest: &'a str) -> Route<'a> {
         ("collections", Some(tail)) => collection(method, tail),
         ("files", Some(tail)) => file(method, tail),
         ("batch", None) if method == Method::POST => Route::Tenant,
-        ("realtime" | "oauth2-redirect", None) => Route::Later,
+        ("realtime", None) if method == Method::GET || method == Method::POST => Route::Realtime,
+        ("oauth2-redirect", None) => Route::Later,
         ("v1" | "health" | "keys", _) => Route::Own,
         _ if first.starts_with("queue") || first.starts_with("meetings") => Route::Own,
         _ => Route::Absent,
@@ -254,7 +257,6 @@ mod tests {
         check(
             |method, path| route(method, path) == Route::Later,
             &[
-                ("GET|POST", "/api/realtime"),
                 (ANY, "/t/acme/api/collections/notes/records"),
                 ("GET|POST", "/api/oauth2-redirect"),
                 ("POST", "/api/files/token"),
@@ -314,6 +316,7 @@ mod tests {
                 (ANY, "/api/files/notes/x/y/z"),
                 ("POST|DELETE", "/api/files/notes/x/y"),
                 (ANY, "/api/realtime/"),
+                ("HEAD|PUT|PATCH|DELETE", "/api/realtime"),
                 (ANY, "/api/Health"),
             ],
         );

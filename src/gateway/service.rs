@@ -21,6 +21,7 @@ use tower::ServiceExt;
 
 use super::access::Access;
 use super::access::Admission;
+use super::access::Instances;
 use super::access::Recognised;
 use super::access::not_found;
 use super::body::Body;
@@ -109,6 +110,20 @@ impl Service {
         }
     }
 
+    pub(crate) fn instances(&self) -> Result<&Instances, Problem> {
+        if let Access::Instances(instances) = &self.access { Ok(instances) } else { Err(not_found()) }
+    }
+
+    /// Who is at the other end, or behind it.
+    pub(crate) fn client(&self, peer: &Peer, headers: &HeaderMap) -> IpAddr {
+        self.trusted.client(peer.address, headers)
+    }
+
+    /// How large a JSON body of ours may be, and how long it may stand still.
+    pub(crate) fn json_limits(&self) -> (u64, Duration) {
+        (self.config.max_json_bytes, self.config.body_idle_timeout)
+    }
+
     pub(crate) fn forwarder(&self) -> &Forwarder {
         &self.forwarder
     }
@@ -161,9 +176,13 @@ impl Service {
                 seen.by = Answerer::Tenant;
                 check_length(request.headers(), self.config.max_body_bytes)?;
                 let admission = self.access.tenant(request.headers(), &peer.recognised).await?;
+                if !matches!(*request.method(), Method::GET | Method::HEAD) {
+                    self.access.settle(&admission).await;
+                }
                 let response = self.pass_on(peer, tag, request, admission, self.config.max_body_bytes, seen).await;
                 response.map(headers::keep_private)
             }
+            Route::Realtime => self.realtime(peer, request).await,
             Route::Global(call) => self.global(peer, tag, request, call, seen).await,
             Route::Later => Err(Problem::new(Code::NotImplemented)),
             Route::Absent => Err(not_found()),
@@ -294,7 +313,7 @@ impl Service {
 }
 
 /// Refuses a body that says itself that it is too large, before a byte of it is read or an instance woken.
-fn check_length(headers: &HeaderMap, limit: u64) -> Result<(), Problem> {
+pub(crate) fn check_length(headers: &HeaderMap, limit: u64) -> Result<(), Problem> {
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > limit) { Err(Problem::new(Code::BodyTooLarge)) } else { Ok(()) }
 }

@@ -54,7 +54,7 @@ pub(super) struct Seat {
     pub(super) binding: Binding,
     /// What the instance is asked for.
     pub(super) topics: Arc<[String]>,
-    /// Whether it waits for an OAuth2 sign-in.
+    /// Whether it waits for an `OAuth2` sign-in.
     pub(super) oauth2: bool,
     pub(super) link: Option<Link>,
     pub(super) user_place: Option<Place<UserId>>,

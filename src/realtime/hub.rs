@@ -61,6 +61,9 @@ const SUBSCRIBE: Duration = Duration::from_secs(12);
 const POST_MORTEM: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(25);
 
+/// The function that knows who may act where.
+pub type Admits = dyn Fn(&UserId, &TenantId) -> bool + Send + Sync;
+
 /// What the hub is built from.
 pub struct Parts {
     /// The `[realtime]` section.
@@ -70,7 +73,7 @@ pub struct Parts {
     /// Who a token speaks for.
     pub verifier: Verifier,
     /// Whether this user may (still) act in this tenant.
-    pub admits: Arc<dyn Fn(&UserId, &TenantId) -> bool + Send + Sync>,
+    pub admits: Arc<Admits>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// The shutdown, at which every stream ends.
@@ -142,7 +145,7 @@ pub(super) struct Shared {
     pub(super) config: Config,
     pub(super) supervisor: Supervisor,
     pub(super) verifier: Verifier,
-    pub(super) admits: Arc<dyn Fn(&UserId, &TenantId) -> bool + Send + Sync>,
+    pub(super) admits: Arc<Admits>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) shutdown: Shutdown,
     pub(super) runtime: Handle,
@@ -235,7 +238,7 @@ impl Hub {
         let _ = self.shared.shutdown.spawn_on(round, &self.shared.runtime).await;
     }
 
-    /// Tells the stream whose id is `state` how an OAuth2 sign-in ended, once. Says whether one waited for it.
+    /// Tells the stream whose id is `state` how an `OAuth2` sign-in ended, once. Says whether one waited for it.
     pub fn oauth2(&self, state: &str, code: &str, error: &str) -> bool {
         #[derive(Serialize)]
         struct Answer<'a> {

@@ -62,8 +62,8 @@ impl Parser {
 impl Event {
     /// What listeners listen for.
     pub(super) fn name(&self) -> &[u8] {
-        let lines = self.rest.split(|byte| *byte == b'\n');
-        lines.filter_map(|line| line.strip_prefix(b"event:")).next().unwrap_or_default()
+        let mut lines = self.rest.split(|byte| *byte == b'\n');
+        lines.find_map(|line| line.strip_prefix(b"event:")).unwrap_or_default()
     }
 
     /// The event as our client gets it.

@@ -31,7 +31,9 @@ pub(super) fn check(client_id: &str, subscriptions: &[String]) -> Result<(), Err
         return Err(Error::Invalid { data: json!({ "subscriptions": too_long(MAX_SUBSCRIPTIONS) }) });
     }
     if let Some(at) = subscriptions.iter().position(|one| one.len() > MAX_SUBSCRIPTION) {
-        return Err(Error::Invalid { data: json!({ "subscriptions": { at.to_string(): too_long(MAX_SUBSCRIPTION) } }) });
+        return Err(Error::Invalid {
+            data: json!({ "subscriptions": { at.to_string(): too_long(MAX_SUBSCRIPTION) } }),
+        });
     }
     Ok(())
 }
@@ -44,7 +46,7 @@ fn too_long(max: usize) -> Value {
     })
 }
 
-/// What the instance is asked for, and whether the client waits for an OAuth2 sign-in, which never leaves this process.
+/// What the instance is asked for, and whether the client waits for an `OAuth2` sign-in, which never leaves this process.
 pub(super) fn split(subscriptions: Vec<String>) -> (Vec<String>, bool) {
     let before = subscriptions.len();
     let topics: Vec<String> = subscriptions.into_iter().filter(|topic| topic != OAUTH2).collect();
@@ -56,7 +58,7 @@ pub(super) fn split(subscriptions: Vec<String>) -> (Vec<String>, bool) {
 pub(super) enum Binding {
     /// Nobody subscribed yet.
     Unbound,
-    /// Somebody without a token who waits for an OAuth2 sign-in.
+    /// Somebody without a token who waits for an `OAuth2` sign-in.
     SignIn,
     /// A tenant's.
     Bound { tenant: TenantId, rights: Rights },
@@ -75,8 +77,6 @@ impl Binding {
     pub(super) fn admits(&self, next: &Self) -> Result<(), Error> {
         match (self, next) {
             (Self::Unbound | Self::SignIn, _) => Ok(()),
-            // A stream without rights loses nothing when it goes on to wait for a sign-in.
-            (Self::Bound { rights: Rights::Visitor(None), .. }, Self::SignIn) => Ok(()),
             (Self::Bound { .. }, Self::Unbound | Self::SignIn) => Err(Error::OtherAuthorization),
             (Self::Bound { tenant, rights }, Self::Bound { tenant: other, rights: asked }) => {
                 // Another instance would not know the id.
@@ -146,8 +146,7 @@ mod tests {
     #[test]
     fn a_guests_stream_may_become_somebodys_and_never_somebody_elses() {
         let tenant = TenantId::parse("acme").unwrap();
-        let visitor =
-            |authorization| Binding::Bound { tenant: tenant.clone(), rights: Rights::Visitor(authorization) };
+        let visitor = |authorization| Binding::Bound { tenant: tenant.clone(), rights: Rights::Visitor(authorization) };
         let token = |id: &str, seconds| {
             let signer = Signer { collection_id: "c".into(), record_id: id.into(), key: Key::new("a", "b") };
             Some(HeaderValue::try_from(signer.mint(SystemTime::now(), Duration::from_secs(seconds))).unwrap())
@@ -159,8 +158,7 @@ mod tests {
         assert_eq!(visitor(token("ada", 60)).admits(&visitor(token("bob", 60))), Err(Error::OtherAuthorization));
         assert_eq!(visitor(token("ada", 60)).admits(&visitor(None)), Err(Error::OtherAuthorization));
         assert_eq!(visitor(token("ada", 60)).admits(&Binding::SignIn), Err(Error::OtherAuthorization));
-        let elsewhere =
-            Binding::Bound { tenant: TenantId::parse("other").unwrap(), rights: Rights::Visitor(None) };
+        let elsewhere = Binding::Bound { tenant: TenantId::parse("other").unwrap(), rights: Rights::Visitor(None) };
         assert_eq!(visitor(None).admits(&elsewhere), Err(Error::UnknownClient));
     }
 }

@@ -14,6 +14,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
+use http_body_util::Collected;
 use http_body_util::Full;
 use http_body_util::Limited;
 use hyper::Method;
@@ -100,8 +101,7 @@ impl Upstream {
         }
         let (id, now) = (String::new(), Instant::now());
         let (parser, body) = (Parser::new(max_event), response.into_body());
-        let mut stream =
-            Self { address, client, id, parser, body, driver, _sender: sender, opened: now, heard: now };
+        let mut stream = Self { address, client, id, parser, body, driver, _sender: sender, opened: now, heard: now };
         let hello = stream.next().await?;
         let id = hello.id.as_ref().and_then(|id| std::str::from_utf8(id).ok()).unwrap_or_default();
         if hello.name() != b"PB_CONNECT" || id.is_empty() {
@@ -193,13 +193,12 @@ async fn drive<T>(driver: &mut Driver, work: impl Future<Output = T>) -> T {
 async fn refusal(response: Response<Incoming>, driver: &mut Driver) -> Fault {
     let status = response.status().as_u16();
     let body = drive(driver, Limited::new(response.into_body(), MAX_REFUSAL).collect()).await;
-    let body = body.map(|collected| collected.to_bytes()).unwrap_or_default();
+    let body = body.map(Collected::to_bytes).unwrap_or_default();
     let value: Value = serde_json::from_slice(&body).unwrap_or_default();
     let text = value.get("message").and_then(Value::as_str).unwrap_or_default().trim_end_matches('.');
     let mut letters = text.chars();
-    let message = letters.next().map_or_else(
-        || "the instance refused".to_owned(),
-        |first| first.to_lowercase().chain(letters).collect(),
-    );
+    let message = letters
+        .next()
+        .map_or_else(|| "the instance refused".to_owned(), |first| first.to_lowercase().chain(letters).collect());
     Fault::Refused { status, message }
 }

@@ -8,6 +8,8 @@ mod gateway;
 mod openapi;
 mod operators;
 mod raw_http;
+mod realtime;
+mod realtime_limits;
 mod sdk;
 mod startup;
 mod store;
