@@ -79,10 +79,6 @@ impl Binding {
             (Self::Unbound | Self::SignIn, _) => Ok(()),
             (Self::Bound { .. }, Self::Unbound | Self::SignIn) => Err(Error::OtherAuthorization),
             (Self::Bound { tenant, rights }, Self::Bound { tenant: other, rights: asked }) => {
-                // Another instance would not know the id.
-                if tenant != other {
-                    return Err(Error::UnknownClient);
-                }
                 let same = match (rights, asked) {
                     (Rights::Visitor(None), _) => true,
                     (Rights::Member(bound), Rights::Member(asked)) => bound.user() == asked.user(),
@@ -91,7 +87,12 @@ impl Binding {
                     }
                     (Rights::Member(_) | Rights::Visitor(Some(_)), _) => false,
                 };
-                if same { Ok(()) } else { Err(Error::OtherAuthorization) }
+                match (same, tenant == other) {
+                    (true, true) => Ok(()),
+                    (false, _) => Err(Error::OtherAuthorization),
+                    // Another instance would not know the id.
+                    (true, false) => Err(Error::UnknownClient),
+                }
             }
         }
     }
