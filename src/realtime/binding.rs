@@ -1,6 +1,7 @@
 //! One subscription call: whose stream becomes whose, and what follows for its link.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
@@ -49,6 +50,7 @@ impl Shared {
         Ok(match audience {
             Audience::SignIn => Binding::SignIn,
             Audience::Visitor { tenant, authorization } => {
+                let authorization = subscription::unexpired(authorization, SystemTime::now());
                 Binding::Bound { tenant, rights: Rights::Visitor(authorization) }
             }
             Audience::Member { tenant, token: _, principal } => {

@@ -1,5 +1,8 @@
 //! What a client asks for, checked as `PocketBase` 0.40 checks it, and who it may be asked by. Pure.
 
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
+
 use hyper::header::HeaderValue;
 use serde_json::Value;
 use serde_json::json;
@@ -8,6 +11,7 @@ use super::Error;
 use super::OAUTH2;
 use crate::auth::Standing;
 use crate::ids::TenantId;
+use crate::pocketbase::token::Claims;
 use crate::pocketbase::token::Unverified;
 
 const MAX_CLIENT_ID: usize = 255;
@@ -105,19 +109,33 @@ impl Binding {
     }
 }
 
+/// What a visitor sent, as the instance would take it now: an expired token is no token, and the one who sent it a guest.
+pub(super) fn unexpired(authorization: Option<HeaderValue>, now: SystemTime) -> Option<HeaderValue> {
+    authorization.filter(|header| !has_expired(header, now))
+}
+
+/// Whether the token has had its time. What is no token has none.
+pub(super) fn has_expired(header: &HeaderValue, now: SystemTime) -> bool {
+    let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    claims_of(header).is_some_and(|claims| claims.exp <= now)
+}
+
 /// Collection and id of the record that a token claims. The instance checks the token; here it only has to be the same
 /// claim as before.
 fn record_of(header: &HeaderValue) -> Option<(String, String)> {
+    claims_of(header).map(|claims| (claims.collection_id, claims.id))
+}
+
+/// What a visitor's token claims, unproved.
+fn claims_of(header: &HeaderValue) -> Option<Claims> {
     let text = header.to_str().ok()?.trim();
     let token = text.rsplit(' ').next().unwrap_or(text);
-    let unverified = Unverified::parse(token).ok()?;
-    Some((unverified.claims().collection_id.clone(), unverified.claims().id.clone()))
+    Some(Unverified::parse(token).ok()?.claims().clone())
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
-    use std::time::SystemTime;
 
     use super::*;
     use crate::pocketbase::token::Key;
@@ -142,6 +160,17 @@ mod tests {
         let topics = vec!["notes/*".to_owned(), "@oauth2".to_owned(), "@oauth2x".to_owned()];
         assert_eq!(split(topics), (vec!["notes/*".to_owned(), "@oauth2x".to_owned()], true));
         assert_eq!(split(vec!["a".to_owned()]), (vec!["a".to_owned()], false));
+    }
+
+    #[test]
+    fn a_visitor_with_an_expired_token_is_a_guest() {
+        let (now, minute) = (SystemTime::now(), Duration::from_mins(1));
+        let signer = Signer { collection_id: "c".into(), record_id: "r".into(), key: Key::new("a", "b") };
+        let token = Some(HeaderValue::try_from(format!("Bearer {}", signer.mint(now, minute))).unwrap());
+        assert_eq!(unexpired(token.clone(), now), token);
+        assert_eq!(unexpired(token, now + minute * 2), None);
+        let other = Some(HeaderValue::from_static("something else"));
+        assert_eq!(unexpired(other.clone(), now), other);
     }
 
     #[test]
