@@ -20,6 +20,7 @@ use anyhow::Context;
 use anyhow::anyhow;
 use rustix::fs::FlockOperation;
 use time::OffsetDateTime;
+use tokio::sync::broadcast::error::RecvError;
 
 use crate::api;
 use crate::api::About;
@@ -265,6 +266,9 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         },
     )?;
     let hub = relay(config, &supervisor, &verifier, &tenancy, &metrics, &shutdown);
+    let popup = hub.clone();
+    let oauth2 = Deliver::new(move |state, code, error| popup.oauth2(state, code, error));
+    shutdown.spawn(reconnect_upgraded(supervisor.clone(), hub.clone(), shutdown.clone()));
     let dashboards = Dashboards::new(config.server.dashboard, config.server.dashboard_ttl);
     let state = AppState {
         dashboards: dashboards.clone(),
@@ -283,7 +287,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         },
         account_bodies: AccountBodies::default(),
         about: Arc::new(About::new(listen.to_string())),
-        oauth2: Deliver::nowhere(),
+        oauth2,
     };
     let router = api::router::router(state.clone());
     let parts = gateway::Parts {
@@ -298,6 +302,23 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
     };
     let gateway = Gateway::new(parts, router);
     Ok(Running { shutdown, supervisor, database, accounts, gateway, state })
+}
+
+/// Ends the streams of instances that were upgraded: what clients know of them may not be true any more.
+async fn reconnect_upgraded(supervisor: Supervisor, hub: Hub, shutdown: Shutdown) {
+    let mut upgrades = supervisor.upgrades();
+    let ended = shutdown.token().clone();
+    loop {
+        let upgraded = tokio::select! {
+            upgraded = upgrades.recv() => upgraded,
+            () = ended.cancelled() => return,
+        };
+        match upgraded {
+            Ok(tenant) => hub.reset(&tenant),
+            Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "upgrades went by unseen; some streams go on"),
+            Err(RecvError::Closed) => return,
+        }
+    }
 }
 
 /// The hub of event streams.

@@ -232,17 +232,20 @@ async fn create_tenant(
     user: AuthUser,
     json::Json(body): json::Json<CreateTenant>,
 ) -> Result<(StatusCode, Json<TenantView>), ApiError> {
-    let identity = body.identity.as_deref().map_or(Ok(Identity::Global), identity)?;
-    let template = body.template.unwrap_or_else(|| tenancy.template(identity).to_owned());
-    if !supervisor.has_template(&template) {
+    let asked = body.identity.as_deref().map(identity).transpose()?;
+    let template = body.template.unwrap_or_else(|| tenancy.template(asked.unwrap_or_default()).to_owned());
+    let traits = supervisor.templates().traits(&template).filter(|_| supervisor.has_template(&template));
+    let Some(traits) = traits.filter(|traits| traits.kinds.contains(&Kind::Workspace)) else {
         return Err(invalid_field("template", "validation_invalid_template", "There is no such template.").into());
-    }
+    };
+    // What the caller leaves open is the template's to say.
+    let identity = asked.unwrap_or(traits.identity);
     let wanted = NewWorkspace {
         name: body.name,
         slug: body.slug,
         template,
         identity,
-        public_read: body.public_read.unwrap_or_default(),
+        public_read: body.public_read.unwrap_or(traits.public_read),
     };
     let made = to_its_end(&shutdown, async move {
         let is_admin = user.principal.role == Role::Admin;

@@ -347,3 +347,37 @@ async fn many_threads_and_a_writer_never_see_a_stale_key_after_the_change_is_tol
         reader.await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_standing_lasts_as_long_as_a_session_of_its_family_and_the_accounts_key() {
+    let world = World::new().await;
+    let minutes = |minutes| world.now + Duration::from_mins(minutes);
+    let [first, second] = [10, 60].map(|ttl| {
+        let token = signer(USERS, EVE, "eve-key").mint(world.now, Duration::from_mins(ttl));
+        world.verify(&token).unwrap()
+    });
+    let standing = world.verifier.standing(&first).unwrap();
+    let holds = |now| world.verifier.holds(&mut standing.clone(), now);
+    assert!(holds(world.now), "nobody can have ended what is not registered");
+    assert!(!holds(minutes(10)), "but it expires");
+
+    world.sessions.register(keeper::adopted(&first, world.now)).await.unwrap();
+    let refreshed = Session { family: Some(first.session.clone()), ..keeper::adopted(&second, world.now) };
+    world.sessions.register(refreshed).await.unwrap();
+    let until = keeper::calendar(minutes(1));
+    world.sessions.set_status(&first.session, Status::Superseded { until }).await.unwrap();
+    assert!(holds(minutes(2)), "the first is over, the second is of its family");
+    assert!(!holds(minutes(60)));
+
+    world.db.execute("UPDATE users SET tokenKey = 'other' WHERE id = ?1", [EVE]).unwrap();
+    world.verifier.accounts_changed();
+    assert!(!holds(minutes(2)), "the account's key changed");
+    world.db.execute("UPDATE users SET tokenKey = 'eve-key', name = 'E' WHERE id = ?1", [EVE]).unwrap();
+    world.verifier.accounts_changed();
+    assert!(holds(minutes(2)), "the account changed and its key did not");
+
+    world.sessions.set_status(&second.session, Status::Revoked).await.unwrap();
+    assert!(holds(world.now), "the grace of the first still runs");
+    world.sessions.set_status(&first.session, Status::Revoked).await.unwrap();
+    assert!(!holds(world.now));
+}

@@ -26,7 +26,6 @@ use super::place::Detached;
 use super::service::Peer;
 use super::service::Service;
 use super::service::check_length;
-use super::tenant_route::is_listed;
 use super::upload::RequestBody;
 use crate::auth::Principal;
 use crate::error::Code;
@@ -36,6 +35,7 @@ use crate::realtime::OAUTH2;
 use crate::realtime::Subscribe;
 use crate::store::tenants::Identity;
 use crate::store::tenants::Tenant;
+use crate::tenancy::Tenancy;
 
 /// Tells proxies to pass events on as they come.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -151,7 +151,7 @@ fn are_public(tenant: &Tenant, call: &Call) -> bool {
         let Some((collection, record)) = topic.split_once('/') else { return false };
         let records = format!("/api/collections/{collection}/records");
         let path = if record == "*" { records } else { format!("{records}/{record}") };
-        is_listed(&tenant.public_read, &path)
+        Tenancy::is_public(tenant, &path)
     })
 }
 

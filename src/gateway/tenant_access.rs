@@ -34,7 +34,6 @@ use super::route::is_read;
 use super::tenant_route::FilePath;
 use super::tenant_route::SignIn;
 use super::tenant_route::TenantRoute;
-use super::tenant_route::is_listed;
 use crate::auth::Principal;
 use crate::error::Code;
 use crate::error::Problem;
@@ -45,6 +44,7 @@ use crate::store::tenants::Tenant;
 use crate::supervisor;
 use crate::supervisor::Priority;
 use crate::tenancy::MemberRole;
+use crate::tenancy::Tenancy;
 
 /// A request to a tenant's address.
 #[derive(Debug)]
@@ -208,6 +208,10 @@ impl Instances {
             return Err(Problem::new(Code::Forbidden).message("guests of this workspace may only read"));
         }
         let (lease, warm_after) = self.lease(&tenant.id).await?;
+        if lease.user_authorization(&principal.user).is_none() {
+            // A newcomer whose row the running instance has not been given yet.
+            self.supervisor.enroll(&tenant.id).await?;
+        }
         let admission = Admission::of_user(lease, &tenant.id, &principal.user, warm_after)?;
         let admission = if matches!(ask.route, TenantRoute::File(_)) {
             admission.with_file_token(&principal.user)
@@ -312,7 +316,7 @@ impl Instances {
             // `PocketBase` decides whether the file needs a token. Its name has random parts, so whoever knows it was
             // told; whoever guesses wakes nobody.
             TenantRoute::File(FilePath { record, name }) => self.supervisor.has_file(&tenant.id, record, name),
-            _ => is_read(ask.method) && is_listed(&tenant.public_read, ask.path),
+            _ => is_read(ask.method) && Tenancy::is_public(tenant, ask.path),
         }
     }
 }

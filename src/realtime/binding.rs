@@ -1,7 +1,9 @@
 //! One subscription call: whose stream becomes whose, and what follows for its link.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -48,6 +50,7 @@ impl Shared {
         Ok(match audience {
             Audience::SignIn => Binding::SignIn,
             Audience::Visitor { tenant, authorization } => {
+                let authorization = subscription::unexpired(authorization, SystemTime::now());
                 Binding::Bound { tenant, rights: Rights::Visitor(authorization) }
             }
             Audience::Member { tenant, token: _, principal } => {
@@ -88,8 +91,11 @@ impl Shared {
         // Nobody who only waits for a sign-in has anything to ask of an instance.
         seat.topics = if next.tenant().is_some() { topics.into() } else { Arc::default() };
         seat.oauth2 = oauth2;
+        // Subscribing again does not prolong the wait for a sign-in.
+        if !matches!((&seat.binding, &next), (Binding::SignIn, Binding::SignIn)) {
+            seat.bound_at = Instant::now();
+        }
         seat.binding = next;
-        seat.bound_at = Instant::now();
         Ok(changed)
     }
 
@@ -97,9 +103,7 @@ impl Shared {
     async fn follow(self: &Arc<Self>, client: &Arc<Client>, tenant: &TenantId, changed: bool) -> Result<(), Error> {
         let linked = client.seat().link.as_ref().map(|link| (link.epoch, link.changes.clone()));
         let outcome = match (self.supervisor.visit(tenant), linked) {
-            (Some(lease), Some((epoch, changes))) if lease.epoch() == epoch => {
-                self.change(client, &lease, changes).await
-            }
+            (Some(lease), Some((epoch, link))) if lease.epoch() == epoch => self.change(client, &lease, link).await,
             (Some(_), _) if client.seat().topics.is_empty() => Ok(()),
             (Some(lease), _) => self.attach(client, &lease).await,
             // The instance is about to stop. Its last events are on their way, but not those newly asked for.
@@ -113,15 +117,10 @@ impl Shared {
         outcome
     }
 
-    async fn change(
-        &self,
-        client: &Client,
-        lease: &Lease,
-        changes: tokio::sync::mpsc::Sender<Change>,
-    ) -> Result<(), Error> {
+    async fn change(&self, client: &Client, lease: &Lease, link: mpsc::Sender<Change>) -> Result<(), Error> {
         let (topics, authorization) = self.credentials(client, lease)?;
         let (reply, answer) = oneshot::channel();
-        changes.send(Change { topics, authorization, reply }).await.map_err(|_| Error::Unreachable)?;
+        link.send(Change { topics, authorization, reply }).await.map_err(|_| Error::Unreachable)?;
         answer.await.unwrap_or(Err(Error::Unreachable))
     }
 }

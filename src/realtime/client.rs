@@ -54,7 +54,7 @@ pub(super) struct Seat {
     pub(super) binding: Binding,
     /// What the instance is asked for.
     pub(super) topics: Arc<[String]>,
-    /// Whether it waits for an OAuth2 sign-in.
+    /// Whether it waits for an `OAuth2` sign-in.
     pub(super) oauth2: bool,
     pub(super) link: Option<Link>,
     pub(super) user_place: Option<Place<UserId>>,
@@ -222,5 +222,46 @@ impl Drop for Stream {
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stream").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::realtime::places::Places;
+
+    fn client() -> (Client, Arc<Metrics>) {
+        let metrics = Metrics::new();
+        let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let places = (Places::new(1).take(()).unwrap(), Places::new(1).take(ip).unwrap());
+        (Client::new("id".into(), ip, places, Tally::new(&metrics, "unbound")), metrics)
+    }
+
+    #[test]
+    fn what_waits_is_bounded_in_events_and_bytes_and_gone_at_the_end() {
+        let (client, _metrics) = client();
+        let frame = || Bytes::from_static(b"1234");
+        assert!(client.push(frame(), 2, 100) && client.push(frame(), 2, 100));
+        assert!(!client.push(frame(), 2, 100), "too many");
+        assert!(!client.push(frame(), 9, 11), "too large together");
+        let cx = Context::from_waker(Waker::noop());
+        assert_eq!(client.poll_frame(&cx), Poll::Ready(Some(frame())));
+        assert!(client.push(frame(), 2, 100), "room again");
+        client.close();
+        assert_eq!(client.poll_frame(&cx), Poll::Ready(None), "nothing is sent after the end");
+        assert!(client.push(frame(), 2, 100), "and nothing is slow any more");
+    }
+
+    #[test]
+    fn a_state_is_counted_while_it_lasts() {
+        let (client, metrics) = client();
+        let count = |state| metrics.streams.get_or_create(&StateLabels { state }).get();
+        assert_eq!(count("unbound"), 1);
+        client.seat().tally = Some(Tally::new(&metrics, "parked"));
+        assert_eq!((count("unbound"), count("parked")), (0, 1));
+        drop(client);
+        assert_eq!(count("parked"), 0);
     }
 }

@@ -21,13 +21,11 @@ use futures_util::stream;
 use hyper::header::HeaderValue;
 use rand::RngExt;
 use rand::distr::Alphanumeric;
-use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::Config;
 use super::Error;
-use super::OAUTH2;
 use super::Stream;
 use super::Subscribe;
 use super::client::Client;
@@ -37,6 +35,8 @@ use super::link::Relay;
 use super::places::Places;
 use super::places::network;
 use super::sse;
+use super::subscription;
+use super::subscription::Binding;
 use super::subscription::Rights;
 use super::upstream::Fault;
 use super::upstream::Upstream;
@@ -61,6 +61,9 @@ const SUBSCRIBE: Duration = Duration::from_secs(12);
 const POST_MORTEM: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(25);
 
+/// The function that knows who may act where.
+pub type Admits = dyn Fn(&UserId, &TenantId) -> bool + Send + Sync;
+
 /// What the hub is built from.
 pub struct Parts {
     /// The `[realtime]` section.
@@ -70,7 +73,7 @@ pub struct Parts {
     /// Who a token speaks for.
     pub verifier: Verifier,
     /// Whether this user may (still) act in this tenant.
-    pub admits: Arc<dyn Fn(&UserId, &TenantId) -> bool + Send + Sync>,
+    pub admits: Arc<Admits>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// The shutdown, at which every stream ends.
@@ -142,7 +145,7 @@ pub(super) struct Shared {
     pub(super) config: Config,
     pub(super) supervisor: Supervisor,
     pub(super) verifier: Verifier,
-    pub(super) admits: Arc<dyn Fn(&UserId, &TenantId) -> bool + Send + Sync>,
+    pub(super) admits: Arc<Admits>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) shutdown: Shutdown,
     pub(super) runtime: Handle,
@@ -235,22 +238,19 @@ impl Hub {
         let _ = self.shared.shutdown.spawn_on(round, &self.shared.runtime).await;
     }
 
-    /// Tells the stream whose id is `state` how an OAuth2 sign-in ended, once. Says whether one waited for it.
+    /// Tells the stream whose id is `state` how an `OAuth2` sign-in ended, once. Says whether one waited for it.
     pub fn oauth2(&self, state: &str, code: &str, error: &str) -> bool {
-        #[derive(Serialize)]
-        struct Answer<'a> {
-            state: &'a str,
-            code: &'a str,
-            #[serde(skip_serializing_if = "str::is_empty")]
-            error: &'a str,
-        }
         let Some(client) = self.shared.clients.get(state).map(|client| Arc::clone(&client)) else { return false };
         if !std::mem::take(&mut client.seat().oauth2) {
             return false;
         }
-        let data = serde_json::to_string(&Answer { state, code, error }).unwrap_or_default();
-        self.shared.deliver(&client, sse::event(&client.id, OAUTH2, &data));
+        self.shared.deliver(&client, sse::oauth2(&client.id, code, error));
         true
+    }
+
+    /// How many streams are open.
+    pub fn streams(&self) -> usize {
+        self.shared.clients.len()
     }
 
     /// Ends all streams of a tenant, because its data changed otherwise than by its instance: the clients connect anew
@@ -368,10 +368,14 @@ impl Shared {
     ) -> Result<(Arc<[String]>, Option<HeaderValue>), Error> {
         let mut seat = client.seat();
         let topics = Arc::clone(&seat.topics);
-        let super::subscription::Binding::Bound { tenant, rights } = &mut seat.binding else {
+        let Binding::Bound { tenant, rights } = &mut seat.binding else {
             return Err(Error::UnknownClient);
         };
         let authorization = match rights {
+            // The instance would take it for a guest's, who hears less, and nobody would say so.
+            Rights::Visitor(Some(header)) if subscription::has_expired(header, SystemTime::now()) => {
+                return Err(Error::SessionEnded);
+            }
             Rights::Visitor(authorization) => authorization.clone(),
             Rights::Member(standing) => {
                 if !self.verifier.holds(standing, SystemTime::now()) {

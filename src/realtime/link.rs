@@ -61,7 +61,7 @@ pub(super) struct Relay {
     pub(super) serial: u64,
     pub(super) current: Upstream,
     pub(super) changes: mpsc::Receiver<Change>,
-    pub(super) _listening: Listening,
+    pub(super) listening: Listening,
     overlap: Option<(Overlap, Option<Instant>)>,
 }
 
@@ -76,16 +76,16 @@ impl Relay {
         let (sender, changes) = mpsc::channel(1);
         let link = Link { epoch, serial, changes: sender };
         let overlap = None;
-        (Self { hub, client, tenant, epoch, serial, current, changes, _listening: listening, overlap }, link)
+        (Self { hub, client, tenant, epoch, serial, current, changes, listening, overlap }, link)
     }
 
     /// Passes events on until the hub lets go or the instance's stream ends.
     pub(super) async fn run(mut self) {
         let fault = self.relay().await;
         if let Err(fault) = fault {
-            let Self { hub, client, tenant, epoch, serial, current, changes, _listening, overlap: _ } = self;
+            let Self { hub, client, tenant, epoch, serial, current, changes, listening, overlap: _ } = self;
             // The connection goes first: the look whether the process lives must not be answered by it.
-            drop((current, changes, _listening));
+            drop((current, changes, listening));
             hub.unlinked(&client, &tenant, (epoch, serial), &fault).await;
         }
     }

@@ -39,13 +39,14 @@ pub use self::client::Stream;
 pub use self::config::Config;
 pub use self::config::Invalid;
 pub use self::error::Error;
+pub use self::hub::Admits;
 pub use self::hub::Hub;
 pub use self::hub::Parts;
 
 use crate::auth::Principal;
 use crate::ids::TenantId;
 
-/// The topic of a client that waits for an OAuth2 sign-in in another window.
+/// The topic of a client that waits for an `OAuth2` sign-in in another window.
 pub const OAUTH2: &str = "@oauth2";
 
 /// A call that says what a stream is to be told of.
@@ -79,7 +80,7 @@ pub enum Audience {
         /// What they sent; the instance judges it.
         authorization: Option<HeaderValue>,
     },
-    /// Somebody without a token who waits for an OAuth2 sign-in.
+    /// Somebody without a token who waits for an `OAuth2` sign-in.
     SignIn,
 }
 

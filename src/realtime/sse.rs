@@ -4,6 +4,9 @@
 
 use bytes::Bytes;
 use bytes::BytesMut;
+use serde::Serialize;
+
+use super::OAUTH2;
 
 /// An event larger than allowed.
 #[derive(Debug, PartialEq, Eq)]
@@ -62,8 +65,8 @@ impl Parser {
 impl Event {
     /// What listeners listen for.
     pub(super) fn name(&self) -> &[u8] {
-        let lines = self.rest.split(|byte| *byte == b'\n');
-        lines.filter_map(|line| line.strip_prefix(b"event:")).next().unwrap_or_default()
+        let mut lines = self.rest.split(|byte| *byte == b'\n');
+        lines.find_map(|line| line.strip_prefix(b"event:")).unwrap_or_default()
     }
 
     /// The event as our client gets it.
@@ -80,6 +83,19 @@ impl Event {
 /// An event of our own.
 pub(super) fn event(id: &str, name: &str, data: &str) -> Bytes {
     Bytes::from(format!("id:{id}\nevent:{name}\ndata:{data}\n\n"))
+}
+
+/// How an `OAuth2` sign-in ended, for the client that waits for it. The fields and their order are `PocketBase`'s.
+pub(super) fn oauth2(id: &str, code: &str, error: &str) -> Bytes {
+    #[derive(Serialize)]
+    struct Answer<'a> {
+        state: &'a str,
+        code: &'a str,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        error: &'a str,
+    }
+    let data = serde_json::to_string(&Answer { state: id, code, error }).unwrap_or_default();
+    event(id, OAUTH2, &data)
 }
 
 #[cfg(test)]
@@ -117,6 +133,14 @@ mod tests {
         let mut parser = Parser::new(10);
         parser.push(b"data:0123456789\n\n");
         assert_eq!(parser.next(), Err(TooLarge));
+    }
+
+    #[test]
+    fn the_end_of_a_sign_in_is_told_as_pocketbase_tells_it() {
+        assert_eq!(oauth2("s", "abc", ""), "id:s\nevent:@oauth2\ndata:{\"state\":\"s\",\"code\":\"abc\"}\n\n");
+        let failed = "id:s\nevent:@oauth2\ndata:{\"state\":\"s\",\"code\":\"\",\"error\":\"denied\"}\n\n";
+        assert_eq!(oauth2("s", "", "denied"), failed);
+        assert!(!oauth2("s", "a\nb", "").windows(2).any(|pair| pair == b"\nb"), "nothing forges another line");
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! What a client asks for, checked as `PocketBase` 0.40 checks it, and who it may be asked by. Pure.
 
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
+
 use hyper::header::HeaderValue;
 use serde_json::Value;
 use serde_json::json;
@@ -8,6 +11,7 @@ use super::Error;
 use super::OAUTH2;
 use crate::auth::Standing;
 use crate::ids::TenantId;
+use crate::pocketbase::token::Claims;
 use crate::pocketbase::token::Unverified;
 
 const MAX_CLIENT_ID: usize = 255;
@@ -46,7 +50,7 @@ fn too_long(max: usize) -> Value {
     })
 }
 
-/// What the instance is asked for, and whether the client waits for an OAuth2 sign-in, which never leaves this process.
+/// What the instance is asked for, and whether the client waits for an `OAuth2` sign-in, which never leaves this process.
 pub(super) fn split(subscriptions: Vec<String>) -> (Vec<String>, bool) {
     let before = subscriptions.len();
     let topics: Vec<String> = subscriptions.into_iter().filter(|topic| topic != OAUTH2).collect();
@@ -58,7 +62,7 @@ pub(super) fn split(subscriptions: Vec<String>) -> (Vec<String>, bool) {
 pub(super) enum Binding {
     /// Nobody subscribed yet.
     Unbound,
-    /// Somebody without a token who waits for an OAuth2 sign-in.
+    /// Somebody without a token who waits for an `OAuth2` sign-in.
     SignIn,
     /// A tenant's.
     Bound { tenant: TenantId, rights: Rights },
@@ -77,14 +81,8 @@ impl Binding {
     pub(super) fn admits(&self, next: &Self) -> Result<(), Error> {
         match (self, next) {
             (Self::Unbound | Self::SignIn, _) => Ok(()),
-            // A stream without rights loses nothing when it goes on to wait for a sign-in.
-            (Self::Bound { rights: Rights::Visitor(None), .. }, Self::SignIn) => Ok(()),
             (Self::Bound { .. }, Self::Unbound | Self::SignIn) => Err(Error::OtherAuthorization),
             (Self::Bound { tenant, rights }, Self::Bound { tenant: other, rights: asked }) => {
-                // Another instance would not know the id.
-                if tenant != other {
-                    return Err(Error::UnknownClient);
-                }
                 let same = match (rights, asked) {
                     (Rights::Visitor(None), _) => true,
                     (Rights::Member(bound), Rights::Member(asked)) => bound.user() == asked.user(),
@@ -93,7 +91,12 @@ impl Binding {
                     }
                     (Rights::Member(_) | Rights::Visitor(Some(_)), _) => false,
                 };
-                if same { Ok(()) } else { Err(Error::OtherAuthorization) }
+                match (same, tenant == other) {
+                    (true, true) => Ok(()),
+                    (false, _) => Err(Error::OtherAuthorization),
+                    // Another instance would not know the id.
+                    (true, false) => Err(Error::UnknownClient),
+                }
             }
         }
     }
@@ -106,19 +109,33 @@ impl Binding {
     }
 }
 
+/// What a visitor sent, as the instance would take it now: an expired token is no token, and the one who sent it a guest.
+pub(super) fn unexpired(authorization: Option<HeaderValue>, now: SystemTime) -> Option<HeaderValue> {
+    authorization.filter(|header| !has_expired(header, now))
+}
+
+/// Whether the token has had its time. What is no token has none.
+pub(super) fn has_expired(header: &HeaderValue, now: SystemTime) -> bool {
+    let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    claims_of(header).is_some_and(|claims| claims.exp <= now)
+}
+
 /// Collection and id of the record that a token claims. The instance checks the token; here it only has to be the same
 /// claim as before.
 fn record_of(header: &HeaderValue) -> Option<(String, String)> {
+    claims_of(header).map(|claims| (claims.collection_id, claims.id))
+}
+
+/// What a visitor's token claims, unproved.
+fn claims_of(header: &HeaderValue) -> Option<Claims> {
     let text = header.to_str().ok()?.trim();
     let token = text.rsplit(' ').next().unwrap_or(text);
-    let unverified = Unverified::parse(token).ok()?;
-    Some((unverified.claims().collection_id.clone(), unverified.claims().id.clone()))
+    Some(Unverified::parse(token).ok()?.claims().clone())
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
-    use std::time::SystemTime;
 
     use super::*;
     use crate::pocketbase::token::Key;
@@ -143,6 +160,17 @@ mod tests {
         let topics = vec!["notes/*".to_owned(), "@oauth2".to_owned(), "@oauth2x".to_owned()];
         assert_eq!(split(topics), (vec!["notes/*".to_owned(), "@oauth2x".to_owned()], true));
         assert_eq!(split(vec!["a".to_owned()]), (vec!["a".to_owned()], false));
+    }
+
+    #[test]
+    fn a_visitor_with_an_expired_token_is_a_guest() {
+        let (now, minute) = (SystemTime::now(), Duration::from_mins(1));
+        let signer = Signer { collection_id: "c".into(), record_id: "r".into(), key: Key::new("a", "b") };
+        let token = Some(HeaderValue::try_from(format!("Bearer {}", signer.mint(now, minute))).unwrap());
+        assert_eq!(unexpired(token.clone(), now), token);
+        assert_eq!(unexpired(token, now + minute * 2), None);
+        let other = Some(HeaderValue::from_static("something else"));
+        assert_eq!(unexpired(other.clone(), now), other);
     }
 
     #[test]

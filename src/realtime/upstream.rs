@@ -14,6 +14,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
+use http_body_util::Collected;
 use http_body_util::Full;
 use http_body_util::Limited;
 use hyper::Method;
@@ -192,7 +193,7 @@ async fn drive<T>(driver: &mut Driver, work: impl Future<Output = T>) -> T {
 async fn refusal(response: Response<Incoming>, driver: &mut Driver) -> Fault {
     let status = response.status().as_u16();
     let body = drive(driver, Limited::new(response.into_body(), MAX_REFUSAL).collect()).await;
-    let body = body.map(|collected| collected.to_bytes()).unwrap_or_default();
+    let body = body.map(Collected::to_bytes).unwrap_or_default();
     let value: Value = serde_json::from_slice(&body).unwrap_or_default();
     let text = value.get("message").and_then(Value::as_str).unwrap_or_default().trim_end_matches('.');
     let mut letters = text.chars();

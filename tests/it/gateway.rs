@@ -234,7 +234,6 @@ async fn pocketbase_paths_are_allow_listed_in_pocketbase_shape() {
         (404, "/_/"),
         (404, "/api/collections/_superusers/records"),
         (404, "/api/collections/%5fsuperusers/records"),
-        (501, "/api/realtime"),
         (404, "/t/acme/api/collections/notes/records"),
         (200, "/api/health"),
         (200, "/api/v1/sql"),

@@ -17,6 +17,8 @@ mod openapi;
 mod operators;
 mod python;
 mod raw_http;
+mod realtime;
+mod realtime_limits;
 mod sdk;
 mod sdk_accounts;
 mod slow_clients;

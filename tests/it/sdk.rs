@@ -6,16 +6,26 @@ use crate::support::root;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stock_sdk_finds_one_ordinary_pocketbase() {
+    run(&TestApp::start().await, "sdk.test.mjs").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stock_sdk_keeps_its_subscriptions_while_the_instance_sleeps() {
+    run(&TestApp::with("instances.idle_timeout = \"1s\"\n").await, "realtime.test.mjs").await;
+}
+
+async fn run(app: &TestApp, file: &'static str) {
     let folder = root().join("tests/sdk");
-    assert!(
-        folder.join("node_modules/pocketbase").is_dir(),
-        "the SDK is not installed: run `npm ci` in tests/sdk (scripts/check does)"
-    );
-    let app = TestApp::start().await;
+    for package in ["pocketbase", "eventsource"] {
+        assert!(
+            folder.join("node_modules").join(package).is_dir(),
+            "the SDK is not installed: run `npm ci` in tests/sdk (scripts/check does)"
+        );
+    }
     let base = app.base.clone();
     let run = tokio::task::spawn_blocking(move || {
         command("node")
-            .args(["--test", "--test-reporter=spec", "sdk.test.mjs"])
+            .args(["--test", "--test-reporter=spec", file])
             .current_dir(folder)
             .env("POCKETFLEET_URL", base)
             .output()

@@ -269,11 +269,4 @@ describe("the stock SDK", { concurrency: false }, () => {
       assert.equal((await bob.pb.collection("notes").getList(1, 50, { query, headers })).totalItems, 0);
     });
   });
-
-  // Until realtime is there: the routes say so in the shape the SDK understands. Drop this test with the first event.
-  check("is told plainly that realtime is not there yet", async () => {
-    await refusal(ada.pb.send("/api/realtime", { method: "GET" }), 501);
-    const body = { clientId: "none", subscriptions: ["notes"] };
-    await refusal(ada.pb.send("/api/realtime", { method: "POST", body }), 501);
-  });
 });

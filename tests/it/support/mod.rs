@@ -18,6 +18,7 @@ use serde_json::json;
 pub(crate) mod oidc;
 pub(crate) mod raw;
 pub(crate) mod smtp;
+pub(crate) mod sse;
 
 /// How long anything may take on a busy two-core machine before the test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
