@@ -44,8 +44,6 @@ fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(openapi::base())
         .nest(AUTH, auth())
         .nest("/auth", alias(auth(), "alias", AUTH))
-        .nest(USERS, pocketbase::router())
-        .nest(USERS_BY_ID, alias(pocketbase::router(), "by_collection_id", USERS))
         .nest(V1, tenants::router().merge(members::router()).merge(invitations::router()))
         .nest(USERS, users())
         .nest(USERS_BY_ID, alias(users(), "by_collection_id", USERS))

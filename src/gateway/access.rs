@@ -378,7 +378,8 @@ impl Instances {
 fn fixed(address: SocketAddr) -> Admission {
     let target = Target { address, epoch: 0, hold: None };
     let (credential, file_token, is_private) = (Credential::Nothing, None, false);
-    Admission { target, tenant: TenantId::global(), credential, file_token, is_private, warm_after: None }
+    let tenant = TenantId::parse("fixed").expect("an id");
+    Admission { target, tenant, credential, file_token, is_private, warm_after: None }
 }
 
 /// `T` or `Bearer T`, the scheme in any case, as `PocketBase` takes it.
