@@ -134,7 +134,10 @@ fn describe(report: &Report) -> String {
         lines.push(format!("  version      {}", &traits.hash[..12]));
     }
     lines.push(format!("  migrations   {}", report.migrations));
-    lines.push(format!("  hooks        {}", if report.hooks.is_empty() { "-".to_owned() } else { report.hooks.join(", ") }));
+    lines.push(format!(
+        "  hooks        {}",
+        if report.hooks.is_empty() { "-".to_owned() } else { report.hooks.join(", ") }
+    ));
     lines.push(format!("  public files {}", report.public_files));
     if report.bytes > 0 {
         lines.push(format!("  new instance {} (baked in {} ms)", output::bytes(report.bytes), report.milliseconds));
@@ -170,7 +173,8 @@ fn listing(list: &Value) -> String {
         let today = template["hash"].as_str().unwrap_or("-");
         let versions = template["versions"].as_object();
         let at = versions.and_then(|versions| versions.get(today)).and_then(Value::as_u64).unwrap_or_default();
-        let older: u64 = versions.into_iter().flatten().filter(|(hash, _)| *hash != today).filter_map(|(_, n)| n.as_u64()).sum();
+        let older: u64 =
+            versions.into_iter().flatten().filter(|(hash, _)| *hash != today).filter_map(|(_, n)| n.as_u64()).sum();
         let failed = template["failed"].as_array().map_or(0, Vec::len);
         rows.push([
             name.to_owned(),
@@ -250,7 +254,8 @@ fn confirm(name: &str) -> anyhow::Result<()> {
 /// One line that replaces the one before on a terminal, and follows it elsewhere.
 fn show(line: &str) {
     let mut out = io::stderr();
-    let text = if out.is_terminal() && line != "\n" { format!("\r\u{1b}[2K{line}") } else { format!("{}\n", line.trim_end()) };
+    let text =
+        if out.is_terminal() && line != "\n" { format!("\r\u{1b}[2K{line}") } else { format!("{}\n", line.trim_end()) };
     // A closed terminal is no reason to stop watching.
     drop(out.write_all(text.as_bytes()));
 }
@@ -261,7 +266,11 @@ fn bar(progress: &Value) -> String {
     let done = count("upgraded") + failed + skipped;
     let filled = (BAR * done.min(total)).checked_div(total).unwrap_or(0);
     let stage = progress["stage"].as_str().unwrap_or("?");
-    format!("{stage:7} [{}{}] {done}/{total}, {failed} failed, {skipped} skipped", "#".repeat(filled), ".".repeat(BAR - filled))
+    format!(
+        "{stage:7} [{}{}] {done}/{total}, {failed} failed, {skipped} skipped",
+        "#".repeat(filled),
+        ".".repeat(BAR - filled)
+    )
 }
 
 fn summary(progress: &Value) -> String {

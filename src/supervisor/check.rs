@@ -172,7 +172,9 @@ fn judge(traits: &Traits, collections: &[Collection]) -> Vec<Finding> {
                 users_rules(users, &mut say);
             }
         }
-        Some(_) if is_ours => say(Level::Error, "`users` is not an auth collection, and members are its rows".to_owned()),
+        Some(_) if is_ours => {
+            say(Level::Error, "`users` is not an auth collection, and members are its rows".to_owned());
+        }
         None if is_ours => say(
             Level::Error,
             "there is no collection `users`, and members are its rows; keep it, or set identity = \"own\" and \
@@ -188,11 +190,14 @@ fn judge(traits: &Traits, collections: &[Collection]) -> Vec<Finding> {
         }
         let public: Vec<&str> =
             collection.rules().iter().filter(|(_, rule)| *rule == Some("")).map(|(name, _)| *name).collect();
-        if !public.is_empty() && !(collection.name == USERS && is_ours) {
+        let is_judged_above = is_ours && collection.name == USERS;
+        if !public.is_empty() && !is_judged_above {
             let (name, rules) = (&collection.name, public.join(", "));
             say(
                 Level::Warning,
-                format!("`{name}` is open to everybody who reaches the instance ({rules}): an empty rule asks for nothing"),
+                format!(
+                    "`{name}` is open to everybody who reaches the instance ({rules}): an empty rule asks for nothing"
+                ),
             );
         }
     }
@@ -201,7 +206,8 @@ fn judge(traits: &Traits, collections: &[Collection]) -> Vec<Finding> {
 
 /// Members' rows are kept in step with the accounts; who changes them here breaks that.
 fn users_rules(users: &Collection, say: &mut impl FnMut(Level, String)) {
-    for (name, rule) in [("create", &users.create_rule), ("update", &users.update_rule), ("delete", &users.delete_rule)] {
+    for (name, rule) in [("create", &users.create_rule), ("update", &users.update_rule), ("delete", &users.delete_rule)]
+    {
         if rule.is_some() {
             let text = format!(
                 "`users` lets callers {name} rows ({name}Rule is not null), but accounts are managed by pocketfleet: \
@@ -229,7 +235,8 @@ fn judge_hooks(traits: &Traits, folder: Option<&Path>, names: &[String]) -> Vec<
                 None => *listed == route,
             });
             if !is_listed {
-                let message = format!("{name} serves {route}, which is not in `routes` of template.toml and so not reachable");
+                let message =
+                    format!("{name} serves {route}, which is not in `routes` of template.toml and so not reachable");
                 findings.push(Finding { level: Level::Warning, message });
             }
         }
@@ -261,7 +268,8 @@ mod tests {
 
     #[test]
     fn routes_are_found_where_they_are_written_out() {
-        let text = "routerAdd(\"GET\", '/api/hello', (e) => 1)\nrouterAdd( 'POST' ,`/api/x/{id}`, f)\nrouterAdd(m, p, f)";
+        let text =
+            "routerAdd(\"GET\", '/api/hello', (e) => 1)\nrouterAdd( 'POST' ,`/api/x/{id}`, f)\nrouterAdd(m, p, f)";
         assert_eq!(routes_of(text), ["/api/hello", "/api/x/{id}"]);
     }
 }

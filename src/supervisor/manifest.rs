@@ -114,7 +114,9 @@ impl Manifest {
                 return Err(format!("{field}: at most {MOST_PATHS} paths"));
             }
         }
-        self.public_read.iter().try_for_each(|path| readable(path).map_err(|why| format!("public_read: {path:?} {why}")))?;
+        self.public_read
+            .iter()
+            .try_for_each(|path| readable(path).map_err(|why| format!("public_read: {path:?} {why}")))?;
         self.routes.iter().try_for_each(|path| route(path).map_err(|why| format!("routes: {path:?} {why}")))
     }
 }

@@ -255,8 +255,12 @@ impl Supervisor {
         let mut progress = run.lock();
         progress.stage = stage;
         tracing::info!(
-            template.name = template, ?stage, upgraded = progress.upgraded, failed = progress.failed,
-            skipped = progress.skipped, "a rollout ended"
+            template.name = template,
+            ?stage,
+            upgraded = progress.upgraded,
+            failed = progress.failed,
+            skipped = progress.skipped,
+            "a rollout ended"
         );
     }
 

@@ -163,10 +163,10 @@ async fn recover(fleet: &Fleet, tenant: &Tenant, folder: &Path) -> Result<(), St
 /// Makes sure that no process holds the data directory.
 async fn unlocked(fleet: &Fleet, folder: &Path) -> Result<(), String> {
     let lock = folder.join("lock");
-    let look = |error: std::io::Error| format!("look at its lock: {error}");
-    if jail::is_locked(&lock).map_err(look)? {
-        launch::stop_stray_process(folder, fleet.config.stop_timeout).await.map_err(look)?;
-        if jail::is_locked(&lock).map_err(look)? {
+    let failed = |error: std::io::Error| format!("look at its lock: {error}");
+    if jail::is_locked(&lock).map_err(failed)? {
+        launch::stop_stray_process(folder, fleet.config.stop_timeout).await.map_err(failed)?;
+        if jail::is_locked(&lock).map_err(failed)? {
             return Err("another process holds its data directory".to_owned());
         }
     }
@@ -325,7 +325,8 @@ impl Upgrade<'_> {
 
     /// What provisioning does to a copy, done to what the migrations changed; the database is one synced file then.
     async fn settle(&self, superusers: Vec<String>) -> Result<(), Trouble> {
-        let (data, to, tenant) = (self.folder.join("pb_data").join("data.db"), Arc::clone(&self.to), Arc::clone(self.tenant));
+        let (data, to, tenant) =
+            (self.folder.join("pb_data").join("data.db"), Arc::clone(&self.to), Arc::clone(self.tenant));
         let work = move || {
             let shared = Shared::of(&to.dir.join("data.db"))?;
             database::edit(&data, Durability::Synced, |edit| {

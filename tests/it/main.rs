@@ -14,5 +14,6 @@ mod store;
 mod store_records;
 mod streaming;
 mod support;
+mod templates;
 mod tokens;
 mod wake;
