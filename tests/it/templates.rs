@@ -171,8 +171,8 @@ async fn a_hook_that_throws_at_load_is_rolled_back_with_the_migrations() {
     rolls_back("personal/pb_hooks/bad.pb.js", text, "not with notes").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_kill_of_pocketfleet_amid_a_migration_loses_nothing_and_never_makes_two_processes() {
+/// Kills pocketfleet while the command line of the instance has `moment`, and starts it again.
+async fn survives_a_kill(path: &str, text: &str, moment: &str) {
     let templates = Templates::new();
     let mut app = TestApp::prepare(&templates.keys());
     app.expect_log("stray process");
@@ -180,39 +180,49 @@ async fn a_kill_of_pocketfleet_amid_a_migration_loses_nothing_and_never_makes_tw
     let ada = app.user("ada").await;
     ada.note("precious").await;
     assert!(app.terminate().success());
-    // Slow only where there is data, so that baking is not.
-    let slow = "migrate((app) => {
-      if (app.countRecords('notes') === 0) { return }
-      const end = Date.now() + 4000
-      while (Date.now() < end) {}
-    }, () => {})";
     templates.write("personal/pb_migrations/1900000001_mood.js", ADD_FIELD);
-    templates.write("personal/pb_migrations/1900000002_slow.js", slow);
+    templates.write(path, text);
     app.launch().await;
     let waiting = ada.at(&app);
-    let request =
-        tokio::spawn(
-            async move { waiting.request(reqwest::Method::GET, "/api/collections/notes/records").send().await },
-        );
+    let path = "/api/collections/notes/records";
+    let request = tokio::spawn(async move { waiting.request(reqwest::Method::GET, path).send().await });
     let data = folder(&app, &ada.id);
-    eventually("the migration runs", async || {
-        processes_in(&data).iter().any(|(_, line)| line.contains(" migrate up")).then_some(())
-    })
-    .await;
+    let running = || processes_in(&data).iter().any(|(_, line)| line.contains("--dir=") && line.contains(moment));
+    eventually("the moment has come", async || (data.join("upgrade/state.json").is_file() && running()).then_some(()))
+        .await;
     app.kill();
     assert!(request.await.unwrap().is_err());
     assert!(data.join("upgrade/state.json").is_file());
     app.launch().await;
     let ada = ada.at(&app);
     assert_eq!(ada.titles().await, ["precious"]);
-    assert_eq!(
-        create(&ada, json!({"title": "after", "mood": "good"})).await["mood"],
-        "good",
-        "tried again, and through"
-    );
+    let made = create(&ada, json!({"title": "after", "mood": "good"})).await;
+    assert_eq!(made["mood"], "good", "tried again, and through");
     assert_eq!(processes_in(&data).len(), 1);
     assert!(!data.join("upgrade").exists());
     assert!(app.log().contains("rolled back an interrupted upgrade"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_of_pocketfleet_amid_a_migration_loses_nothing_and_never_makes_two_processes() {
+    // Slow only where there is data, so that baking is not.
+    let slow = "migrate((app) => {
+      if (app.countRecords('notes') === 0) { return }
+      const end = Date.now() + 4000
+      while (Date.now() < end) {}
+    }, () => {})";
+    survives_a_kill("personal/pb_migrations/1900000002_slow.js", slow, " migrate up").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_of_pocketfleet_before_the_new_version_proved_itself_rolls_back_and_adopts_nobody() {
+    let slow = "onBootstrap((e) => {
+      e.next()
+      if (e.app.countRecords('notes') === 0) { return }
+      const end = Date.now() + 2000
+      while (Date.now() < end) {}
+    })";
+    survives_a_kill("personal/pb_hooks/slow.pb.js", slow, "serve ").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -398,4 +408,99 @@ fn check_warns_of_what_will_surprise() {
         assert!(text.contains(needle), "{needle}: {text}");
     }
     assert_eq!((&report["hooks"], &report["public_files"]), (&json!(["a.pb.js"]), &json!(1)));
+}
+
+/// The fenced blocks of a language in a page, as lines.
+fn fenced(page: &str, language: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut inside = false;
+    for line in page.lines() {
+        match line.strip_prefix("```") {
+            Some(rest) => inside = !inside && rest == language,
+            None if inside => lines.push(line.to_owned()),
+            None => {}
+        }
+    }
+    lines
+}
+
+/// What a person has who follows `docs/bring-your-app.md`: a folder, a shell, and the programs on the path.
+struct Desk {
+    work: tempfile::TempDir,
+    app: TestApp,
+    token: String,
+}
+
+impl Desk {
+    fn run(&self, line: &str) -> String {
+        let programs = self.work.path().join("bin");
+        let path = format!("{}:/usr/local/bin:/usr/bin:/bin", programs.display());
+        let output = command("sh")
+            .args(["-ec", line])
+            .current_dir(self.work.path())
+            .env("PATH", path)
+            .env("URL", &self.app.base)
+            .env("TOKEN", &self.token)
+            .env("POCKETFLEET_POCKETBASE__BINARY", pocketbase())
+            .env("POCKETFLEET_STORAGE__PATH", self.app.data())
+            .output()
+            .unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{line}: {out}{err}");
+        out.into_owned()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_of_ones_own_works_by_following_the_page() {
+    let page = std::fs::read_to_string(root().join("docs/bring-your-app.md")).unwrap();
+    let work = tempfile::tempdir().unwrap();
+    let at = |path: &str| work.path().join(path);
+    std::fs::create_dir(at("bin")).unwrap();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_pocketfleet"), at("bin/pocketfleet")).unwrap();
+    std::os::unix::fs::symlink(pocketbase(), at("bin/pocketbase")).unwrap();
+    std::os::unix::fs::symlink(root().join("examples"), at("examples")).unwrap();
+    assert!(command("cp").arg("-r").arg(root().join("pb_templates")).arg(work.path()).status().unwrap().success());
+    // The page's configuration file: a section, then its keys.
+    let mut keys = format!("pocketbase.templates = \"{}\"\n", at("pb_templates").display());
+    let mut section = String::new();
+    for line in fenced(&page, "toml") {
+        match line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            Some(name) => name.clone_into(&mut section),
+            None => keys.extend([section.as_str(), ".", line.as_str(), "\n"]),
+        }
+    }
+    let mut desk = Desk { app: TestApp::prepare(&keys), work, token: String::new() };
+    let mut answer = Value::Null;
+    for line in fenced(&page, "sh") {
+        if line.starts_with("pocketfleet serve") {
+            desk.app.launch().await;
+            continue;
+        }
+        let out = desk.run(&line);
+        if line.starts_with("curl") {
+            answer = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{line}: {error}: {out}"));
+            assert!(answer["error"].is_null() && answer["status"].is_null(), "{line}: {answer}");
+            if let Some(token) = answer["token"].as_str() {
+                token.clone_into(&mut desk.token);
+            }
+        }
+    }
+    assert_eq!((&answer["message"], &answer["slug"]), (&json!("Hello World"), &json!("hello-world")), "the hook ran");
+    let traits = template(&desk.app, "guestbook");
+    assert_eq!((&traits["routes"], &traits["has_public"]), (&json!(["/api/guestbook/*"]), &json!(true)), "{traits}");
+
+    // Step 4, with a change of one's own.
+    let migration = "migrate((app) => {
+      const entries = app.findCollectionByNameOrId('entries')
+      entries.fields.add(new TextField({ name: 'mood' }))
+      app.save(entries)
+    }, () => {})";
+    std::fs::write(desk.work.path().join("pb_templates/guestbook/pb_migrations/1900000001_mood.js"), migration)
+        .unwrap();
+    restart(&mut desk.app).await;
+    let list: Value =
+        serde_json::from_str(&desk.run("curl $URL/api/collections/entries/records -H \"Authorization: $TOKEN\""))
+            .unwrap();
+    assert_eq!((&list["totalItems"], &list["items"][0]["mood"]), (&json!(1), &json!("")), "{list}");
 }
