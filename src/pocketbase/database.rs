@@ -326,6 +326,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::pocketbase::schema;
 
     /// The tables that matter, as `PocketBase` 0.40 makes them; WAL, stopped cleanly. The tests of
     /// `supervisor::provision` do the same with files of the real one.
@@ -396,6 +397,38 @@ mod tests {
         assert_eq!(column(&path, "SELECT options FROM _collections WHERE id = 'b'"), ["{}"]);
         let files: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
         assert_eq!(files.len(), 1, "{files:?}");
+    }
+
+    #[test]
+    fn what_migrations_made_the_same_everywhere_is_replaced_and_the_rest_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let golden = fixture(dir.path());
+        install_superuser(&golden).unwrap();
+        let own = dir.path().join("own.db");
+        fs::copy(&golden, &own).unwrap();
+        rotate_secrets(&own).unwrap();
+        let known = schema::superusers(&own).unwrap();
+        let before = signers(&own).unwrap();
+        // A migration that names a secret, a key and a superuser.
+        let connection = Connection::open(&own).unwrap();
+        connection.execute("UPDATE users SET tokenKey = (SELECT 'x') WHERE id = 'seeded'", []).unwrap();
+        connection.execute("INSERT INTO _superusers (id, email) VALUES ('backdoor', 'b@example.com')", []).unwrap();
+        connection.close().unwrap();
+        let connection = Connection::open(&golden).unwrap();
+        connection.execute("UPDATE users SET tokenKey = 'x' WHERE id = 'seeded'", []).unwrap();
+        connection.close().unwrap();
+        let shared = schema::Shared::of(&golden).unwrap();
+        edit(&own, Durability::Synced, |edit| edit.unshare(&shared, &known)).unwrap();
+        assert_eq!(schema::superusers(&own).unwrap(), known);
+        assert_eq!(signers(&own).unwrap().superuser.key, before.superuser.key, "its own secrets stay");
+        let key = column(&own, "SELECT tokenKey FROM users WHERE id = 'seeded'");
+        assert_eq!(key[0].len(), 50);
+
+        // And a collection with the golden directory's secret gets one of its own.
+        fs::copy(&golden, &own).unwrap();
+        edit(&own, Durability::Synced, |edit| edit.unshare(&shared, &known)).unwrap();
+        let secret = "SELECT json_extract(options, '$.authToken.secret') FROM _collections WHERE name = 'users'";
+        assert_ne!(column(&own, secret), column(&golden, secret));
     }
 
     #[test]

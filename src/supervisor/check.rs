@@ -173,7 +173,7 @@ fn judge(traits: &Traits, collections: &[Collection]) -> Vec<Finding> {
             }
         }
         Some(_) if is_ours => {
-            say(Level::Error, "`users` is not an auth collection, and members are its rows".to_owned())
+            say(Level::Error, "`users` is not an auth collection, and members are its rows".to_owned());
         }
         None if is_ours => say(
             Level::Error,
@@ -190,7 +190,8 @@ fn judge(traits: &Traits, collections: &[Collection]) -> Vec<Finding> {
         }
         let public: Vec<&str> =
             collection.rules().iter().filter(|(_, rule)| *rule == Some("")).map(|(name, _)| *name).collect();
-        if !public.is_empty() && !(collection.name == USERS && is_ours) {
+        let is_judged_above = is_ours && collection.name == USERS;
+        if !public.is_empty() && !is_judged_above {
             let (name, rules) = (&collection.name, public.join(", "));
             say(
                 Level::Warning,

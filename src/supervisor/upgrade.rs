@@ -164,10 +164,10 @@ async fn recover(fleet: &Fleet, tenant: &Tenant, folder: &Path) -> Result<(), St
 /// Makes sure that no process holds the data directory.
 async fn unlocked(fleet: &Fleet, folder: &Path) -> Result<(), String> {
     let lock = folder.join("lock");
-    let look = |error: std::io::Error| format!("look at its lock: {error}");
-    if jail::is_locked(&lock).map_err(look)? {
-        launch::stop_stray_process(folder, fleet.config.stop_timeout).await.map_err(look)?;
-        if jail::is_locked(&lock).map_err(look)? {
+    let failed = |error: std::io::Error| format!("look at its lock: {error}");
+    if jail::is_locked(&lock).map_err(failed)? {
+        launch::stop_stray_process(folder, fleet.config.stop_timeout).await.map_err(failed)?;
+        if jail::is_locked(&lock).map_err(failed)? {
             return Err("another process holds its data directory".to_owned());
         }
     }

@@ -28,6 +28,7 @@ mod store_records;
 mod streaming;
 mod support;
 mod tenancy;
+mod templates;
 mod tokens;
 mod wake;
 mod workspaces;
