@@ -258,16 +258,10 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
             tenancy: tenancy.clone(),
             metrics: Arc::clone(&metrics),
             shutdown: shutdown.clone(),
-            operator: accounts::Operator {
-                mail: config.mail.clone(),
-                accounts: config.accounts.clone(),
-                public_url: config.public_url(listen).trim_end_matches('/').to_owned(),
-            },
+            operator: operator(config, listen),
         },
     )?;
     let hub = relay(config, &supervisor, &verifier, &tenancy, &metrics, &shutdown);
-    let popup = hub.clone();
-    let oauth2 = Deliver::new(move |state, code, error| popup.oauth2(state, code, error));
     shutdown.spawn(reconnect_upgraded(supervisor.clone(), hub.clone(), shutdown.clone()));
     let dashboards = Dashboards::new(config.server.dashboard, config.server.dashboard_ttl);
     let state = AppState {
@@ -281,13 +275,10 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         sessions,
         metrics: Arc::clone(&metrics),
         shutdown: shutdown.clone(),
-        limits: Limits {
-            json: usize::try_from(config.server.max_json_bytes)?,
-            account: usize::try_from(config.server.max_account_bytes)?,
-        },
+        limits: limits(config)?,
         account_bodies: AccountBodies::default(),
         about: Arc::new(About::new(listen.to_string())),
-        oauth2,
+        oauth2: deliver(hub.clone()),
     };
     let router = api::router::router(state.clone());
     let parts = gateway::Parts {
@@ -304,18 +295,38 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
     Ok(Running { shutdown, supervisor, database, accounts, gateway, state })
 }
 
+fn operator(config: &Config, listen: SocketAddr) -> accounts::Operator {
+    accounts::Operator {
+        mail: config.mail.clone(),
+        accounts: config.accounts.clone(),
+        public_url: config.public_url(listen).trim_end_matches('/').to_owned(),
+    }
+}
+
+fn limits(config: &Config) -> anyhow::Result<Limits> {
+    Ok(Limits {
+        json: usize::try_from(config.server.max_json_bytes)?,
+        account: usize::try_from(config.server.max_account_bytes)?,
+    })
+}
+
+/// How the end of a sign-in in another window reaches the one that waits for it.
+fn deliver(hub: Hub) -> Deliver {
+    Deliver::new(move |state, code, error| hub.oauth2(state, code, error))
+}
+
 /// Ends the streams of instances that were upgraded: what clients know of them may not be true any more.
 async fn reconnect_upgraded(supervisor: Supervisor, hub: Hub, shutdown: Shutdown) {
     let mut upgrades = supervisor.upgrades();
     let ended = shutdown.token().clone();
     loop {
-        let upgraded = tokio::select! {
-            upgraded = upgrades.recv() => upgraded,
+        let news = tokio::select! {
+            news = upgrades.recv() => news,
             () = ended.cancelled() => return,
         };
-        match upgraded {
+        match news {
             Ok(tenant) => hub.reset(&tenant),
-            Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "upgrades went by unseen; some streams go on"),
+            Err(RecvError::Lagged(_)) => hub.reset_all(),
             Err(RecvError::Closed) => return,
         }
     }

@@ -177,12 +177,10 @@ pub(crate) fn call(method: &Method, path: &str, keeps_users: bool) -> Call {
         ["collections", name, ..] if is_superusers(name) && !is_read(method) => Call::Refuse,
         ["collections", name, ..] if keeps_users && is_users(name) && !is_read(method) => Call::Refuse,
         ["files", "token"] => Call::FileToken,
-        // Tokens that would outlive the grant.
-        ["collections", _, "impersonate", ..] => Call::Refuse,
-        ["settings", ..] if !is_read(method) => Call::Refuse,
+        // Tokens that would outlive the grant; SQL reaches everything, and a batch may hold any call.
+        ["collections", _, "impersonate", ..] | ["sql" | "batch", ..] | ["collections", "import", ..] => Call::Refuse,
         // Restores replace the process, and their zip files carry settings and superusers.
-        ["backups", ..] if !is_read(method) => Call::Refuse,
-        ["sql" | "batch", ..] | ["collections", "import", ..] => Call::Refuse,
+        ["settings" | "backups", ..] if !is_read(method) => Call::Refuse,
         _ => Call::Pass,
     }
 }

@@ -126,28 +126,25 @@ mod tests {
 
     use super::*;
 
-    fn place(domain: &str, host: &str, path: &str) -> Option<(String, String, usize)> {
+    /// Name, path and cut of a tenant's address; empty for nowhere, `None` at home.
+    fn place(domain: &str, host: &str, path: &str) -> Option<String> {
         let mut headers = HeaderMap::new();
         headers.insert(header::HOST, HeaderValue::from_str(host).unwrap());
         let uri: Uri = path.parse().unwrap();
-        let decoded = super::super::path::decode(uri.path()).unwrap();
+        let decoded = crate::gateway::path::decode(uri.path()).unwrap();
         match Domain::new(domain).place(&headers, &uri, &decoded) {
             Place::Home => None,
-            Place::Nowhere => Some((String::new(), String::new(), 0)),
-            Place::Tenant(named) => Some((named.name.into_owned(), named.path.to_owned(), named.cut)),
+            Place::Nowhere => Some(String::new()),
+            Place::Tenant(named) => Some(format!("{} {} {}", named.name, named.path, named.cut)),
         }
-    }
-
-    fn tenant(name: &str, path: &str, cut: usize) -> Option<(String, String, usize)> {
-        Some((name.into(), path.into(), cut))
     }
 
     #[test]
     fn paths_name_a_tenant_only_when_spelled_plainly() {
-        assert_eq!(place("", "h", "/t/acme/api/x"), tenant("acme", "/api/x", 7));
-        assert_eq!(place("", "h", "/t/acme/"), tenant("acme", "/", 7));
-        assert_eq!(place("", "h", "/t/a-b/%61"), tenant("a-b", "/a", 6));
-        let nowhere = tenant("", "", 0);
+        assert_eq!(place("", "h", "/t/acme/api/x"), Some("acme /api/x 7".to_owned()));
+        assert_eq!(place("", "h", "/t/acme/"), Some("acme / 7".to_owned()));
+        assert_eq!(place("", "h", "/t/a-b/%61"), Some("a-b /a 6".to_owned()));
+        let nowhere = Some(String::new());
         for path in ["/t", "/t/", "/t/acme", "/t/%61cme/", "/t/ACME/x", "/t/-a/", "/t/a-/", "/t/a_b/", "/t/a.b/"] {
             assert_eq!(place("", "h", path), nowhere, "{path}");
         }
@@ -160,12 +157,13 @@ mod tests {
 
     #[test]
     fn hosts_name_a_tenant_only_directly_below_the_domain() {
+        let nowhere = Some(String::new());
         for host in ["acme.example.com", "ACME.Example.com:8080", "acme.example.com."] {
-            assert_eq!(place("example.com", host, "/api/x"), tenant("acme", "/api/x", 0), "{host}");
+            assert_eq!(place("example.com", host, "/api/x"), Some("acme /api/x 0".to_owned()), "{host}");
         }
-        assert_eq!(place("example.com", "acme.example.com", "/t/other/x"), tenant("acme", "/t/other/x", 0));
+        assert_eq!(place("example.com", "acme.example.com", "/t/other/x"), Some("acme /t/other/x 0".to_owned()));
         for host in ["a.b.example.com", "-.example.com", "a_b.example.com"] {
-            assert_eq!(place("example.com", host, "/"), tenant("", "", 0), "{host}");
+            assert_eq!(place("example.com", host, "/"), nowhere, "{host}");
         }
         for host in
             ["example.com", "notexample.com", "www.example.com", "127.0.0.1", "[::1]:80", "acme.example.com.evil"]
@@ -179,10 +177,10 @@ mod tests {
         #[test]
         fn what_is_passed_on_is_what_was_decided_on(raw in "/(t|%74)/[a-zA-Z0-9%._-]{0,12}(/[a-z%0-9]{0,8}){0,3}") {
             let Ok(uri) = raw.parse::<Uri>() else { return Ok(()) };
-            let Ok(decoded) = super::super::path::decode(uri.path()) else { return Ok(()) };
+            let Ok(decoded) = crate::gateway::path::decode(uri.path()) else { return Ok(()) };
             if let Place::Tenant(named) = Domain::new("").place(&HeaderMap::new(), &uri, &decoded) {
                 let rest = uri.path().get(named.cut..).unwrap();
-                prop_assert_eq!(super::super::path::decode(rest).unwrap(), named.path);
+                prop_assert_eq!(crate::gateway::path::decode(rest).unwrap(), named.path);
             }
         }
     }

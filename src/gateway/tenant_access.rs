@@ -227,10 +227,8 @@ impl Instances {
             TenantRoute::Custom if !self.has_route(tenant, ask.path) && !self.is_public(tenant, ask) => {
                 return Err(not_found());
             }
-            TenantRoute::SignIn(call) if call.is_public() => {
-                if call.call != "auth-methods" {
-                    self.strangers.sign_in(&tenant.id, ask.client, Instant::now())?;
-                }
+            TenantRoute::SignIn(call) if call.is_public() && call.call != "auth-methods" => {
+                self.strangers.sign_in(&tenant.id, ask.client, Instant::now())?;
             }
             // A batch may hold sign-ups.
             TenantRoute::Records if ask.path == "/api/batch" => {
@@ -289,21 +287,20 @@ impl Instances {
     async fn stranger(&self, tenant: &Tenant, ask: &Ask<'_>, errand: Errand) -> Result<Verdict, Problem> {
         let place = Guest::Tenant { _place: self.strangers.enter(&tenant.id, errand)? };
         let asked = Instant::now();
-        let (lease, warm_after) = match self.supervisor.try_lease(&tenant.id) {
-            Some(lease) => (lease, Some(asked.elapsed())),
-            None => {
-                // One that is awake and busy is waited for like by anybody else.
-                if !self.supervisor.is_awake(&tenant.id) {
-                    self.strangers.wake(&tenant.id, ask.client, asked)?;
-                }
-                let priority = if errand == Errand::SignIn { Priority::Client } else { Priority::Background };
-                let lease = self.supervisor.lease(&tenant.id, priority).await.map_err(|error| match error {
-                    // Who is suspended is nobody else's business.
-                    supervisor::Error::Suspended | supervisor::Error::UnknownTenant => not_found(),
-                    error => error.into(),
-                })?;
-                (lease, None)
+        let (lease, warm_after) = if let Some(lease) = self.supervisor.try_lease(&tenant.id) {
+            (lease, Some(asked.elapsed()))
+        } else {
+            // One that is awake and busy is waited for like by anybody else.
+            if !self.supervisor.is_awake(&tenant.id) {
+                self.strangers.wake(&tenant.id, ask.client, asked)?;
             }
+            let priority = if errand == Errand::SignIn { Priority::Client } else { Priority::Background };
+            let lease = self.supervisor.lease(&tenant.id, priority).await.map_err(|error| match error {
+                // Who is suspended is nobody else's business.
+                supervisor::Error::Suspended | supervisor::Error::UnknownTenant => not_found(),
+                error => error.into(),
+            })?;
+            (lease, None)
         };
         let admission = Admission::new(lease, Some(place), &tenant.id, Credential::Nothing, warm_after);
         Ok(Verdict::Forward(Box::new(admission)))

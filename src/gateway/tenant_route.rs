@@ -23,7 +23,7 @@ pub(crate) enum TenantRoute<'a> {
     FileToken,
     /// The event stream, and subscriptions to it.
     Realtime,
-    /// Where OAuth2 providers send people back to.
+    /// Where `OAuth2` providers send people back to.
     OAuth2Redirect,
     /// `PocketBase`'s health check.
     Health,

@@ -253,6 +253,14 @@ impl Hub {
         self.shared.clients.len()
     }
 
+    /// Ends all streams of all tenants, when it is not known whose data changed.
+    pub fn reset_all(&self) {
+        let tenants: Vec<TenantId> = self.shared.rooms.iter().map(|room| room.key().clone()).collect();
+        for tenant in tenants {
+            self.reset(&tenant);
+        }
+    }
+
     /// Ends all streams of a tenant, because its data changed otherwise than by its instance: the clients connect anew
     /// and read anew.
     pub fn reset(&self, tenant: &TenantId) {

@@ -38,7 +38,7 @@ fn templates(app: &TestApp) -> PathBuf {
 async fn start(keys: &str) -> TestApp {
     let mut app = TestApp::prepare(keys);
     let folder = templates(&app);
-    app.add_keys(&format!("pocketbase.templates = {folder:?}\n"));
+    app.add_keys(&format!("pocketbase.templates = \"{}\"\n", folder.display()));
     app.launch().await;
     app
 }

@@ -145,8 +145,9 @@ enum Reach {
 fn reach(who: Who, place: Place) -> Reach {
     match (who.is_somebody(), place, who) {
         (false, ..) => Reach::Nobody,
-        (_, Place::Home, _) | (_, Place::Personal | Place::Workspace, Who::Owner) => Reach::Writer,
-        (_, Place::Workspace, Who::Member) => Reach::Writer,
+        (_, Place::Home, _)
+        | (_, Place::Personal | Place::Workspace, Who::Owner)
+        | (_, Place::Workspace, Who::Member) => Reach::Writer,
         (_, Place::Workspace, Who::Guest) => Reach::Reader,
         _ => Reach::Outside,
     }
@@ -154,11 +155,12 @@ fn reach(who: Who, place: Place) -> Reach {
 
 /// Whether the instance that answers `who` at `place` has what `id` names.
 fn is_there(who: Who, place: Place, id: Id) -> bool {
-    match (place, who, id) {
-        (Place::Home, Who::Owner, Id::Owners) | (Place::Home, Who::Other, Id::Others) => true,
-        (Place::Personal | Place::Workspace, _, Id::Owners) => true,
-        _ => false,
-    }
+    matches!(
+        (place, who, id),
+        (Place::Home, Who::Owner, Id::Owners)
+            | (Place::Home, Who::Other, Id::Others)
+            | (Place::Personal | Place::Workspace, _, Id::Owners)
+    )
 }
 
 /// The model: the status of a call.
@@ -168,9 +170,14 @@ fn expected(who: Who, place: Place, call: Call, id: Id) -> u16 {
     // Who asks about their own account is answered at every address, whether or not there is a tenant.
     let is_self = (who == Who::Owner && id == Id::Owners) || (who == Who::Other && id == Id::Others);
     match call {
-        Call::Page | Call::Dashboard | Call::HookRoute if place == Place::Home => return 404,
-        Call::Page | Call::Dashboard | Call::Sql | Call::Settings | Call::Schema | Call::Superusers => return 404,
-        Call::Impersonate => return 404,
+        Call::HookRoute if place == Place::Home => return 404,
+        Call::Page
+        | Call::Dashboard
+        | Call::Sql
+        | Call::Settings
+        | Call::Schema
+        | Call::Superusers
+        | Call::Impersonate => return 404,
         // Public files are public where the address says whose they are.
         Call::File if place != Place::Home => return found(there, 200),
         Call::File => return found(there && who.is_somebody(), 200),
@@ -187,11 +194,10 @@ fn expected(who: Who, place: Place, call: Call, id: Id) -> u16 {
         Reach::Outside => 404,
         Reach::Reader if is_write => 403,
         Reach::Reader | Reach::Writer => match call {
-            Call::List | Call::Create | Call::Batch => 200,
+            Call::List | Call::Create | Call::Batch | Call::Users => 200,
             Call::View | Call::Update => found(there, 200),
             // The workspace's own rules let owners delete, and members not.
-            Call::Delete => found(there && who == Who::Owner || there && place == Place::Home, 204),
-            Call::Users => 200,
+            Call::Delete => found(there && (who == Who::Owner || place == Place::Home), 204),
             // Members see each other; in a personal tenant there is only oneself.
             Call::User => found(
                 match place {
