@@ -1,7 +1,5 @@
 //! The stock Python client, unmodified, against pocketfleet.
 
-#![expect(clippy::unwrap_used, reason = "a step that fails fails the test")]
-
 use crate::support::TestApp;
 use crate::support::command;
 use crate::support::root;

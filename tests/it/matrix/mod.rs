@@ -213,8 +213,11 @@ fn expected(who: Who, place: Place, call: Call, id: Id) -> u16 {
     }
 }
 
+/// What a caller learns.
+type Told = (u16, Value);
+
 /// The same words but for what differs in every answer.
-fn told(status: u16, body: &str) -> (u16, Value) {
+fn told(status: u16, body: &str) -> Told {
     let mut value: Value = serde_json::from_str(body).unwrap_or_else(|_| Value::from(body));
     if let Some(fields) = value.as_object_mut() {
         fields.remove("request_id");
@@ -301,7 +304,7 @@ async fn every_call_by_everybody_on_every_id_ends_as_the_model_says() {
     let app = TestApp::start().await;
     let world = World::make(&app).await;
     let (mut cases, mut wrong) = (0, Vec::new());
-    let mut refusals: BTreeMap<(Who, Call, Id), Vec<(Place, (u16, Value))>> = BTreeMap::new();
+    let mut refusals: BTreeMap<(Who, Call, Id), Vec<(Place, Told)>> = BTreeMap::new();
     for (who, place, call, id) in all() {
         let wanted = expected(who, place, call, id);
         let named = world.record(place, id).0;
@@ -331,7 +334,7 @@ async fn every_call_by_everybody_on_every_id_ends_as_the_model_says() {
             }
         }
     }
-    println!("isolation matrix: {cases} calls to instances, {own_cases} to our own API");
+    eprintln!("isolation matrix: {cases} calls to instances, {own_cases} to our own API");
     assert!(cases > 2_500 && own_cases > 200, "{cases} + {own_cases}");
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
