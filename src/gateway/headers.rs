@@ -107,10 +107,21 @@ pub(crate) fn strip_forged(headers: &mut HeaderMap) {
     remove_where(headers, is_forged);
 }
 
-/// Strips a request for an instance: hop-by-hop, what `Connection` names, and everything forged.
+/// Strips a request for an instance: hop-by-hop, what `Connection` names, everything forged, and the query of the page
+/// it comes from, which may hold a file token of ours.
 pub(crate) fn strip_request(headers: &mut HeaderMap) {
+    strip_referer(headers);
     strip_named_by_connection(headers);
     remove_where(headers, |name| is_hop_by_hop(name) || is_forged(name) || name == "expect");
+}
+
+fn strip_referer(headers: &mut HeaderMap) {
+    let Some(referer) = headers.get(header::REFERER) else { return };
+    if let Some(end) = referer.as_bytes().iter().position(|&byte| byte == b'?')
+        && let Ok(kept) = HeaderValue::from_bytes(&referer.as_bytes()[..end])
+    {
+        headers.insert(header::REFERER, kept);
+    }
 }
 
 /// Strips an instance's answer: hop-by-hop, what `Connection` names, CORS (which we decide), cookie domains, what tells
@@ -135,8 +146,16 @@ pub(crate) fn strip_response(headers: &mut HeaderMap) {
     }
 }
 
-/// Puts the prefix of a tenant's address back in front of where an instance points to on itself.
+/// Puts the prefix of a tenant's address back in front of where an instance points to on itself, and keeps its cookies
+/// below that prefix: all tenants' paths share one host.
 pub(crate) fn relocate(headers: &mut HeaderMap, prefix: &str) {
+    if let header::Entry::Occupied(mut cookies) = headers.entry(header::SET_COOKIE) {
+        for cookie in cookies.iter_mut() {
+            if let Ok(value) = HeaderValue::from_bytes(&confined(cookie.as_bytes(), prefix)) {
+                *cookie = value;
+            }
+        }
+    }
     let Some(location) = headers.get(header::LOCATION).and_then(|value| value.to_str().ok()) else { return };
     let is_own = location.starts_with('/') && !location.starts_with("//");
     if let Some(Ok(value)) = is_own.then(|| HeaderValue::try_from(format!("{prefix}{location}"))) {
@@ -158,6 +177,15 @@ pub(crate) fn keep_apart(headers: &mut HeaderMap, is_private: bool) {
     if let Some(value) = kept.and_then(|value| HeaderValue::try_from(format!("private, {value}")).ok()) {
         headers.insert(header::CACHE_CONTROL, value);
     }
+}
+
+/// A cookie with the path of a tenant's address in place of its own.
+fn confined(cookie: &[u8], prefix: &str) -> Vec<u8> {
+    let is_path = |part: &&[u8]| part.trim_ascii().get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"path"));
+    let mut parts: Vec<&[u8]> = cookie.split(|&byte| byte == b';').filter(|part| !is_path(part)).collect();
+    let path = format!(" Path={prefix}/");
+    parts.push(path.as_bytes());
+    parts.join(&b';')
 }
 
 fn remove_where(headers: &mut HeaderMap, doomed: impl Fn(&str) -> bool) {
@@ -204,6 +232,31 @@ fn strip_cookie_domains(headers: &mut HeaderMap) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_instance_says_of_itself_stays_below_its_address() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::LOCATION, HeaderValue::from_static("/a/b?c"));
+        headers.append(header::SET_COOKIE, HeaderValue::from_static("s=1; Path=/; HttpOnly"));
+        headers.append(header::SET_COOKIE, HeaderValue::from_static("t=2"));
+        relocate(&mut headers, "/t/acme");
+        assert_eq!(headers[header::LOCATION], "/t/acme/a/b?c");
+        let cookies: Vec<_> = headers.get_all(header::SET_COOKIE).iter().collect();
+        assert_eq!(cookies, ["s=1; HttpOnly; Path=/t/acme/", "t=2; Path=/t/acme/"]);
+        for elsewhere in ["https://example.com/x", "//example.com/x", "x"] {
+            headers.insert(header::LOCATION, HeaderValue::from_static(elsewhere));
+            relocate(&mut headers, "/t/acme");
+            assert_eq!(headers[header::LOCATION], elsewhere);
+        }
+    }
+
+    #[test]
+    fn where_a_request_comes_from_is_told_without_its_query() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::REFERER, HeaderValue::from_static("https://example.com/page?token=secret"));
+        strip_request(&mut headers);
+        assert_eq!(headers[header::REFERER], "https://example.com/page");
+    }
 
     fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut map = HeaderMap::new();

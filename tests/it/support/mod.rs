@@ -15,6 +15,7 @@ use std::time::Instant;
 use serde_json::Value;
 use serde_json::json;
 
+pub(crate) mod golden;
 pub(crate) mod oidc;
 pub(crate) mod raw;
 pub(crate) mod smtp;
@@ -171,6 +172,7 @@ impl TestApp {
 
     /// Starts the program and does not wait.
     pub(crate) fn spawn(&mut self) {
+        golden::share(&self.data());
         let log = std::fs::File::options().create(true).append(true).open(self.log_path()).unwrap();
         let address = self.data().join("run/address");
         if address.exists() {
