@@ -270,10 +270,7 @@ async fn a_rollout_upgrades_everybody_and_lets_them_sleep_again() {
     assert_eq!((&progress["stage"], &progress["upgraded"]), (&json!("done"), &json!(12)), "{progress}");
     let now = template(&app, "personal");
     assert_eq!(now["versions"][now["hash"].as_str().unwrap()], 12, "{now}");
-    assert_eq!(
-        (&now["tenants"], &now["unknown"], &now["kinds"]),
-        (&json!(12), &json!(0), &json!(["personal", "workspace"]))
-    );
+    assert_eq!((&now["tenants"], &now["unknown"], &now["kinds"]), (&json!(12), &json!(0), &json!(["personal"])));
     assert_eq!(app.tenant(&users[5].id)["state"], "asleep");
     assert_eq!(create(&first, json!({"title": "n", "mood": "x"})).await["mood"], "x");
     assert_eq!(users[7].at(&app).titles().await, ["mine"]);
