@@ -26,7 +26,7 @@ use pocketfleet::store::bus::InProcessBus;
 use pocketfleet::store::bus::Notice;
 use pocketfleet::store::sqlite::ControlDatabase;
 
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_mins(2);
 
 pub(crate) fn database(folder: &Path) -> Arc<ControlDatabase> {
     Arc::new(ControlDatabase::open(&folder.join("control.db")).unwrap())
