@@ -46,6 +46,10 @@ impl Verifier {
     /// What to ask [`holds`](Self::holds) about later. `principal` is what this verifier just made of the token.
     pub fn standing(&self, principal: &Principal) -> Result<Standing, Error> {
         let account = self.directory.account(principal.user.as_str())?;
+        // The key may have changed since the token was accepted.
+        if account.key_id != principal.key {
+            return Err(Error::Revoked);
+        }
         let session = principal.session.clone();
         let family = self.sessions.find(&session).map_or_else(|| session.clone(), |session| session.family().clone());
         Ok(Standing { account, family, session, expires: principal.expires })

@@ -113,7 +113,7 @@ impl Instances {
         {
             return Ok(Audience::Member { tenant: tenant.id.clone(), token, principal });
         }
-        match tenant.filter(|tenant| !call.subscriptions.is_empty() && are_public(tenant, call)) {
+        match tenant.filter(|tenant| are_public(tenant, call)) {
             Some(tenant) => Ok(Audience::Visitor { tenant: tenant.id.clone(), authorization: None }),
             None if !is_somebody && call.subscriptions == [OAUTH2] => Ok(Audience::SignIn),
             None => Err(if is_somebody { not_found() } else { unauthorized() }),
@@ -146,13 +146,15 @@ impl Instances {
 
 /// Whether anybody may read what is subscribed to: what the list of records may not tell, an event must not tell.
 fn are_public(tenant: &Tenant, call: &Call) -> bool {
-    call.subscriptions.iter().all(|subscription| {
-        let topic = subscription.split('?').next().unwrap_or_default();
-        let Some((collection, record)) = topic.split_once('/') else { return false };
-        let records = format!("/api/collections/{collection}/records");
-        let path = if record == "*" { records } else { format!("{records}/{record}") };
-        Tenancy::is_public(tenant, &path)
-    })
+    let mut topics = call.subscriptions.iter().filter(|&topic| topic != OAUTH2).peekable();
+    topics.peek().is_some()
+        && topics.all(|subscription| {
+            let topic = subscription.split('?').next().unwrap_or_default();
+            let Some((collection, record)) = topic.split_once('/') else { return false };
+            let records = format!("/api/collections/{collection}/records");
+            let path = if record == "*" { records } else { format!("{records}/{record}") };
+            Tenancy::is_public(tenant, &path)
+        })
 }
 
 /// As `PocketBase` says it.
@@ -174,8 +176,10 @@ mod tests {
             let subscriptions = topics.iter().map(|&topic| topic.to_owned()).collect();
             are_public(&tenant, &Call { client_id: String::new(), subscriptions })
         };
-        assert!(are(&["posts/*"]) && are(&["posts/*?options=%7B%7D"]) && are(&[]));
-        for topics in [&["posts/abc"][..], &["posts"], &["orders/*"], &["posts/*", "orders/*"], &["@oauth2"], &[""]] {
+        assert!(are(&["posts/*"]) && are(&["posts/*?options=%7B%7D"]) && are(&["posts/*", "@oauth2"]));
+        for topics in
+            [&[][..], &["posts/abc"], &["posts"], &["orders/*"], &["posts/*", "orders/*"], &["@oauth2"], &[""]]
+        {
             assert!(!are(topics), "{topics:?}");
         }
     }

@@ -238,11 +238,13 @@ impl Instances {
         }
         let sent = ask.headers.get(header::AUTHORIZATION);
         let in_query = || token_in(ask.query).filter(|_| matches!(ask.route, TenantRoute::File(_)));
-        for token in [bearer(sent), in_query()].into_iter().flatten() {
+        for (token, header) in [(bearer(sent), sent), (in_query(), None)] {
+            let Some(token) = token else { continue };
             if self.accepts(tenant, &token).await? {
                 let (lease, warm_after) = self.lease(&tenant.id).await?;
-                let admission =
-                    Admission::new(lease, None, &tenant.id, Credential::AsSent(sent.cloned()), warm_after).private();
+                // A header that was not looked at, or was found wanting, stays here.
+                let credential = Credential::AsSent(header.cloned());
+                let admission = Admission::new(lease, None, &tenant.id, credential, warm_after).private();
                 return Ok(Verdict::Forward(Box::new(admission)));
             }
         }

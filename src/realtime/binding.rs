@@ -70,19 +70,23 @@ impl Shared {
             return Err(Error::UnknownClient);
         }
         seat.binding.admits(&next)?;
+        let waits = next.is_guest() && topics.is_empty();
         match &next {
             Binding::Bound { rights: Rights::Member(standing), .. } if seat.user_place.is_none() => {
                 seat.user_place = Some(self.per_user.take(standing.user().clone()).ok_or(Error::TooMany)?);
             }
-            Binding::SignIn if seat.sign_in_place.is_none() => {
+            _ if waits && seat.sign_in_place.is_none() => {
                 seat.sign_in_place = Some(self.sign_ins.take(network(client.ip)).ok_or(Error::TooMany)?);
             }
             _ => {}
         }
-        if !matches!(next, Binding::SignIn) {
+        if !waits {
             seat.sign_in_place = None;
         }
-        let changed = *seat.topics != *topics;
+        if let (Some(tenant), None) = (next.tenant(), &seat.tenant_place) {
+            seat.tenant_place = Some(self.per_tenant.take(tenant.clone()).ok_or(Error::TooMany)?);
+        }
+        let changed = *seat.topics != *topics || !seat.binding.has_rights_of(&next);
         if seat.link.is_none() {
             let state = if next.tenant().is_some() { "parked" } else { "sign_in" };
             seat.tally = None;
@@ -92,7 +96,7 @@ impl Shared {
         seat.topics = if next.tenant().is_some() { topics.into() } else { Arc::default() };
         seat.oauth2 = oauth2;
         // Subscribing again does not prolong the wait for a sign-in.
-        if !matches!((&seat.binding, &next), (Binding::SignIn, Binding::SignIn)) {
+        if !waits || seat.binding.tenant().is_none() && !matches!(seat.binding, Binding::SignIn) {
             seat.bound_at = Instant::now();
         }
         seat.binding = next;
@@ -108,6 +112,8 @@ impl Shared {
             (Some(lease), _) => self.attach(client, &lease).await,
             // The instance is about to stop. Its last events are on their way, but not those newly asked for.
             (None, Some(_)) if changed => Err(Error::Unreachable),
+            // What is in flight there may still write, and would not be heard.
+            (None, None) if self.supervisor.is_draining(tenant) => Err(Error::Unreachable),
             (None, _) => Ok(()),
         };
         if let Err(error) = &outcome {

@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::task::Poll;
 use std::task::Waker;
@@ -29,6 +31,7 @@ use super::hub::Shared;
 use super::link::Link;
 use super::places::Place;
 use super::subscription::Binding;
+use crate::ids::TenantId;
 use crate::ids::UserId;
 use crate::telemetry::Metrics;
 use crate::telemetry::StateLabels;
@@ -46,6 +49,8 @@ pub(super) struct Client {
     pub(super) turn: tokio::sync::Mutex<()>,
     seat: Mutex<Seat>,
     outbox: Mutex<Outbox>,
+    /// What waits for all clients together, in bytes.
+    queued: Arc<AtomicUsize>,
     pub(super) _places: (Place<()>, Place<IpAddr>),
 }
 
@@ -58,6 +63,8 @@ pub(super) struct Seat {
     pub(super) oauth2: bool,
     pub(super) link: Option<Link>,
     pub(super) user_place: Option<Place<UserId>>,
+    /// Its place among the streams of its tenant.
+    pub(super) tenant_place: Option<Place<TenantId>>,
     pub(super) sign_in_place: Option<Place<IpAddr>>,
     pub(super) bound_at: Instant,
     pub(super) has_ended: bool,
@@ -67,7 +74,7 @@ pub(super) struct Seat {
 impl Seat {
     /// Whether nothing that this run of the instance says can pass the client by.
     pub(super) fn is_settled_for(&self, epoch: u64) -> bool {
-        self.has_ended || self.topics.is_empty() || self.link.as_ref().is_some_and(|link| link.epoch == epoch)
+        self.has_ended || self.topics.is_empty() || self.link.as_ref().is_some_and(|link| link.epoch >= epoch)
     }
 }
 
@@ -96,8 +103,22 @@ struct Outbox {
     has_ended: bool,
 }
 
+/// How much may wait: for one client in events and bytes, and for all in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) frames: usize,
+    pub(super) bytes: usize,
+    pub(super) in_all: usize,
+}
+
 impl Client {
-    pub(super) fn new(id: Arc<str>, ip: IpAddr, places: (Place<()>, Place<IpAddr>), tally: Tally) -> Self {
+    pub(super) fn new(
+        id: Arc<str>,
+        ip: IpAddr,
+        places: (Place<()>, Place<IpAddr>),
+        tally: Tally,
+        queued: Arc<AtomicUsize>,
+    ) -> Self {
         let now = Instant::now();
         let seat = Seat {
             binding: Binding::Unbound,
@@ -105,6 +126,7 @@ impl Client {
             oauth2: false,
             link: None,
             user_place: None,
+            tenant_place: None,
             sign_in_place: None,
             bound_at: now,
             has_ended: false,
@@ -117,6 +139,7 @@ impl Client {
             turn: tokio::sync::Mutex::default(),
             seat: Mutex::new(seat),
             outbox: Mutex::default(),
+            queued,
             _places: places,
         }
     }
@@ -130,15 +153,19 @@ impl Client {
     }
 
     /// Queues a frame. False when the client reads too slowly for it.
-    pub(super) fn push(&self, frame: Bytes, max_frames: usize, max_bytes: usize) -> bool {
+    pub(super) fn push(&self, frame: Bytes, limits: &Limits) -> bool {
         let mut outbox = self.outbox();
         if outbox.has_ended {
             return true;
         }
-        if outbox.frames.len() >= max_frames || outbox.bytes + frame.len() > max_bytes {
+        let is_full = outbox.frames.len() >= limits.frames || outbox.bytes + frame.len() > limits.bytes;
+        // Whoever reads is not made to pay for those who do not.
+        let is_late = !outbox.frames.is_empty();
+        if is_full || (is_late && self.queued.load(Ordering::Relaxed) + frame.len() > limits.in_all) {
             return false;
         }
         outbox.bytes += frame.len();
+        self.queued.fetch_add(frame.len(), Ordering::Relaxed);
         outbox.frames.push_back(frame);
         let waker = outbox.waker.take();
         drop(outbox);
@@ -153,7 +180,7 @@ impl Client {
         let mut outbox = self.outbox();
         outbox.has_ended = true;
         outbox.frames = VecDeque::new();
-        outbox.bytes = 0;
+        self.queued.fetch_sub(std::mem::take(&mut outbox.bytes), Ordering::Relaxed);
         let waker = outbox.waker.take();
         drop(outbox);
         if let Some(waker) = waker {
@@ -165,6 +192,7 @@ impl Client {
         let mut outbox = self.outbox();
         if let Some(frame) = outbox.frames.pop_front() {
             outbox.bytes -= frame.len();
+            self.queued.fetch_sub(frame.len(), Ordering::Relaxed);
             if outbox.frames.is_empty() && outbox.frames.capacity() > KEPT_CAPACITY {
                 outbox.frames = VecDeque::new();
             }
@@ -236,22 +264,26 @@ mod tests {
         let metrics = Metrics::new();
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let places = (Places::new(1).take(()).unwrap(), Places::new(1).take(ip).unwrap());
-        (Client::new("id".into(), ip, places, Tally::new(&metrics, "unbound")), metrics)
+        (Client::new("id".into(), ip, places, Tally::new(&metrics, "unbound"), Arc::default()), metrics)
     }
 
     #[test]
     fn what_waits_is_bounded_in_events_and_bytes_and_gone_at_the_end() {
         let (client, _metrics) = client();
         let frame = || Bytes::from_static(b"1234");
-        assert!(client.push(frame(), 2, 100) && client.push(frame(), 2, 100));
-        assert!(!client.push(frame(), 2, 100), "too many");
-        assert!(!client.push(frame(), 9, 11), "too large together");
+        let limits = |frames, bytes, in_all| Limits { frames, bytes, in_all };
+        let two = &limits(2, 100, 100);
+        assert!(client.push(frame(), two) && client.push(frame(), two));
+        assert!(!client.push(frame(), two), "too many");
+        assert!(!client.push(frame(), &limits(9, 11, 100)), "too large together");
+        assert!(!client.push(frame(), &limits(9, 100, 11)), "too much waits for all");
         let cx = Context::from_waker(Waker::noop());
         assert_eq!(client.poll_frame(&cx), Poll::Ready(Some(frame())));
-        assert!(client.push(frame(), 2, 100), "room again");
+        assert!(client.push(frame(), two), "room again");
         client.close();
         assert_eq!(client.poll_frame(&cx), Poll::Ready(None), "nothing is sent after the end");
-        assert!(client.push(frame(), 2, 100), "and nothing is slow any more");
+        assert!(client.push(frame(), two), "and nothing is slow any more");
+        assert_eq!(client.queued.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub struct Config {
     pub max_streams: usize,
     pub max_streams_per_user: usize,
     pub max_streams_per_ip: usize,
+    pub max_streams_per_tenant: usize,
     #[serde(with = "humantime_serde")]
     pub bind_timeout: Duration,
     #[serde(with = "humantime_serde")]
@@ -21,6 +22,7 @@ pub struct Config {
     pub max_sign_ins_per_ip: usize,
     pub queue_events: usize,
     pub queue_bytes: usize,
+    pub queue_bytes_in_all: usize,
     pub max_event_bytes: usize,
     #[serde(with = "humantime_serde")]
     pub upstream_idle: Duration,
@@ -47,6 +49,7 @@ impl Config {
             ("max_streams", self.max_streams),
             ("max_streams_per_user", self.max_streams_per_user),
             ("max_streams_per_ip", self.max_streams_per_ip),
+            ("max_streams_per_tenant", self.max_streams_per_tenant),
             ("max_sign_ins_per_ip", self.max_sign_ins_per_ip),
             ("queue_events", self.queue_events),
         ] {
@@ -54,7 +57,11 @@ impl Config {
                 return Err(Invalid { key, value: value.to_string(), rule: "a number from 1 to 1000000" });
             }
         }
-        for (key, value) in [("queue_bytes", self.queue_bytes), ("max_event_bytes", self.max_event_bytes)] {
+        for (key, value) in [
+            ("queue_bytes", self.queue_bytes),
+            ("queue_bytes_in_all", self.queue_bytes_in_all),
+            ("max_event_bytes", self.max_event_bytes),
+        ] {
             if !(4096..=1 << 30).contains(&value) {
                 return Err(Invalid { key, value: value.to_string(), rule: "a number from 4096 to 1073741824" });
             }

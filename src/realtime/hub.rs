@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::SystemTime;
@@ -29,6 +30,7 @@ use super::Error;
 use super::Stream;
 use super::Subscribe;
 use super::client::Client;
+use super::client::Limits;
 use super::client::Tally;
 use super::link::ATTACH;
 use super::link::Relay;
@@ -60,6 +62,8 @@ const SUBSCRIBE: Duration = Duration::from_secs(12);
 /// How long an instance whose stream broke may take to be known as ended, and how often that is looked at.
 const POST_MORTEM: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(25);
+/// How long nobody must have used an instance that died, for its last events to be certainly out.
+const QUIET: Duration = Duration::from_millis(250);
 
 /// The function that knows who may act where.
 pub type Admits = dyn Fn(&UserId, &TenantId) -> bool + Send + Sync;
@@ -155,6 +159,8 @@ pub(super) struct Shared {
     per_ip: Arc<Places<IpAddr>>,
     pub(super) per_user: Arc<Places<UserId>>,
     pub(super) sign_ins: Arc<Places<IpAddr>>,
+    pub(super) per_tenant: Arc<Places<TenantId>>,
+    queued: Arc<AtomicUsize>,
     serial: AtomicU64,
 }
 
@@ -180,6 +186,8 @@ impl Hub {
             per_ip: Places::new(config.max_streams_per_ip),
             per_user: Places::new(config.max_streams_per_user),
             sign_ins: Places::new(config.max_sign_ins_per_ip),
+            per_tenant: Places::new(config.max_streams_per_tenant),
+            queued: Arc::default(),
             config,
             supervisor,
             verifier,
@@ -203,9 +211,9 @@ impl Hub {
         let id: String = rand::rng().sample_iter(Alphanumeric).take(ID_LENGTH).map(char::from).collect();
         let id: Arc<str> = id.into();
         let tally = Tally::new(&shared.metrics, "unbound");
-        let client = Arc::new(Client::new(Arc::clone(&id), ip, (place, of_ip), tally));
+        let client = Arc::new(Client::new(Arc::clone(&id), ip, (place, of_ip), tally, Arc::clone(&shared.queued)));
         let hello = sse::event(&id, "PB_CONNECT", &format!("{{\"clientId\":\"{id}\"}}"));
-        client.push(hello, 1, usize::MAX);
+        client.push(hello, &shared.limits());
         shared.clients.insert(id, Arc::clone(&client));
         let stream = Stream::new(Arc::clone(shared), Arc::clone(&client), shared.config.heartbeat);
         // Looked at after the stream can be found: either the end of all streams meets it, or this does.
@@ -219,8 +227,15 @@ impl Hub {
     pub async fn subscribe(&self, call: Subscribe) -> Result<(), Error> {
         let shared = Arc::clone(&self.shared);
         let task = async move {
-            let bound = tokio::time::timeout(SUBSCRIBE, shared.bind(call));
-            bound.await.unwrap_or(Err(Error::Unreachable))
+            let client = shared.clients.get(&*call.client_id).map(|client| Arc::clone(&client));
+            let bound = tokio::time::timeout(SUBSCRIBE, Arc::clone(&shared).bind(call));
+            bound.await.unwrap_or_else(|_| {
+                // It may be noted and not done.
+                if let Some(client) = client {
+                    shared.end(&client, Reason::Unattached);
+                }
+                Err(Error::Unreachable)
+            })
         };
         self.shared.shutdown.spawn_on(task, &self.shared.runtime).await.unwrap_or(Err(Error::Unreachable))
     }
@@ -273,9 +288,14 @@ impl Hub {
 }
 
 impl Shared {
+    fn limits(&self) -> Limits {
+        let Config { queue_events, queue_bytes, queue_bytes_in_all, .. } = self.config;
+        Limits { frames: queue_events, bytes: queue_bytes, in_all: queue_bytes_in_all }
+    }
+
     /// Queues an event for a client; one that reads too slowly is ended.
     pub(super) fn deliver(&self, client: &Arc<Client>, frame: Bytes) {
-        if client.push(frame, self.config.queue_events, self.config.queue_bytes) {
+        if client.push(frame, &self.limits()) {
             self.metrics.events.inc();
         } else {
             self.end(client, Reason::Slow);
@@ -304,7 +324,8 @@ impl Shared {
             return false;
         }
         let tenant = seat.binding.tenant().cloned();
-        let left = (seat.link.take(), seat.tally.take(), seat.user_place.take(), seat.sign_in_place.take());
+        let places = (seat.user_place.take(), seat.sign_in_place.take(), seat.tenant_place.take());
+        let left = (seat.link.take(), seat.tally.take(), places);
         drop(seat);
         drop(left);
         self.clients.remove(&client.id);
@@ -339,7 +360,7 @@ impl Shared {
     pub(super) async fn round(self: &Arc<Self>, room: &Arc<Room>, lease: &Lease) {
         let epoch = lease.epoch();
         let _gate = room.gate.lock().await;
-        if room.settled.load(Ordering::SeqCst) == epoch {
+        if room.settled.load(Ordering::SeqCst) >= epoch {
             return;
         }
         let members = room.members().clone();
@@ -364,7 +385,7 @@ impl Shared {
         // Whoever joined meanwhile takes care of itself, but the next write has to look.
         let members = room.members();
         if members.iter().all(|client| client.seat().is_settled_for(epoch)) {
-            room.settled.store(epoch, Ordering::SeqCst);
+            room.settled.fetch_max(epoch, Ordering::SeqCst);
         }
     }
 
@@ -429,8 +450,8 @@ impl Shared {
         Ok(())
     }
 
-    /// The instance's stream ended: the client is parked, unless the instance goes on and may have said something
-    /// meanwhile, which the client has to be told.
+    /// The instance's stream ended. The client is parked if nothing can have been said that it did not hear: the instance
+    /// was stopped in order, or died when nobody had asked it for anything for a while. Otherwise it has to be told.
     pub(super) async fn unlinked(
         &self,
         client: &Arc<Client>,
@@ -450,11 +471,15 @@ impl Shared {
         if let Some(room) = self.rooms.get(tenant).map(|room| Arc::clone(&room)) {
             room.unsettle();
         }
+        let was_quiet = self.supervisor.quiet_for(tenant).is_none_or(|quiet| quiet >= QUIET);
         if !matches!(fault, Fault::TooLarge) {
             let deadline = Instant::now() + POST_MORTEM;
             while Instant::now() < deadline {
+                if self.supervisor.was_stopped(tenant, epoch) || self.shutdown.has_begun() {
+                    return;
+                }
                 let goes_on = self.supervisor.visit(tenant).is_some_and(|lease| lease.epoch() == epoch);
-                if !goes_on || self.shutdown.has_begun() {
+                if !goes_on && was_quiet {
                     return;
                 }
                 tokio::time::sleep(LOOK).await;

@@ -63,6 +63,7 @@ pub(super) struct Relay {
     pub(super) changes: mpsc::Receiver<Change>,
     pub(super) listening: Listening,
     overlap: Option<(Overlap, Option<Instant>)>,
+    spread: f64,
 }
 
 impl Relay {
@@ -75,15 +76,15 @@ impl Relay {
     ) -> (Self, Link) {
         let (sender, changes) = mpsc::channel(1);
         let link = Link { epoch, serial, changes: sender };
-        let overlap = None;
-        (Self { hub, client, tenant, epoch, serial, current, changes, listening, overlap }, link)
+        let (overlap, spread) = (None, 0.9 + 0.1 * rand::random::<f64>());
+        (Self { hub, client, tenant, epoch, serial, current, changes, listening, overlap, spread }, link)
     }
 
     /// Passes events on until the hub lets go or the instance's stream ends.
     pub(super) async fn run(mut self) {
         let fault = self.relay().await;
         if let Err(fault) = fault {
-            let Self { hub, client, tenant, epoch, serial, current, changes, listening, overlap: _ } = self;
+            let Self { hub, client, tenant, epoch, serial, current, changes, listening, overlap: _, spread: _ } = self;
             // The connection goes first: the look whether the process lives must not be answered by it.
             drop((current, changes, listening));
             hub.unlinked(&client, &tenant, (epoch, serial), &fault).await;
@@ -114,7 +115,9 @@ impl Relay {
 
     fn replace_at(&self) -> Instant {
         let config = &self.hub.config;
-        (self.current.heard + config.upstream_idle).min(self.current.opened + config.upstream_age)
+        // Spread, so that streams that were attached together are not replaced together.
+        let soon = |limit: Duration| limit.mul_f64(self.spread);
+        (self.current.heard + soon(config.upstream_idle)).min(self.current.opened + soon(config.upstream_age))
     }
 
     async fn change(&mut self, change: Change) {
@@ -148,6 +151,8 @@ impl Relay {
         let until = Instant::now() + BOTH;
         loop {
             tokio::select! {
+                // What the old one has brought exists nowhere else.
+                biased;
                 event = self.current.next() => match event {
                     Ok(event) => self.pass(Side::Old, &event),
                     Err(_) => break,

@@ -101,6 +101,22 @@ impl Binding {
         }
     }
 
+    /// Whether nobody is behind it that the instance would know.
+    pub(super) fn is_guest(&self) -> bool {
+        matches!(self, Self::SignIn | Self::Bound { rights: Rights::Visitor(None), .. })
+    }
+
+    /// Whether the instance would take both for the same.
+    pub(super) fn has_rights_of(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Bound { rights: Rights::Visitor(own), .. }, Self::Bound { rights: Rights::Visitor(asked), .. }) => {
+                own == asked
+            }
+            (Self::Bound { rights: Rights::Member(_), .. }, Self::Bound { rights: Rights::Member(_), .. }) => true,
+            (own, asked) => own.tenant().is_none() && asked.tenant().is_none(),
+        }
+    }
+
     pub(super) fn tenant(&self) -> Option<&TenantId> {
         match self {
             Self::Bound { tenant, .. } => Some(tenant),

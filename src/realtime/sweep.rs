@@ -14,6 +14,7 @@ use tokio::time::MissedTickBehavior;
 use super::client::Client;
 use super::hub::Reason;
 use super::hub::Shared;
+use super::subscription;
 use super::subscription::Binding;
 use super::subscription::Rights;
 use crate::ids::TenantId;
@@ -94,8 +95,15 @@ impl Shared {
         let seat = &mut *seat;
         match &mut seat.binding {
             Binding::Unbound => (moment >= client.since + self.config.bind_timeout).then_some(Reason::Unbound),
-            Binding::SignIn => (moment >= seat.bound_at + self.config.sign_in_timeout).then_some(Reason::Unbound),
-            Binding::Bound { rights: Rights::Visitor(_), .. } => None,
+            // Whoever only waits for a sign-in does not wait for ever.
+            _ if seat.sign_in_place.is_some() => {
+                (moment >= seat.bound_at + self.config.sign_in_timeout).then_some(Reason::Unbound)
+            }
+            Binding::SignIn => None,
+            Binding::Bound { rights: Rights::Visitor(authorization), .. } => {
+                let has_expired = authorization.as_ref().is_some_and(|header| subscription::has_expired(header, now));
+                has_expired.then_some(Reason::Session)
+            }
             Binding::Bound { tenant, rights: Rights::Member(standing) } => {
                 let stands = self.verifier.holds(standing, now) && (self.admits)(standing.user(), tenant);
                 (!stands).then_some(Reason::Session)

@@ -293,6 +293,7 @@ impl Instance {
     async fn terminate(&mut self) -> Event {
         if let Some(occupied) = self.occupied.take() {
             let epoch = occupied.running.epoch;
+            self.slot.note_stop(epoch);
             let exit = occupied.process.stop(self.fleet.config.stop_timeout).await;
             launch::release(&self.fleet, &self.slot.tenant, epoch).await;
             drop(occupied.admission);

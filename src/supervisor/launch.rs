@@ -193,7 +193,12 @@ async fn prepare(fleet: &Arc<Fleet>, tenant: &TenantId) -> Result<Signers, Failu
         if let Err(error) = logs::rotate(&folder, fleet.config.log_bytes, fleet.config.log_files) {
             tracing::warn!(tenant.id = %id, %error, "rotate an instance's log");
         }
-        roster::keys(&fleet, &id).map(|(signers, _)| signers).map_err(|error| unreadable(&error))
+        let (signers, changed) = roster::keys(&fleet, &id).map_err(|error| unreadable(&error))?;
+        if !changed.is_empty() {
+            // Written behind the instance's back: whoever listens is made to read anew. Nobody listens, nobody is told.
+            drop(fleet.upgrades.done.send(id));
+        }
+        Ok(signers)
     });
     work.await.unwrap_or_else(|_| Err(outside("the task that prepares its folder failed")))
 }

@@ -342,6 +342,22 @@ impl Supervisor {
         &self.fleet.templates
     }
 
+    /// Whether this run of the instance was stopped in order, with nothing in flight: it said all that it had to say.
+    pub fn was_stopped(&self, tenant: &TenantId, epoch: u64) -> bool {
+        self.fleet.registry.get(tenant).is_none_or(|slot| slot.was_stopped(epoch))
+    }
+
+    /// How long nobody has used the instance; nothing while a request is in flight, none for one that is forgotten.
+    pub fn quiet_for(&self, tenant: &TenantId) -> Option<Duration> {
+        let slot = self.fleet.registry.get(tenant)?;
+        Some(if slot.in_flight() == 0 { slot.unused_for() } else { Duration::ZERO })
+    }
+
+    /// Whether the instance lets its last requests finish before it stops.
+    pub fn is_draining(&self, tenant: &TenantId) -> bool {
+        self.fleet.registry.get(tenant).is_some_and(|slot| slot.view.load().state == "draining")
+    }
+
     /// Whether the instance is awake, at this moment.
     pub fn is_awake(&self, tenant: &TenantId) -> bool {
         self.fleet.registry.get(tenant).is_some_and(|slot| slot.running().is_some())

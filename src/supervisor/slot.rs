@@ -155,6 +155,8 @@ pub(crate) struct Slot {
     /// Milliseconds since `origin`.
     last_used: AtomicU64,
     last_answer: AtomicU64,
+    /// The last epoch whose process was stopped in order.
+    stopped: AtomicU64,
     origin: Instant,
     client_waits: AtomicBool,
     pub(crate) want: Notify,
@@ -184,6 +186,7 @@ impl Slot {
             waiting: AtomicU32::new(0),
             last_used: AtomicU64::new(0),
             last_answer: AtomicU64::new(0),
+            stopped: AtomicU64::new(0),
             origin: Instant::now(),
             client_waits: AtomicBool::new(false),
             want: Notify::new(),
@@ -297,6 +300,16 @@ impl Slot {
     /// How long nobody used it.
     pub(crate) fn unused_for(&self) -> Duration {
         Duration::from_millis(self.elapsed().saturating_sub(self.last_used.load(Ordering::Relaxed)))
+    }
+
+    /// Notes that the process of an epoch is about to be stopped in order: nothing is in flight, and nothing was lately.
+    pub(crate) fn note_stop(&self, epoch: u64) {
+        self.stopped.fetch_max(epoch, Ordering::SeqCst);
+    }
+
+    /// Whether the process of an epoch was stopped in order.
+    pub(crate) fn was_stopped(&self, epoch: u64) -> bool {
+        self.stopped.load(Ordering::SeqCst) >= epoch
     }
 
     /// How long no request proved it healthy.
