@@ -3,7 +3,7 @@
 
 use hyper::Method;
 
-use super::tenant_route::is_custom;
+use crate::pocketbase::routes::is_hooks;
 
 /// Where a request goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +64,7 @@ fn api<'a>(method: &Method, rest: &'a str) -> Route<'a> {
         ("realtime", None) if method == Method::GET || method == Method::POST => Route::Realtime,
         ("oauth2-redirect", None) | ("v1" | "health" | "keys", _) => Route::Own,
         _ if first.starts_with("queue") || first.starts_with("meetings") => Route::Own,
-        _ if is_custom(first) => Route::Custom,
+        _ if is_hooks(first) => Route::Custom,
         _ => Route::Absent,
     }
 }

@@ -7,6 +7,7 @@ use super::route::Records;
 use super::route::is_open;
 use super::route::is_read;
 use super::route::is_users;
+use crate::pocketbase::routes::is_hooks;
 
 /// What a request asks of a tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,26 +75,6 @@ impl SignIn<'_> {
     }
 }
 
-/// Parts of `PocketBase`'s API that are never offered, and ours.
-const RESERVED: [&str; 16] = [
-    "backups",
-    "batch",
-    "collections",
-    "crons",
-    "files",
-    "health",
-    "keys",
-    "logs",
-    "meetings",
-    "oauth2-redirect",
-    "queue",
-    "queue_updates",
-    "realtime",
-    "settings",
-    "sql",
-    "v1",
-];
-
 /// Decides what a request asks of a tenant. `path` is decoded, rooted at the tenant, and has passed the raw rule.
 pub(crate) fn tenant_route<'a>(method: &Method, path: &'a str) -> TenantRoute<'a> {
     if let Some(rest) = path.strip_prefix("/api/") {
@@ -117,15 +98,9 @@ fn api<'a>(method: &Method, rest: &'a str) -> TenantRoute<'a> {
         ("realtime", None) if method == Method::GET || method == Method::POST => TenantRoute::Realtime,
         ("oauth2-redirect", None) if method == Method::GET || method == Method::POST => TenantRoute::OAuth2Redirect,
         ("health", None) if is_read(method) => TenantRoute::Health,
-        _ if is_custom(first) => TenantRoute::Custom,
+        _ if is_hooks(first) => TenantRoute::Custom,
         _ => TenantRoute::Absent,
     }
-}
-
-/// Whether a first segment under `/api/` can be a hook's. `PocketBase` compares exactly; spellings in other letters are
-/// refused all the same.
-pub(crate) fn is_custom(first: &str) -> bool {
-    !first.is_empty() && !RESERVED.iter().any(|reserved| first.eq_ignore_ascii_case(reserved))
 }
 
 fn collection<'a>(method: &Method, tail: &'a str) -> TenantRoute<'a> {

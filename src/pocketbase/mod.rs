@@ -6,6 +6,7 @@ pub mod client;
 pub mod database;
 mod edit;
 pub mod roster;
+pub mod routes;
 pub mod schema;
 pub mod token;
 pub mod visitors;

@@ -7,6 +7,9 @@
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::pocketbase::routes::TAKEN;
+use crate::pocketbase::routes::can_be_public;
+use crate::pocketbase::routes::is_hooks;
 use crate::store::tenants::Identity;
 use crate::store::tenants::Kind;
 
@@ -16,27 +19,6 @@ const MOST_PATHS: usize = 64;
 const LONGEST_PATH: usize = 200;
 /// Longest text for people, in characters.
 const LONGEST_TEXT: usize = 200;
-
-/// First words below `/api/` that are `PocketBase`'s own or ours, so that a hook cannot have them.
-const TAKEN: [&str; 17] = [
-    "auth",
-    "backups",
-    "batch",
-    "collections",
-    "crons",
-    "files",
-    "health",
-    "keys",
-    "logs",
-    "meetings",
-    "oauth2-redirect",
-    "queue",
-    "realtime",
-    "settings",
-    "sql",
-    "v1",
-    "workspaces",
-];
 
 /// What callers outside the supervisor may know of a template.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -148,6 +130,9 @@ fn plain(path: &str) -> Result<&str, &'static str> {
 
 fn readable(path: &str) -> Result<(), &'static str> {
     let body = plain(path)?;
+    if path.ends_with('*') && !body.ends_with('/') {
+        return Err("has a * that does not follow a slash");
+    }
     let Some(rest) = body.strip_prefix("/api/") else {
         return Err("is not below /api/: files of pb_public are public anyway");
     };
@@ -155,7 +140,8 @@ fn readable(path: &str) -> Result<(), &'static str> {
     match first {
         "collections" | "files" if tail.starts_with('_') => Err("names a system collection"),
         "collections" if tail.is_empty() => Err("opens every collection: name one"),
-        "collections" | "files" => Ok(()),
+        "collections" | "files" if can_be_public(body) => Ok(()),
+        "collections" | "files" => Err("is not records or files of one named collection"),
         _ if TAKEN.contains(&first) => Err("is not for reading records or files"),
         _ => route(path),
     }
@@ -174,8 +160,7 @@ fn route(path: &str) -> Result<(), &'static str> {
     if TAKEN.iter().any(|word| is_taken(word) || reaches(word)) {
         return Err("belongs to PocketBase or to pocketfleet: give hooks a word of their own, such as /api/hello");
     }
-    // These two are recognised by how they begin.
-    if first.starts_with("queue") || first.starts_with("meetings") {
+    if !is_hooks(first) {
         return Err("belongs to pocketfleet: give hooks a word of their own, such as /api/hello");
     }
     Ok(())
@@ -237,7 +222,7 @@ mod tests {
     #[test]
     fn ordinary_paths_are_taken() {
         let text = "routes = ['/api/hello', '/api/shop/*', '/api/x/']\n\
-                    public_read = ['/api/collections/posts/records', '/api/files/*', '/api/hello']";
+                    public_read = ['/api/collections/posts/records', '/api/files/posts/*', '/api/hello']";
         assert_eq!(check(text).unwrap().routes.len(), 3);
     }
 }

@@ -1,5 +1,7 @@
 //! The rules of workspaces as pure functions: who may change whom, which names are names, which paths can be public.
 
+use crate::pocketbase::routes::can_be_public;
+use crate::pocketbase::routes::is_page;
 use time::Duration;
 use time::OffsetDateTime;
 
@@ -167,40 +169,13 @@ pub fn check_public_read(patterns: &[String]) -> Result<(), Invalid> {
         if fixed.contains("//") || fixed.split('/').any(|segment| segment == ".." || segment == ".") {
             return invalid("Must not have empty segments, . or ..");
         }
-        if !can_be_public(fixed) {
+        if !can_be_public(fixed) || (pattern.ends_with('*') && !fixed.ends_with('/')) {
             return invalid(
-                "Must be records or files of one named collection, or a page; system collections never are.",
+                "Must be records or files of one named collection, a hook's route, or a page; * follows a slash.",
             );
         }
     }
     Ok(())
-}
-
-/// Whether what begins like this is something that anybody may be let read.
-fn can_be_public(path: &str) -> bool {
-    if let Some(rest) = path.strip_prefix("/api/collections/") {
-        let Some((collection, rest)) = rest.split_once('/') else { return false };
-        return is_open_collection(collection) && (rest == "records" || rest.starts_with("records/"));
-    }
-    if let Some(rest) = path.strip_prefix("/api/files/") {
-        return rest.split_once('/').is_some_and(|(collection, _)| is_open_collection(collection));
-    }
-    is_page(path)
-}
-
-/// By name only: ids would let a system collection in unseen.
-fn is_open_collection(name: &str) -> bool {
-    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    !name.is_empty()
-        && name.bytes().all(is_plain)
-        && !name.starts_with('_')
-        && !name.to_ascii_lowercase().starts_with("pbc_")
-}
-
-/// Whether a path is none of an API's.
-fn is_page(path: &str) -> bool {
-    let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-    !first.eq_ignore_ascii_case("api") && !first.starts_with('_')
 }
 
 /// Whether anybody may read this (decoded) path without a credential. A pattern for pages never covers an API's path,

@@ -40,7 +40,7 @@ const IMPORTS: &[(&str, May)] = &[
     ("pocketbase", Name(&["ids", "error"])),
     ("store", Name(&["ids", "error"])),
     ("supervisor", Name(&["ids", "error", "store", "pocketbase", "shutdown", "telemetry"])),
-    ("tenancy", Name(&["ids", "error", "store", "limits"])),
+    ("tenancy", Name(&["ids", "error", "store", "limits", "pocketbase"])),
     (
         "auth",
         Name(&["ids", "error", "store", "tenancy", "limits", "supervisor", "pocketbase", "shutdown", "telemetry"]),
