@@ -95,7 +95,10 @@ impl Shared {
         match &mut seat.binding {
             Binding::Unbound => (moment >= client.since + self.config.bind_timeout).then_some(Reason::Unbound),
             Binding::SignIn => (moment >= seat.bound_at + self.config.sign_in_timeout).then_some(Reason::Unbound),
-            Binding::Bound { rights: Rights::Visitor(_), .. } => None,
+            Binding::Bound { tenant, rights: Rights::Visitor(authorization) } => {
+                let stands = (self.lets_in)(tenant, authorization.is_some(), &seat.topics);
+                (!stands).then_some(Reason::Session)
+            }
             Binding::Bound { tenant, rights: Rights::Member(standing) } => {
                 let stands = self.verifier.holds(standing, now) && (self.admits)(standing.user(), tenant);
                 (!stands).then_some(Reason::Session)
