@@ -22,6 +22,7 @@ mod realtime;
 mod realtime_limits;
 mod sdk;
 mod sdk_accounts;
+mod sdk_tenants;
 mod slow_clients;
 mod startup;
 mod store;

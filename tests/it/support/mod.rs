@@ -15,6 +15,7 @@ use std::time::Instant;
 use serde_json::Value;
 use serde_json::json;
 
+pub(crate) mod node;
 pub(crate) mod oidc;
 pub(crate) mod raw;
 pub(crate) mod smtp;
