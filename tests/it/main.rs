@@ -9,6 +9,7 @@ mod dashboard;
 mod faults;
 mod files;
 mod gateway;
+mod guestbook;
 mod hosted;
 mod http2;
 mod mail;
