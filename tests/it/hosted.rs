@@ -391,3 +391,38 @@ async fn visitors_and_strangers_hear_of_what_they_may_across_sleep() {
     let answer = app.http.post(format!("{shop}/api/realtime")).header("authorization", &shopper.token).json(&body);
     assert_eq!(answer.send().await.unwrap().status(), 403);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_offers_no_more_of_pocketbase_than_any_tenant() {
+    let (app, ada, _) = start("server.domain = \"fleet.example\"\n").await;
+    let eve = visitor(&app, "daily", "eve").await;
+    for (method, path) in [
+        (Method::POST, "/api/collections/_superusers/auth-with-password"),
+        (Method::POST, "/api/collections/pbc_3142635823/auth-with-password"),
+        (Method::POST, "/api/collections/_superusers/records"),
+        (Method::GET, "/api/collections/_superusers/records"),
+        (Method::POST, &format!("/api/collections/users/impersonate/{}", eve.id)),
+        (Method::GET, "/api/settings"),
+        (Method::GET, "/api/collections"),
+        (Method::GET, "/api/backups"),
+        (Method::GET, "/api/logs"),
+        (Method::POST, "/api/sql"),
+        (Method::GET, "/api/crons"),
+        (Method::GET, "/_/"),
+        (Method::GET, "/api/v1/auth/me"),
+        (Method::GET, "/api/mirror"),
+    ] {
+        for token in [None, Some(&eve.token), Some(&ada.token)] {
+            let by_path = app.http.request(method.clone(), format!("{}{path}", eve.base));
+            let by_host = app.http.request(method.clone(), format!("{}{path}", app.base));
+            for request in [by_path, by_host.header("host", "daily.fleet.example")] {
+                let request = if let Some(token) = token { request.header("authorization", token) } else { request };
+                let answer = request.json(&json!({"identity": "a@b.c", "password": "x"})).send().await.unwrap();
+                assert_eq!(answer.status(), 404, "{method} {path}");
+            }
+        }
+    }
+    // A batch is no way around.
+    let item = json!({"method": "POST", "url": "/api/collections/_superusers/records", "body": {"email": "x@y.z"}});
+    assert_ne!(eve.post("/api/batch", json!({"requests": [item]})).await.status(), 200);
+}

@@ -11,6 +11,8 @@ use crate::support::User;
 use crate::support::command;
 use crate::support::eventually;
 use crate::support::node::Node;
+use crate::support::oidc::CLIENT_ID;
+use crate::support::oidc::CLIENT_SECRET;
 use crate::support::oidc::Oidc;
 use crate::support::root;
 use crate::support::signal;
@@ -20,6 +22,17 @@ const SECRET: &str = "migrate((app) => {
   notes.fields.add(new FileField({ name: 'secret', maxSelect: 1, maxSize: 1000000, protected: true }))
   app.save(notes)
 }, (app) => {})";
+
+/// With the shipped templates, and one more migration in one of them.
+async fn start(keys: &str, template: &str, migration: &str) -> TestApp {
+    let mut app = TestApp::prepare(keys);
+    let folder = app.dir.path().join("pb_templates");
+    assert!(command("cp").arg("-r").arg(root().join("pb_templates")).arg(&folder).status().unwrap().success());
+    std::fs::write(folder.join(template).join("pb_migrations/1900000001_more.js"), migration).unwrap();
+    app.add_keys(&format!("pocketbase.templates = \"{}\"\n", folder.display()));
+    app.launch().await;
+    app
+}
 
 async fn run(app: &TestApp, file: &'static str) {
     let folder = root().join("tests/sdk");
@@ -41,12 +54,7 @@ async fn run(app: &TestApp, file: &'static str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stock_sdk_works_at_tenants_addresses_by_path_and_by_host() {
-    let mut app = TestApp::prepare("server.domain = \"fleet.example\"\n");
-    let folder = app.dir.path().join("pb_templates");
-    assert!(command("cp").arg("-r").arg(root().join("pb_templates")).arg(&folder).status().unwrap().success());
-    std::fs::write(folder.join("workspace/pb_migrations/1900000001_secret.js"), SECRET).unwrap();
-    app.add_keys(&format!("pocketbase.templates = \"{}\"\n", folder.display()));
-    app.launch().await;
+    let app = start("server.domain = \"fleet.example\"\n", "workspace", SECRET).await;
     run(&app, "workspaces.test.mjs").await;
 }
 
@@ -54,7 +62,17 @@ async fn stock_sdk_works_at_tenants_addresses_by_path_and_by_host() {
 async fn stock_sdk_signs_in_through_another_services_window() {
     let oidc = Oidc::start().await;
     oidc.person("ada", "ada@example.com");
-    let app = TestApp::with(&oidc.keys()).await;
+    let base = &oidc.base;
+    let migration = format!(
+        "migrate((app) => {{
+          const users = app.findCollectionByNameOrId('users')
+          users.oauth2.enabled = true
+          users.oauth2.providers = [{{ name: 'oidc', clientId: '{CLIENT_ID}', clientSecret: '{CLIENT_SECRET}', pkce: true,
+            authURL: '{base}/authorize', tokenURL: '{base}/token', userInfoURL: '{base}/userinfo' }}]
+          app.save(users)
+        }}, (app) => {{}})"
+    );
+    let app = start(&oidc.keys(), "hosted", &migration).await;
     app.configured().await;
     run(&app, "oauth2.test.mjs").await;
 }

@@ -226,3 +226,24 @@ async fn what_is_public_is_for_everybody_and_nothing_else_is() {
     assert_eq!(app.get(&format!("/t/team{NOTES}")).await.status(), 401);
     stranger.ended().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workspace_that_gets_users_of_its_own_is_closed_to_accounts_at_once() {
+    let app = TestApp::start().await;
+    let (ada, bob) = (app.user("ada").await, app.user("bob").await);
+    team(&ada, json!({})).await;
+    join(&ada, &bob, "member").await;
+    assert_eq!(write(&there(&ada), "one").await, 200);
+    let streams = [subscribed(&there(&ada), &["notes/*"]).await, subscribed(&there(&bob), &["notes/*"]).await];
+    assert_eq!(change(&ada, json!({"identity": "own"})).await["identity"], "own");
+    for who in [&ada, &bob] {
+        assert_eq!(there(who).get(NOTES).await.status(), 401);
+    }
+    for stream in &streams {
+        stream.ended().await;
+    }
+    assert_eq!(change(&ada, json!({"identity": "global"})).await["identity"], "global");
+    for who in [&ada, &bob] {
+        assert_eq!(there(who).titles().await, ["one"]);
+    }
+}

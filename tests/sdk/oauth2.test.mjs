@@ -1,6 +1,8 @@
 // Signing in through another service in a window of its own, as browsers do it with the stock SDK: the SDK waits on its
 // realtime connection, the window follows the service's redirects, and its last page is pocketfleet's.
 //
+// The server's hosted apps have to know the service as well.
+//
 //   POCKETFLEET_URL=http://127.0.0.1:3000 node --test oauth2.test.mjs
 
 import assert from "node:assert/strict";
@@ -29,6 +31,17 @@ async function signIn(base) {
   return { pb, answer, window };
 }
 
+/** Writes and hears of it, after the sign-in that waited on a connection of the same client. */
+async function hears(pb, collection, author) {
+  const heard = [];
+  await pb.collection(collection).subscribe("*", (event) => heard.push(event.record.title));
+  await pb.collection(collection).create({ title: "heard", author });
+  const deadline = Date.now() + 30_000;
+  while (heard.length === 0 && Date.now() < deadline) await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.deepEqual(heard, ["heard"]);
+  await pb.realtime.unsubscribe();
+}
+
 const check = (name, body) => test(name, { timeout: 60_000 }, body);
 
 check("a window signs in at home", async () => {
@@ -54,12 +67,16 @@ check("a window signs in at a workspace's address", async () => {
   const author = answer.record.id;
   await pb.collection("notes").create({ title: "in the workspace", author });
   assert.equal((await pb.collection("users").getOne(author)).member_role, "owner");
-  // The connection that waited can be subscribed to the workspace now.
-  const heard = [];
-  await pb.collection("notes").subscribe("*", (event) => heard.push(event.record.title));
-  await pb.collection("notes").create({ title: "heard", author });
-  const deadline = Date.now() + 30_000;
-  while (heard.length === 0 && Date.now() < deadline) await new Promise((resolve) => setTimeout(resolve, 20));
-  assert.deepEqual(heard, ["heard"]);
-  await pb.realtime.unsubscribe();
+  await hears(pb, "notes", author);
+});
+
+check("a window signs in at an app with users of its own", async () => {
+  const { pb: home } = await signIn(url);
+  const slug = `daily-${randomBytes(4).toString("hex")}`;
+  const body = { name: "Daily", slug, identity: "own", template: "hosted" };
+  await home.send("/api/v1/tenants", { method: "POST", body });
+  const { pb, answer } = await signIn(`${url}/t/${slug}`);
+  assert.equal(answer.meta.isNew, true, "somebody else than the account with this address");
+  assert.notEqual(answer.record.id, home.authStore.record.id);
+  await hears(pb, "posts", answer.record.id);
 });
