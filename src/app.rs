@@ -341,16 +341,22 @@ fn relay(
     metrics: &Arc<Metrics>,
     shutdown: &Shutdown,
 ) -> Hub {
-    let tenancy = tenancy.clone();
+    let open = |tenancy: &Tenancy, tenant: &TenantId| tenancy.resolve(tenant.as_str()).filter(|found| !found.suspended);
+    let (members, visitors) = (tenancy.clone(), tenancy.clone());
     let admits = move |user: &UserId, tenant: &TenantId| {
-        let tenant = tenancy.resolve(tenant.as_str()).filter(|tenant| !tenant.suspended);
-        tenant.is_some_and(|tenant| tenancy.role(&tenant, user).is_some())
+        let tenant = open(&members, tenant).filter(|tenant| tenant.identity == Identity::Global);
+        tenant.is_some_and(|tenant| members.role(&tenant, user).is_some())
+    };
+    let lets_in = move |tenant: &TenantId, has_token: bool, topics: &[String]| {
+        let is_own = |tenant: &Tenant| has_token && tenant.identity == Identity::Own;
+        open(&visitors, tenant).is_some_and(|tenant| is_own(&tenant) || Tenancy::are_public(&tenant, topics))
     };
     Hub::new(realtime::Parts {
         config: config.realtime.clone(),
         supervisor: supervisor.clone(),
         verifier: verifier.clone(),
         admits: Arc::new(admits),
+        lets_in: Arc::new(lets_in),
         metrics: Arc::clone(metrics),
         shutdown: shutdown.clone(),
     })

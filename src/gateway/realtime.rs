@@ -113,7 +113,7 @@ impl Instances {
         {
             return Ok(Audience::Member { tenant: tenant.id.clone(), token, principal });
         }
-        match tenant.filter(|tenant| are_public(tenant, call)) {
+        match tenant.filter(|tenant| are_public(tenant, &call.subscriptions)) {
             Some(tenant) => Ok(Audience::Visitor { tenant: tenant.id.clone(), authorization: None }),
             None if !is_somebody && call.subscriptions == [OAUTH2] => Ok(Audience::SignIn),
             None => Err(if is_somebody { not_found() } else { unauthorized() }),
@@ -129,7 +129,7 @@ impl Instances {
         {
             return Ok(Audience::Visitor { tenant: id, authorization: authorization.cloned() });
         }
-        let is_public = call.subscriptions == [OAUTH2] || are_public(tenant, call);
+        let is_public = call.subscriptions == [OAUTH2] || are_public(tenant, &call.subscriptions);
         if is_public { Ok(Audience::Visitor { tenant: id, authorization: None }) } else { Err(unauthorized()) }
     }
 
@@ -144,17 +144,10 @@ impl Instances {
     }
 }
 
-/// Whether anybody may read what is subscribed to: what the list of records may not tell, an event must not tell.
-fn are_public(tenant: &Tenant, call: &Call) -> bool {
-    let mut topics = call.subscriptions.iter().filter(|&topic| topic != OAUTH2).peekable();
-    topics.peek().is_some()
-        && topics.all(|subscription| {
-            let topic = subscription.split('?').next().unwrap_or_default();
-            let Some((collection, record)) = topic.split_once('/') else { return false };
-            let records = format!("/api/collections/{collection}/records");
-            let path = if record == "*" { records } else { format!("{records}/{record}") };
-            Tenancy::is_public(tenant, &path)
-        })
+/// Whether a stranger is told of all this; the topic of a sign-in says nothing of the tenant.
+fn are_public(tenant: &Tenant, subscriptions: &[String]) -> bool {
+    let topics: Vec<String> = subscriptions.iter().filter(|&topic| topic != OAUTH2).cloned().collect();
+    !topics.is_empty() && Tenancy::are_public(tenant, &topics)
 }
 
 /// As `PocketBase` says it.
@@ -173,8 +166,8 @@ mod tests {
         let mut tenant = Tenant::new(TenantId::parse("w-1").unwrap(), Kind::Workspace, "hosted", None);
         tenant.public_read = vec!["/api/collections/posts/records".to_owned()];
         let are = |topics: &[&str]| {
-            let subscriptions = topics.iter().map(|&topic| topic.to_owned()).collect();
-            are_public(&tenant, &Call { client_id: String::new(), subscriptions })
+            let topics: Vec<_> = topics.iter().map(|&topic| topic.to_owned()).collect();
+            are_public(&tenant, &topics)
         };
         assert!(are(&["posts/*"]) && are(&["posts/*?options=%7B%7D"]) && are(&["posts/*", "@oauth2"]));
         for topics in

@@ -238,15 +238,26 @@ impl Instances {
         }
         let sent = ask.headers.get(header::AUTHORIZATION);
         let in_query = || token_in(ask.query).filter(|_| matches!(ask.route, TenantRoute::File(_)));
-        for (token, header) in [(bearer(sent), sent), (in_query(), None)] {
-            let Some(token) = token else { continue };
-            if self.accepts(tenant, &token).await? {
-                let (lease, warm_after) = self.lease(&tenant.id).await?;
-                // A header that was not looked at, or was found wanting, stays here.
-                let credential = Credential::AsSent(header.cloned());
-                let admission = Admission::new(lease, None, &tenant.id, credential, warm_after).private();
-                return Ok(Verdict::Forward(Box::new(admission)));
-            }
+        let by_header = match bearer(sent) {
+            Some(token) => self.accepts(tenant, &token).await?,
+            None => false,
+        };
+        let in_query = match in_query() {
+            Some(token) if self.accepts(tenant, &token).await? => Some(token.into_owned()),
+            _ => None,
+        };
+        if by_header || in_query.is_some() {
+            // What was not accepted stays here: it may be one of ours, and the app's hooks would see it.
+            let sent = sent.filter(|_| by_header).cloned();
+            let (lease, warm_after) = self.lease(&tenant.id).await?;
+            // A file's query is written anew with the token that was accepted; all other queries are the app's own affair.
+            let credential = match (ask.route, sent) {
+                (TenantRoute::File(_), Some(sent)) => Credential::Exchanged(sent),
+                (TenantRoute::File(_), None) => Credential::Nothing,
+                (_, sent) => Credential::AsSent(sent),
+            };
+            let admission = Admission::new(lease, None, &tenant.id, credential, warm_after).private();
+            return Ok(Verdict::Forward(Box::new(Admission { file_token: in_query, ..admission })));
         }
         match ask.route {
             TenantRoute::SignIn(call) if call.is_public() => self.stranger(tenant, ask, Errand::SignIn).await,

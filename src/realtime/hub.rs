@@ -68,6 +68,10 @@ const QUIET: Duration = Duration::from_millis(250);
 /// The function that knows who may act where.
 pub type Admits = dyn Fn(&UserId, &TenantId) -> bool + Send + Sync;
 
+/// The function that knows where visitors may listen: those with a token of the tenant's own (`true`), and strangers to
+/// these topics.
+pub type LetsIn = dyn Fn(&TenantId, bool, &[String]) -> bool + Send + Sync;
+
 /// What the hub is built from.
 pub struct Parts {
     /// The `[realtime]` section.
@@ -78,6 +82,8 @@ pub struct Parts {
     pub verifier: Verifier,
     /// Whether this user may (still) act in this tenant.
     pub admits: Arc<Admits>,
+    /// Whether a visitor may (still) listen in this tenant.
+    pub lets_in: Arc<LetsIn>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// The shutdown, at which every stream ends.
@@ -150,6 +156,7 @@ pub(super) struct Shared {
     pub(super) supervisor: Supervisor,
     pub(super) verifier: Verifier,
     pub(super) admits: Arc<Admits>,
+    pub(super) lets_in: Arc<LetsIn>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) shutdown: Shutdown,
     pub(super) runtime: Handle,
@@ -179,7 +186,7 @@ impl fmt::Debug for Hub {
 impl Hub {
     /// A hub whose tasks run on the current runtime, until the shutdown begins.
     pub fn new(parts: Parts) -> Self {
-        let Parts { config, supervisor, verifier, admits, metrics, shutdown } = parts;
+        let Parts { config, supervisor, verifier, admits, lets_in, metrics, shutdown } = parts;
         let awakenings = supervisor.awakenings();
         let shared = Arc::new(Shared {
             places: Places::new(config.max_streams),
@@ -192,6 +199,7 @@ impl Hub {
             supervisor,
             verifier,
             admits,
+            lets_in,
             metrics,
             shutdown,
             runtime: Handle::current(),

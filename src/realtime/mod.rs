@@ -41,6 +41,7 @@ pub use self::config::Invalid;
 pub use self::error::Error;
 pub use self::hub::Admits;
 pub use self::hub::Hub;
+pub use self::hub::LetsIn;
 pub use self::hub::Parts;
 
 use crate::auth::Principal;

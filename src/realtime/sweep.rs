@@ -100,9 +100,10 @@ impl Shared {
                 (moment >= seat.bound_at + self.config.sign_in_timeout).then_some(Reason::Unbound)
             }
             Binding::SignIn => None,
-            Binding::Bound { rights: Rights::Visitor(authorization), .. } => {
+            Binding::Bound { tenant, rights: Rights::Visitor(authorization) } => {
                 let has_expired = authorization.as_ref().is_some_and(|header| subscription::has_expired(header, now));
-                has_expired.then_some(Reason::Session)
+                let stands = !has_expired && (self.lets_in)(tenant, authorization.is_some(), &seat.topics);
+                (!stands).then_some(Reason::Session)
             }
             Binding::Bound { tenant, rights: Rights::Member(standing) } => {
                 let stands = self.verifier.holds(standing, now) && (self.admits)(standing.user(), tenant);

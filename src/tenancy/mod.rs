@@ -171,6 +171,17 @@ impl Tenancy {
         rules::is_public(tenant, path)
     }
 
+    /// Whether anybody may hear of these realtime topics: what the list of records may not tell, an event must not tell.
+    pub fn are_public(tenant: &Tenant, topics: &[String]) -> bool {
+        topics.iter().all(|topic| {
+            let name = topic.split('?').next().unwrap_or_default();
+            let Some((collection, record)) = name.split_once('/') else { return false };
+            let records = format!("/api/collections/{collection}/records");
+            let path = if record == "*" { records } else { format!("{records}/{record}") };
+            Self::is_public(tenant, &path)
+        })
+    }
+
     fn record(&self, user: &UserId) -> Option<Arc<Tenant>> {
         self.shared.tenants.find(&TenantId::personal(user)).filter(|tenant| belongs(tenant, user))
     }

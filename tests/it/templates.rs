@@ -14,6 +14,7 @@ use crate::support::pocketbase;
 use crate::support::pocketfleet;
 use crate::support::processes_in;
 use crate::support::root;
+use crate::support::sse::Stream;
 
 const ADD_FIELD: &str = "migrate((app) => {
   const notes = app.findCollectionByNameOrId('notes')
@@ -113,6 +114,30 @@ async fn an_upgrade_at_wake_keeps_data_and_adds_the_field() {
     app.put_to_sleep(&ada.id);
     ada.titles().await;
     assert_eq!(app.log().matches("upgraded an instance").count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_at_wake_makes_listeners_connect_anew() {
+    let templates = Templates::new();
+    let mut app = TestApp::with(&templates.keys()).await;
+    let (ada, bob) = (app.user("ada").await, app.user("bob").await);
+    ada.note("before").await;
+    assert!(app.terminate().success());
+    templates.write("personal/pb_migrations/1900000001_mood.js", ADD_FIELD);
+    app.launch().await;
+    let (ada, bob) = (ada.at(&app), bob.at(&app));
+    let stale = Stream::subscribed(&app, &ada, &["notes/*"]).await;
+    let other = Stream::subscribed(&app, &bob, &["notes/*"]).await;
+    assert_eq!(app.tenant(&ada.id)["state"], "asleep");
+    assert_eq!(ada.titles().await, ["before"]);
+    stale.ended().await;
+    let fresh = Stream::subscribed(&app, &ada, &["notes/*"]).await;
+    app.put_to_sleep(&ada.id);
+    create(&ada, json!({"title": "after", "mood": "good"})).await;
+    assert_eq!(fresh.until("after").await, ["after"]);
+    assert_eq!(fresh.events()[0].data["record"]["mood"], "good");
+    bob.note("unmoved").await;
+    assert_eq!(other.until("unmoved").await, ["unmoved"], "an instance that was made anew has nothing to follow");
 }
 
 /// A change that bakes well and fails in an instance that has data.
@@ -484,6 +509,8 @@ async fn an_app_of_ones_own_works_by_following_the_page() {
         }
     }
     assert_eq!((&answer["message"], &answer["slug"]), (&json!("Hello World"), &json!("hello-world")), "the hook ran");
+    let page = desk.app.get("/t/guestbook/").await;
+    assert!(page.text().await.unwrap().contains("<h1>Guestbook</h1>"), "its page, to everybody");
     let traits = template(&desk.app, "guestbook");
     assert_eq!((&traits["routes"], &traits["has_public"]), (&json!(["/api/guestbook/*"]), &json!(true)), "{traits}");
 

@@ -16,6 +16,7 @@ use serde_json::Value;
 use serde_json::json;
 
 pub(crate) mod golden;
+pub(crate) mod node;
 pub(crate) mod oidc;
 pub(crate) mod raw;
 pub(crate) mod smtp;

@@ -40,15 +40,20 @@ pub(crate) struct Stream {
 impl Stream {
     /// Opens a stream and waits for its id.
     pub(crate) async fn open(app: &TestApp) -> Self {
+        Self::at(&app.base).await
+    }
+
+    /// The same at a base address of one's own, such as a tenant's.
+    pub(crate) async fn at(base: &str) -> Self {
         let http = reqwest::Client::new();
-        let answer = http.get(format!("{}/api/realtime", app.base)).send().await.unwrap();
+        let answer = http.get(format!("{base}/api/realtime")).send().await.unwrap();
         assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
         assert_eq!(answer.headers()["content-type"], "text/event-stream");
         assert_eq!(answer.headers()["cache-control"], "no-store");
         assert_eq!(answer.headers()["x-accel-buffering"], "no");
         let log = Arc::new(Mutex::new(Log::default()));
         let task = tokio::spawn(read(answer, Arc::clone(&log)));
-        let mut stream = Self { id: String::new(), base: app.base.clone(), http, log, task };
+        let mut stream = Self { id: String::new(), base: base.to_owned(), http, log, task };
         let hello = eventually("the stream begins", async || stream.all().into_iter().next()).await;
         assert_eq!(hello.name, "PB_CONNECT");
         assert_eq!(hello.data["clientId"], hello.id);
