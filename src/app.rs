@@ -317,11 +317,15 @@ fn deliver(hub: Hub) -> Deliver {
 
 /// Ends the streams of instances that were upgraded: what clients know of them may not be true any more.
 async fn reconnect_upgraded(supervisor: Supervisor, hub: Hub, shutdown: Shutdown) {
-    let mut upgrades = supervisor.upgrades();
+    let (mut upgrades, mut rewritten) = (supervisor.upgrades(), supervisor.rewritten_users());
     let ended = shutdown.token().clone();
     loop {
         let news = tokio::select! {
             news = upgrades.recv() => news,
+            Ok(tenant) = rewritten.recv() => {
+                hub.reset_users(&tenant);
+                continue;
+            }
             () = ended.cancelled() => return,
         };
         match news {

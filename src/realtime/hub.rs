@@ -284,6 +284,18 @@ impl Hub {
         }
     }
 
+    /// Ends the streams of a tenant that are told of its users, because those rows were changed while it slept.
+    pub fn reset_users(&self, tenant: &TenantId) {
+        let Some(room) = self.shared.rooms.get(tenant).map(|room| Arc::clone(&room)) else { return };
+        let members = room.members().clone();
+        for client in members {
+            let topics = Arc::clone(&client.seat().topics);
+            if topics.iter().any(|topic| subscription::is_of_users(topic)) {
+                self.shared.end(&client, Reason::Reset);
+            }
+        }
+    }
+
     /// Ends all streams of a tenant, because its data changed otherwise than by its instance: the clients connect anew
     /// and read anew.
     pub fn reset(&self, tenant: &TenantId) {

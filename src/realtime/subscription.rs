@@ -50,6 +50,12 @@ fn too_long(max: usize) -> Value {
     })
 }
 
+/// Whether a topic is the collection of users or one of them.
+pub(super) fn is_of_users(topic: &str) -> bool {
+    let name = topic.split(['/', '?']).next().unwrap_or_default();
+    name.eq_ignore_ascii_case("users") || name.eq_ignore_ascii_case("_pb_users_auth_")
+}
+
 /// What the instance is asked for, and whether the client waits for an `OAuth2` sign-in, which never leaves this process.
 pub(super) fn split(subscriptions: Vec<String>) -> (Vec<String>, bool) {
     let before = subscriptions.len();
@@ -169,6 +175,12 @@ mod tests {
         assert_eq!(data(check(&"x".repeat(256), &[]))["clientId"]["code"], "validation_length_out_of_range");
         assert_eq!(data(check("id", &many(1001, 1)))["subscriptions"]["params"]["max"], 1000);
         assert_eq!(data(check("id", &many(1, 2501)))["subscriptions"]["0"]["params"]["max"], 2500);
+    }
+
+    #[test]
+    fn users_are_told_from_other_topics() {
+        assert!(is_of_users("users/*") && is_of_users("users") && is_of_users("Users/x?options=1"));
+        assert!(!is_of_users("users2/*") && !is_of_users("notes/users"));
     }
 
     #[test]

@@ -40,6 +40,9 @@ use crate::supervisor::upgrade::Upgrades;
 use crate::supervisor::waiting::WaitingRoom;
 use crate::telemetry::Metrics;
 
+/// Tenants that a slow listener may be behind before it has to take all for changed.
+const REWRITTEN: usize = 1024;
+
 /// How often a full house is looked over for somebody idle, while somebody waits for room.
 const IDLE_LOOK: Duration = Duration::from_millis(25);
 
@@ -58,6 +61,8 @@ pub(crate) struct Fleet {
     pub(crate) rosters: Rosters,
     pub(crate) versions: Versions,
     pub(crate) upgrades: Upgrades,
+    /// Tenants whose rows of users were changed in their file before a start.
+    pub(crate) rewritten: broadcast::Sender<TenantId>,
     pub(crate) rollouts: Rollouts,
     pub(crate) public_url: String,
     pub(crate) metrics: Arc<Metrics>,
@@ -107,6 +112,7 @@ impl Fleet {
             rosters: parts.rosters,
             versions: parts.versions,
             upgrades: Upgrades::new(parts.upgrade),
+            rewritten: broadcast::Sender::new(REWRITTEN),
             rollouts: Rollouts::default(),
             public_url: parts.public_url,
             metrics: parts.metrics,

@@ -195,8 +195,8 @@ async fn prepare(fleet: &Arc<Fleet>, tenant: &TenantId) -> Result<Signers, Failu
         }
         let (signers, changed) = roster::keys(&fleet, &id).map_err(|error| unreadable(&error))?;
         if !changed.is_empty() {
-            // Written behind the instance's back: whoever listens is made to read anew. Nobody listens, nobody is told.
-            drop(fleet.upgrades.done.send(id));
+            // Behind the instance's back, which will tell nobody. An error: nobody listens.
+            drop(fleet.rewritten.send(id));
         }
         Ok(signers)
     });

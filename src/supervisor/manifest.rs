@@ -130,9 +130,6 @@ fn plain(path: &str) -> Result<&str, &'static str> {
 
 fn readable(path: &str) -> Result<(), &'static str> {
     let body = plain(path)?;
-    if path.ends_with('*') && !body.ends_with('/') {
-        return Err("has a * that does not follow a slash");
-    }
     let Some(rest) = body.strip_prefix("/api/") else {
         return Err("is not below /api/: files of pb_public are public anyway");
     };

@@ -387,6 +387,12 @@ impl Supervisor {
         self.fleet.upgrades.done.subscribe()
     }
 
+    /// Tenants whose rows in `users` were changed while they slept, each before its route opens: whoever is subscribed to
+    /// those rows must connect and read anew.
+    pub fn rewritten_users(&self) -> tokio::sync::broadcast::Receiver<TenantId> {
+        self.fleet.rewritten.subscribe()
+    }
+
     /// The version that an instance has by its own file: for tenants that have no record of it yet. Reads a file.
     pub fn version_on_disk(&self, tenant: &TenantId) -> Option<String> {
         snapshot::version(&self.fleet.folder(tenant))

@@ -169,9 +169,11 @@ pub fn check_public_read(patterns: &[String]) -> Result<(), Invalid> {
         if fixed.contains("//") || fixed.split('/').any(|segment| segment == ".." || segment == ".") {
             return invalid("Must not have empty segments, . or ..");
         }
-        if !can_be_public(fixed) || (pattern.ends_with('*') && !fixed.ends_with('/')) {
+        // `/api/coll*` would open `/api/collections/…` as well.
+        let is_short = fixed.strip_prefix("/api/").is_some_and(|rest| !rest.contains('/'));
+        if !can_be_public(fixed) || (pattern.ends_with('*') && is_short) {
             return invalid(
-                "Must be records or files of one named collection, a hook's route, or a page; * follows a slash.",
+                "Must be records or files of one named collection, a hook's route, or a page, of a whole first word.",
             );
         }
     }
