@@ -114,7 +114,12 @@ impl Relay {
 
     fn replace_at(&self) -> Instant {
         let config = &self.hub.config;
-        (self.current.heard + config.upstream_idle).min(self.current.opened + config.upstream_age)
+        let due = (self.current.heard + config.upstream_idle).min(self.current.opened + config.upstream_age);
+        // What the stream before this one brought may still come on it: another overlap would forget that.
+        match &self.overlap {
+            Some((_, Some(late))) => due.max(*late),
+            _ => due,
+        }
     }
 
     async fn change(&mut self, change: Change) {
