@@ -25,6 +25,7 @@ use crate::api::extractors::AuthUser;
 use crate::api::extractors::ClientInfo;
 use crate::api::fields::Fields;
 use crate::api::json::AccountBody;
+use crate::api::tenants::follow_account;
 use crate::auth::accounts;
 use crate::auth::accounts::Accounts;
 use crate::auth::accounts::Answer;
@@ -139,7 +140,7 @@ async fn sign_up(
     request_body(content = Object, description = "What changes.", example = json!({"name": "Ada"})),
     responses((status = 200, description = "The record as `PocketBase` answers it.", body = Object)))]
 async fn update_own(
-    State(accounts): State<Accounts>,
+    State(state): State<AppState>,
     ClientInfo(client): ClientInfo,
     Path(id): Path<String>,
     RawQuery(query): RawQuery,
@@ -152,7 +153,10 @@ async fn update_own(
     }
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let content = (content_type, body);
-    let answer = accounts.update_own(&user.principal, &user.token, content, query.as_deref(), &client).await;
+    let answer = state.accounts.update_own(&user.principal, &user.token, content, query.as_deref(), &client).await;
+    if answer.is_ok() {
+        follow_account(&state, &user.principal.user);
+    }
     answer.map(relay).or_else(relay_refusal)
 }
 

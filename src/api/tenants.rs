@@ -28,6 +28,7 @@ use crate::auth::Role;
 use crate::error::Code;
 use crate::error::Problem;
 use crate::ids::TenantId;
+use crate::ids::UserId;
 use crate::shutdown::Shutdown;
 use crate::store::tenants::Identity;
 use crate::store::tenants::Kind;
@@ -44,6 +45,9 @@ pub(super) const LARGEST_PAGE: usize = 100;
 
 /// How long an answer waits for a running instance to learn of a change. It learns of it later all the same.
 const FOLLOW_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Workspaces of one account that are told of a change at once; beyond, they learn of it when they wake.
+const MOST_TOLD: usize = 100;
 
 /// The routes, relative to where they are mounted.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -65,6 +69,23 @@ pub(super) async fn follow(supervisor: &Supervisor, tenant: &TenantId) {
     if let Ok(Err(error)) = told {
         tracing::info!(tenant.id = %tenant, %error, "an instance has not learnt of its members yet");
     }
+}
+
+/// Tells the running instances of somebody whose account changed, in the background; those that sleep learn of it when
+/// they wake.
+pub(super) fn follow_account(state: &AppState, user: &UserId) {
+    let shared = state.tenancy.workspaces(user, None, MOST_TOLD).into_iter().map(|(tenant, _)| tenant.id.clone());
+    let tenants: Vec<TenantId> =
+        state.tenancy.personal(user).into_iter().chain(shared).filter(|id| state.supervisor.is_awake(id)).collect();
+    let (supervisor, shutdown) = (state.supervisor.clone(), state.shutdown.clone());
+    state.shutdown.spawn(async move {
+        for tenant in tenants {
+            if shutdown.has_begun() {
+                break;
+            }
+            follow(&supervisor, &tenant).await;
+        }
+    });
 }
 
 /// Where a page begins and how long it is.

@@ -117,7 +117,13 @@ impl Relay {
         let config = &self.hub.config;
         // Spread, so that streams that were attached together are not replaced together.
         let soon = |limit: Duration| limit.mul_f64(self.spread);
-        (self.current.heard + soon(config.upstream_idle)).min(self.current.opened + soon(config.upstream_age))
+        let idle = self.current.heard + soon(config.upstream_idle);
+        let due = idle.min(self.current.opened + soon(config.upstream_age));
+        // What the stream before this one brought may still come on it: another overlap would forget that.
+        match &self.overlap {
+            Some((_, Some(late))) => due.max(*late),
+            _ => due,
+        }
     }
 
     async fn change(&mut self, change: Change) {

@@ -426,3 +426,36 @@ async fn an_app_offers_no_more_of_pocketbase_than_any_tenant() {
     let item = json!({"method": "POST", "url": "/api/collections/_superusers/records", "body": {"email": "x@y.z"}});
     assert_ne!(eve.post("/api/batch", json!({"requests": [item]})).await.status(), 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_elsewhere_may_call_an_app_and_preflights_wake_nothing() {
+    let (app, _, daily) = start("server.domain = \"fleet.example\"\n").await;
+    let eve = visitor(&app, "daily", "eve").await;
+    post(&eve, "public", true).await;
+    app.put_to_sleep(&daily);
+    for (host, prefix) in [("localhost", "/t/daily"), ("daily.fleet.example", "")] {
+        for path in [POSTS, "/api/realtime", "/api/collections/users/auth-with-password", "/api/batch"] {
+            let url = format!("{}{prefix}{path}", app.base);
+            let asked =
+                app.http.request(Method::OPTIONS, url).header("host", host).header("origin", "https://a.example");
+            let asked = asked
+                .header("access-control-request-method", "POST")
+                .header("access-control-request-headers", "authorization,content-type");
+            let answer = asked.send().await.unwrap();
+            assert!(answer.status().is_success(), "{path}: {}", answer.status());
+            assert!(answer.headers().contains_key("access-control-allow-origin"), "{path}");
+            let allowed = answer.headers()["access-control-allow-headers"].to_str().unwrap().to_ascii_lowercase();
+            assert!(allowed.contains('*') || allowed.contains("authorization"), "{allowed}");
+        }
+    }
+    assert_eq!(app.tenant(&daily)["state"], "asleep");
+    for (host, prefix) in [("localhost", "/t/daily"), ("daily.fleet.example", "")] {
+        let url = format!("{}{prefix}{POSTS}", app.base);
+        let asked = app.http.get(url).header("host", host).header("origin", "https://a.example");
+        let answer = asked.send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.headers().get_all("access-control-allow-origin").iter().count(), 1);
+        let page = app.http.head(format!("{}{prefix}/", app.base)).header("host", host).send().await.unwrap();
+        assert_eq!(page.status(), 200);
+    }
+}

@@ -247,3 +247,22 @@ async fn a_workspace_that_gets_users_of_its_own_is_closed_to_accounts_at_once() 
         assert_eq!(there(who).titles().await, ["one"]);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_changes_is_seen_by_the_other_members() {
+    let app = TestApp::start().await;
+    let (ada, bob) = (app.user("ada").await, app.user("bob").await);
+    let id = team(&ada, json!({})).await;
+    join(&ada, &bob, "member").await;
+    assert_eq!(write(&there(&ada), "one").await, 200);
+    let path = format!("/api/collections/users/records/{}", bob.id);
+    let renamed = there(&bob).request(Method::PATCH, &path).json(&json!({"name": "Robert"})).send().await.unwrap();
+    assert_eq!(renamed.json::<Value>().await.unwrap()["name"], "Robert");
+    let seen = async || there(&ada).get(&path).await.json::<Value>().await.unwrap()["name"].clone();
+    eventually("the running instance is told", async || (seen().await == "Robert").then_some(())).await;
+    app.put_to_sleep(&id);
+    let home = bob.request(Method::PATCH, &path).json(&json!({"name": "Rob"})).send().await.unwrap();
+    assert_eq!(home.status(), 200);
+    assert_eq!(app.tenant(&id)["state"], "asleep");
+    assert_eq!(seen().await, "Rob");
+}
