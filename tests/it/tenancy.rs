@@ -39,6 +39,7 @@ struct Fixture {
     members: Members,
     invitations: Invitations,
     slugs: Slugs,
+    store: Arc<dyn Store>,
     now: OffsetDateTime,
     _folder: TempDir,
 }
@@ -51,10 +52,24 @@ impl Fixture {
     async fn with(change: impl FnOnce(&mut pocketfleet::tenancy::Config)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> = database(folder.path());
+        Self::over(store, folder, change).await
+    }
+
+    /// What a start over the same database finds.
+    async fn restart(self) -> Self {
+        let Self { store, _folder, .. } = self;
+        Self::over(store, _folder, |_| ()).await
+    }
+
+    async fn over(
+        store: Arc<dyn Store>,
+        folder: TempDir,
+        change: impl FnOnce(&mut pocketfleet::tenancy::Config),
+    ) -> Self {
         let tenants = Tenants::open(Arc::clone(&store)).await.unwrap();
         let members = Members::open(Arc::clone(&store)).await.unwrap();
         let invitations = Invitations::open(Arc::clone(&store)).await.unwrap();
-        let slugs = Slugs::open(store).await.unwrap();
+        let slugs = Slugs::open(Arc::clone(&store)).await.unwrap();
         let mut config = Config::load(&Flags::default()).unwrap().workspaces;
         config.changes_per_minute = 10_000.try_into().unwrap();
         change(&mut config);
@@ -67,7 +82,7 @@ impl Fixture {
             personal_template: "personal".to_owned(),
         });
         let now = OffsetDateTime::now_utc();
-        Self { tenancy, tenants, members, invitations, slugs, now, _folder: folder }
+        Self { tenancy, tenants, members, invitations, slugs, store, now, _folder: folder }
     }
 
     async fn make(&self, owner: &str, slug: &str) -> Arc<Tenant> {
@@ -407,6 +422,53 @@ async fn interrupted_changes_are_finished_or_taken_back() {
     assert_eq!(it.invitations.find(&taken.id).unwrap().status, InvitationStatus::Accepted { by: user("bob") });
     assert_eq!(it.tenancy.repair(it.now).await.unwrap(), 0, "once is enough");
     it.make("eve", "ghost").await;
+}
+
+#[tokio::test]
+async fn what_belongs_to_a_tenant_whose_record_cannot_be_read_is_left_alone() {
+    let it = Fixture::new().await;
+    let team = it.make("ada", "team").await;
+    it.join(&team, "bob", MemberRole::Member).await;
+    let token = it.invite("ada", MemberRole::Guest, None).await;
+    it.rename("ada", "team", "crew", it.now).await.unwrap();
+    let damage = async |key: &str| {
+        let entry = it.store.get(key).await.unwrap().unwrap();
+        it.store.update(key, "{\"id\":".into(), entry.revision).await.unwrap();
+    };
+    let key = format!("tenant.{}", team.id);
+    let whole = it.store.get(&key).await.unwrap().unwrap().value;
+    damage(&key).await;
+    let store = Arc::clone(&it.store);
+    let it = it.restart().await;
+    assert!(it.tenants.find(&team.id).is_none(), "the view hides it");
+
+    let later = it.now + Duration::days(1);
+    assert_eq!(it.tenancy.repair(later).await.unwrap(), 0);
+    assert_eq!(it.members.len(), 2);
+    assert!(it.invitations.find(&InvitationId::of(&token)).is_some());
+    for name in ["crew", "team"] {
+        let taken = it.tenancy.create_workspace(&user("eve"), false, wanted(name), it.now + Duration::days(400)).await;
+        assert!(matches!(taken, Err(Error::Invalid(_))), "{name} was given away");
+    }
+
+    let entry = store.get(&key).await.unwrap().unwrap();
+    store.update(&key, whole, entry.revision).await.unwrap();
+    let it = it.restart().await;
+    assert_eq!(it.tenancy.resolve("crew").unwrap().id, team.id);
+    assert_eq!(it.role(&team, "bob"), Some(MemberRole::Member));
+}
+
+#[tokio::test]
+async fn one_damaged_record_does_not_keep_the_others_from_being_repaired() {
+    let it = Fixture::new().await;
+    let team = it.make("ada", "team").await;
+    let key = format!("slug.{}", team.slug.as_deref().unwrap());
+    let entry = it.store.get(&key).await.unwrap().unwrap();
+    it.store.update(&key, "{".into(), entry.revision).await.unwrap();
+    assert!(it.slugs.claim("ghost", &TenantId::parse("w-ghost").unwrap(), it.now, |_| false).await.unwrap());
+    let it = it.restart().await;
+    assert_eq!(it.tenancy.repair(it.now).await.unwrap(), 1);
+    assert!(it.slugs.find("ghost").is_none());
 }
 
 #[tokio::test]
