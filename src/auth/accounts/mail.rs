@@ -192,6 +192,7 @@ impl Accounts {
         if let Some(account) = &guessed {
             gate.account(account, Instant::now())?;
         }
+        let has_new_key = !matches!(confirmation, Confirmation::Verification { .. });
         let call = Call::user(Method::POST, confirmation.path(), client).query(query).json(&confirmation.body());
         self.to_its_end(|accounts| async move {
             let answer = accounts.shared.upstream.call(call).await;
@@ -205,7 +206,7 @@ impl Accounts {
             }
             // Only after success is the token known to be genuine, and so whose it is.
             if let (204, Some(user)) = (answer.status, &claims.user) {
-                accounts.end_outdated(user).await?;
+                accounts.end_outdated(user, has_new_key).await?;
             }
             Ok(answer)
         })
