@@ -199,14 +199,19 @@ async fn the_window_of_a_sign_in_is_told_what_came_of_it_and_reflects_nothing() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_pocketbase_does_not_know_is_named_in_the_log() {
-    let keys = "accounts.oauth2.nosuch.client_id = \"us\"\naccounts.oauth2.nosuch.client_secret = \"planted-secret\"\n";
-    let mut app = TestApp::with(keys).await;
+async fn a_service_that_pocketbase_does_not_know_is_named_in_the_log_and_voids_nothing_else() {
+    let (smtp, oidc) = (Smtp::start().await, Oidc::start().await);
+    let keys = "accounts.oauth2.nosuch.client_id = \"us\"\naccounts.oauth2.nosuch.client_secret = \"planted-secret\"\n\
+        accounts.otp.enabled = true\naccounts.mfa.enabled = true\n";
+    let mut app = TestApp::with(&format!("{}{}{keys}", smtp.keys(), oidc.keys())).await;
     app.expect_log("PocketBase does not take the configuration of accounts");
     crate::support::eventually("a word in the log", async || {
         app.log().contains("oauth2.providers.0.name: validation_missing_provider").then_some(())
     })
     .await;
+    let methods: Value = app.get(&format!("{USERS}/auth-methods")).await.json().await.unwrap();
+    assert_eq!((&methods["mfa"]["enabled"], &methods["otp"]["enabled"]), (&json!(true), &json!(true)), "{methods}");
+    let names: Vec<_> = methods["oauth2"]["providers"].as_array().unwrap().iter().map(|it| &it["name"]).collect();
+    assert_eq!(names, ["oidc"]);
     assert!(!app.log().contains("planted-secret"), "{}", app.log());
-    app.user("ada").await;
 }
