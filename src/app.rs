@@ -312,7 +312,7 @@ fn limits(config: &Config) -> anyhow::Result<Limits> {
 
 /// How the end of a sign-in in another window reaches the one that waits for it.
 fn deliver(hub: Hub) -> Deliver {
-    Deliver::new(move |state, code, error| hub.oauth2(state, code, error))
+    Deliver::new(move |ip, state, code, error| hub.oauth2(ip, state, code, error))
 }
 
 /// Ends the streams of instances that were upgraded: what clients know of them may not be true any more.
