@@ -236,14 +236,16 @@ impl Verifier {
     }
 
     /// A token for protected files in the name of this session, as `PocketBase` gives it (`POST /api/files/token`):
-    /// short-lived, sent as `?token=`, and worth nothing once the session has ended. `None` when the accounts
+    /// short-lived, never longer than the session's token, sent as `?token=`, and worth nothing once the session has
+    /// ended. `None` when the accounts
     /// collection has no secret for such tokens.
     pub fn file_token(&self, principal: &Principal, now: SystemTime) -> Result<Option<String>, Error> {
         let account = self.directory.account(principal.user.as_str())?;
         let Some(key) = account.file_key.clone() else { return Ok(None) };
         let (collection_id, record_id) = (account.collection.to_string(), account.user.to_string());
         let session = Some(principal.session.to_string());
-        Ok(Some(Signer { collection_id, record_id, key }.mint_file(now, FILE_TOKEN_TTL, session)))
+        let ttl = principal.expires.duration_since(now).unwrap_or_default().min(FILE_TOKEN_TTL);
+        Ok(Some(Signer { collection_id, record_id, key }.mint_file(now, ttl, session)))
     }
 
     /// Who a file token of ours speaks for.
@@ -262,7 +264,8 @@ impl Verifier {
         // Nothing is adopted here: the session was known when the token was made.
         match self.sessions.find(&principal.session).as_deref().map(|session| &session.status) {
             Some(Status::Revoked) => Err(Error::Revoked),
-            _ => Ok(principal),
+            Some(Status::Superseded { until }) if *until <= OffsetDateTime::from(now) => Err(Error::Revoked),
+            Some(Status::Live | Status::Superseded { .. }) | None => Ok(principal),
         }
     }
 
