@@ -384,6 +384,7 @@ async fn open_tenancy(config: &Config, store: &Arc<dyn Store>, tenants: &Tenants
         slugs: Slugs::open(Arc::clone(store)).await?,
         config: config.workspaces.clone(),
         personal_template: config.pocketbase.personal_template.clone(),
+        can_verify: config.mail.is_on(),
     });
     let repaired = tenancy.repair(OffsetDateTime::now_utc()).await.context("repair the records of workspaces")?;
     if repaired > 0 {

@@ -97,6 +97,8 @@ pub struct Principal {
     pub role: Role,
     /// Its e-mail address. Not for logs.
     pub email: Arc<str>,
+    /// Whether it is known that the address is theirs.
+    pub is_verified: bool,
     /// The session that the token stands for.
     pub session: SessionId,
     /// Names the key of the account that the token was signed with.
@@ -163,8 +165,8 @@ impl From<Error> for Problem {
 
 fn principal(account: &Account, session: SessionId, exp: u64) -> Result<Principal, Error> {
     let expires = UNIX_EPOCH.checked_add(Duration::from_secs(exp)).ok_or(token::Error::Malformed)?;
-    let (user, email) = (account.user.clone(), Arc::clone(&account.email));
-    Ok(Principal { user, role: account.role, email, session, key: Arc::clone(&account.key_id), expires })
+    let (user, email, key) = (account.user.clone(), Arc::clone(&account.email), Arc::clone(&account.key_id));
+    Ok(Principal { user, role: account.role, email, is_verified: account.is_verified, session, key, expires })
 }
 
 /// Verifies user tokens locally: no round trip, also while the global instance is down. Cheap to clone.

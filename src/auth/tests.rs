@@ -122,6 +122,7 @@ async fn a_valid_token_names_its_account_also_by_the_collections_name() {
     let world = World::new().await;
     let principal = world.verify(&world.mint()).unwrap();
     assert_eq!((principal.user.as_str(), principal.role, &*principal.email), (EVE, Role::Admin, "eve@example.com"));
+    assert!(principal.is_verified);
     let by_name = signer("users", EVE, "eve-key").mint(world.now, Duration::from_mins(10));
     assert_eq!(world.verify(&by_name).unwrap().user.as_str(), EVE);
 }

@@ -50,6 +50,22 @@ impl fmt::Debug for Invited {
     }
 }
 
+/// The e-mail address of whoever comes with an invitation.
+#[derive(Clone, Copy)]
+pub struct Address<'a> {
+    /// The address.
+    pub email: &'a str,
+    /// Whether it is known that it is theirs.
+    pub is_verified: bool,
+}
+
+impl fmt::Debug for Address<'_> {
+    // Addresses are personal and do not belong in a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Address").field("is_verified", &self.is_verified).finish_non_exhaustive()
+    }
+}
+
 impl Tenancy {
     /// Opens a door for one person.
     pub async fn invite(
@@ -132,24 +148,30 @@ impl Tenancy {
     pub fn preview(
         &self,
         token: &str,
-        email: &str,
+        address: Address<'_>,
         now: OffsetDateTime,
     ) -> Result<(Arc<Invitation>, Arc<Tenant>), Error> {
         let found = self.shared.invitations.find(&InvitationId::of(token)).ok_or(GONE)?;
-        let tenant = self.open_door(&found, email, now)?;
+        let tenant = self.open_door(&found, address, now)?;
         Ok((found, tenant))
     }
 
     /// Where an invitation that can be taken leads.
-    fn open_door(&self, found: &Invitation, email: &str, now: OffsetDateTime) -> Result<Arc<Tenant>, Error> {
+    fn open_door(&self, found: &Invitation, address: Address<'_>, now: OffsetDateTime) -> Result<Arc<Tenant>, Error> {
         let tenant = self.shared.tenants.find(&found.tenant).filter(|tenant| !tenant.archived).ok_or(GONE)?;
         let maker = self.role(&tenant, &found.created_by);
         let is_open = found.status == InvitationStatus::Pending && now < found.expires_at;
         if !is_open || !maker.is_some_and(|maker| rules::may_give(maker, found.role)) {
             return Err(GONE);
         }
-        if found.email.as_deref().is_some_and(|only| only != email.trim().to_lowercase()) {
-            return Err(Error::Forbidden("the invitation is for another e-mail address"));
+        if let Some(only) = &found.email {
+            if *only != address.email.trim().to_lowercase() {
+                return Err(Error::Forbidden("the invitation is for another e-mail address"));
+            }
+            // Anybody can register with an address that is somebody else's.
+            if self.shared.can_verify && !address.is_verified {
+                return Err(Error::Forbidden("verify your e-mail address first: the invitation is for whoever has it"));
+            }
         }
         Ok(tenant)
     }
@@ -159,7 +181,7 @@ impl Tenancy {
         &self,
         token: &str,
         user: &UserId,
-        email: &str,
+        address: Address<'_>,
         now: OffsetDateTime,
     ) -> Result<(Arc<Tenant>, MemberRole), Error> {
         self.meter(user)?;
@@ -169,7 +191,7 @@ impl Tenancy {
         let tenant = if found.status == under_way || found.status == accepted {
             self.shared.tenants.find(&found.tenant).filter(|tenant| !tenant.archived).ok_or(GONE)?
         } else {
-            self.open_door(&found, email, now)?
+            self.open_door(&found, address, now)?
         };
         // Whoever is in already keeps their role, and the invitation is left for somebody else.
         if let Some(role) = self.role(&tenant, user) {
@@ -188,8 +210,8 @@ impl Tenancy {
     }
 
     /// Refuses an invitation that was for this account's e-mail address, so that nobody can take it any more.
-    pub async fn decline(&self, token: &str, email: &str, now: OffsetDateTime) -> Result<(), Error> {
-        let (found, _) = self.preview(token, email, now)?;
+    pub async fn decline(&self, token: &str, address: Address<'_>, now: OffsetDateTime) -> Result<(), Error> {
+        let (found, _) = self.preview(token, address, now)?;
         if found.email.is_none() {
             return Err(Error::Conflict("the invitation is for whoever has it; simply do not take it"));
         }

@@ -19,6 +19,7 @@ use pocketfleet::store::tenants::Identity;
 use pocketfleet::store::tenants::Kind;
 use pocketfleet::store::tenants::Tenant;
 use pocketfleet::store::tenants::Tenants;
+use pocketfleet::tenancy::Address;
 use pocketfleet::tenancy::Change;
 use pocketfleet::tenancy::Creation;
 use pocketfleet::tenancy::Error;
@@ -80,6 +81,7 @@ impl Fixture {
             slugs: slugs.clone(),
             config,
             personal_template: "personal".to_owned(),
+            can_verify: true,
         });
         let now = OffsetDateTime::now_utc();
         Self { tenancy, tenants, members, invitations, slugs, store, now, _folder: folder }
@@ -110,6 +112,10 @@ impl Fixture {
 
 fn user(text: &str) -> UserId {
     UserId::parse(text).unwrap()
+}
+
+fn proved(email: &str) -> Address<'_> {
+    Address { email, is_verified: true }
 }
 
 fn wanted(slug: &str) -> NewWorkspace {
@@ -288,16 +294,21 @@ async fn an_invitation_lets_one_person_in() {
     let token = it.invite("ada", MemberRole::Member, None).await;
     let all = (0..10).map(|n| {
         let (tenancy, token, now) = (it.tenancy.clone(), token.clone(), it.now);
-        tokio::spawn(async move { tenancy.accept(&token, &user(&format!("u{n}")), "x@y.z", now).await })
+        tokio::spawn(async move { tenancy.accept(&token, &user(&format!("u{n}")), proved("x@y.z"), now).await })
     });
     let joined = join_all(all).await.into_iter().filter(|joined| joined.as_ref().unwrap().is_ok()).count();
     assert_eq!((joined, it.members.len()), (1, 2));
 
     // Only whom it is for, and only while it stands.
     let token = it.invite("ada", MemberRole::Guest, Some("Bob@Example.com")).await;
-    let accept = async |who: &str, email: &str, now| it.tenancy.accept(&token, &user(who), email, now).await;
+    let accept = async |who: &str, email: &str, now| it.tenancy.accept(&token, &user(who), proved(email), now).await;
     assert!(matches!(accept("eve", "eve@example.com", it.now).await, Err(Error::Forbidden(_))));
     assert!(matches!(accept("bob", "bob@example.com", it.now + Duration::days(8)).await, Err(Error::NotFound(_))));
+    let unproved = Address { is_verified: false, ..proved("bob@example.com") };
+    assert!(matches!(it.tenancy.accept(&token, &user("eve"), unproved, it.now).await, Err(Error::Forbidden(_))));
+    assert!(matches!(it.tenancy.decline(&token, unproved, it.now).await, Err(Error::Forbidden(_))));
+    let open = it.invite("ada", MemberRole::Guest, None).await;
+    assert!(it.tenancy.preview(&open, unproved, it.now).is_ok(), "it names nobody");
     assert_eq!(accept("bob", "bob@example.com", it.now).await.unwrap().1, MemberRole::Guest);
     assert_eq!(
         accept("bob", "bob@example.com", it.now).await.unwrap().1,
@@ -321,10 +332,13 @@ async fn whoever_may_invite_no_more_leaves_no_open_doors() {
     let third = NewInvitation { role: MemberRole::Guest, email: None };
     assert!(matches!(it.tenancy.invite(&user("ada"), "team", third, it.now).await, Err(Error::Full { most: 2, .. })));
     it.tenancy.change_role(&user("ada"), "team", &user("bob"), MemberRole::Member, it.now).await.unwrap();
-    assert!(matches!(it.tenancy.preview(&token, "x@y.z", it.now), Err(Error::NotFound(_))));
-    assert!(matches!(it.tenancy.accept(&token, &user("cyd"), "x@y.z", it.now).await, Err(Error::NotFound(_))));
+    assert!(matches!(it.tenancy.preview(&token, proved("x@y.z"), it.now), Err(Error::NotFound(_))));
+    assert!(matches!(it.tenancy.accept(&token, &user("cyd"), proved("x@y.z"), it.now).await, Err(Error::NotFound(_))));
     it.tenancy.revoke_invitation(&user("ada"), "team", second.invitation.id.as_str()).await.unwrap();
-    assert!(matches!(it.tenancy.accept(&second.token, &user("cyd"), "x@y.z", it.now).await, Err(Error::NotFound(_))));
+    assert!(matches!(
+        it.tenancy.accept(&second.token, &user("cyd"), proved("x@y.z"), it.now).await,
+        Err(Error::NotFound(_))
+    ));
     let refused = NewInvitation { role: MemberRole::Owner, email: None };
     assert!(matches!(it.tenancy.invite(&user("ada"), "team", refused, it.now).await, Err(Error::Invalid(_))));
 }
@@ -339,7 +353,7 @@ async fn a_workspace_has_so_many_members_and_no_more() {
     }
     let all = tokens.iter().enumerate().map(|(n, token)| {
         let (tenancy, token, now) = (it.tenancy.clone(), token.clone(), it.now);
-        tokio::spawn(async move { tenancy.accept(&token, &user(&format!("u{n}")), "x@y.z", now).await })
+        tokio::spawn(async move { tenancy.accept(&token, &user(&format!("u{n}")), proved("x@y.z"), now).await })
     });
     let joined = join_all(all).await.into_iter().filter(|joined| joined.as_ref().unwrap().is_ok()).count();
     assert!(joined <= 4, "{joined}");
