@@ -82,6 +82,9 @@ impl Tenancy {
     async fn repair_invitation(&self, found: &Arc<Invitation>, now: OffsetDateTime) -> Result<bool, store::Error> {
         let tenant = self.shared.tenants.find(&found.tenant);
         if let (InvitationStatus::Taken { by }, Some(tenant)) = (&found.status, &tenant) {
+            if !self.is_good(found, tenant, now) {
+                return self.shared.invitations.discard(found).await;
+            }
             let joined = self.add_member(tenant, by, found.role, Some(&found.created_by), now).await;
             if let Err(super::Error::Store(error)) = joined {
                 return Err(error);
@@ -92,7 +95,7 @@ impl Tenancy {
             return Ok(true);
         }
         if found.expires_at <= now || self.is_absent(&found.tenant).await? {
-            return self.shared.invitations.remove(found).await;
+            return self.shared.invitations.discard(found).await;
         }
         Ok(false)
     }

@@ -14,6 +14,7 @@ use pocketfleet::store::invitations::InvitationStatus;
 use pocketfleet::store::invitations::Invitations;
 use pocketfleet::store::members::Member;
 use pocketfleet::store::members::Members;
+use pocketfleet::store::slugs::Slug;
 use pocketfleet::store::slugs::Slugs;
 use pocketfleet::store::tenants::Identity;
 use pocketfleet::store::tenants::Kind;
@@ -28,6 +29,8 @@ use pocketfleet::tenancy::NewInvitation;
 use pocketfleet::tenancy::NewWorkspace;
 use pocketfleet::tenancy::Parts;
 use pocketfleet::tenancy::Tenancy;
+use pocketfleet::tenancy::rules;
+use pocketfleet::tenancy::rules::Standing;
 use tempfile::TempDir;
 use time::Duration;
 use time::OffsetDateTime;
@@ -112,6 +115,10 @@ impl Fixture {
 
 fn user(text: &str) -> UserId {
     UserId::parse(text).unwrap()
+}
+
+fn team_of(it: &Fixture, team: &Tenant) -> Tenant {
+    Tenant::clone(&it.tenants.find(&team.id).unwrap())
 }
 
 fn proved(email: &str) -> Address<'_> {
@@ -436,6 +443,60 @@ async fn interrupted_changes_are_finished_or_taken_back() {
     assert_eq!(it.invitations.find(&taken.id).unwrap().status, InvitationStatus::Accepted { by: user("bob") });
     assert_eq!(it.tenancy.repair(it.now).await.unwrap(), 0, "once is enough");
     it.make("eve", "ghost").await;
+}
+
+#[tokio::test]
+async fn a_slug_that_its_workspace_takes_back_after_the_hold_is_its_own_at_once() {
+    let it = Fixture::new().await;
+    let team = it.make("ada", "team").await;
+    it.rename("ada", "team", "crew", it.now).await.unwrap();
+    let later = it.now + Duration::days(400);
+    // As a rename does it, before the tenant bears the name.
+    let own = it.slugs.find("team").unwrap();
+    let is_free = |slug: &Slug| rules::standing(slug, Some(&team_of(&it, &team)), later) == Standing::Free;
+    assert!(is_free(&own));
+    assert!(it.slugs.claim("team", &team.id, later, is_free).await.unwrap());
+    let claimed = it.slugs.find("team").unwrap();
+    assert_eq!((claimed.claimed_at, claimed.left_at), (later, None));
+    let stranger = it.tenancy.create_workspace(&user("eve"), false, wanted("team"), later).await;
+    assert!(matches!(stranger, Err(Error::Invalid(_))), "nobody takes it between the claim and the rename");
+}
+
+#[tokio::test]
+async fn an_acceptance_that_was_interrupted_can_be_finished_only_while_the_door_is_open() {
+    let it = Fixture::new().await;
+    let team = it.make("ada", "team").await;
+    it.join(&team, "cyd", MemberRole::Admin).await;
+    let stuck = async |maker: &str, token: &str| {
+        let taken = Invitation {
+            id: InvitationId::of(token),
+            tenant: team.id.clone(),
+            role: MemberRole::Guest,
+            email: None,
+            created_by: user(maker),
+            created_at: it.now,
+            expires_at: it.now + Duration::DAY,
+            status: InvitationStatus::Taken { by: user("bob") },
+        };
+        it.invitations.create(taken.clone()).await.unwrap();
+        taken.id
+    };
+    let accept = async |token: &str, now| it.tenancy.accept(token, &user("bob"), proved("x@y.z"), now).await;
+    let late = it.now + Duration::days(2);
+    let (by_ada, by_cyd) = (stuck("ada", "a").await, stuck("cyd", "c").await);
+    assert!(matches!(accept("a", late).await, Err(Error::NotFound(_))));
+    assert_eq!(it.tenancy.invitations(&user("ada"), "team", it.now).unwrap().len(), 2, "owners see it");
+    it.tenancy.change_role(&user("ada"), "team", &user("cyd"), MemberRole::Member, it.now).await.unwrap();
+    assert!(matches!(accept("c", it.now).await, Err(Error::NotFound(_))), "its maker may not invite any more");
+    it.tenancy.revoke_invitation(&user("ada"), "team", by_ada.as_str()).await.unwrap();
+    assert!(matches!(accept("a", it.now).await, Err(Error::NotFound(_))));
+
+    stuck("ada", "late").await;
+    assert_eq!(it.tenancy.repair(late).await.unwrap(), 2);
+    assert!(it.invitations.find(&by_cyd).is_none() && it.invitations.all().is_empty());
+    assert_eq!(it.role(&team, "bob"), None);
+    stuck("ada", "fresh").await;
+    assert_eq!(accept("fresh", it.now).await.unwrap().1, MemberRole::Guest);
 }
 
 #[tokio::test]
