@@ -312,7 +312,7 @@ fn limits(config: &Config) -> anyhow::Result<Limits> {
 
 /// How the end of a sign-in in another window reaches the one that waits for it.
 fn deliver(hub: Hub) -> Deliver {
-    Deliver::new(move |state, code, error| hub.oauth2(state, code, error))
+    Deliver::new(move |ip, state, code, error| hub.oauth2(ip, state, code, error))
 }
 
 /// Ends the streams of instances that were upgraded: what clients know of them may not be true any more.
@@ -394,6 +394,7 @@ async fn open_tenancy(config: &Config, store: &Arc<dyn Store>, tenants: &Tenants
         slugs: Slugs::open(Arc::clone(store)).await?,
         config: config.workspaces.clone(),
         personal_template: config.pocketbase.personal_template.clone(),
+        can_verify: config.mail.is_on(),
     });
     let repaired = tenancy.repair(OffsetDateTime::now_utc()).await.context("repair the records of workspaces")?;
     if repaired > 0 {

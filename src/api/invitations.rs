@@ -21,10 +21,12 @@ use crate::api::tenants::Page;
 use crate::api::tenants::TenantView;
 use crate::api::tenants::follow;
 use crate::api::tenants::to_its_end;
+use crate::auth::Principal;
 use crate::ids::UserId;
 use crate::shutdown::Shutdown;
 use crate::store::invitations::Invitation;
 use crate::supervisor::Supervisor;
+use crate::tenancy::Address;
 use crate::tenancy::NewInvitation;
 use crate::tenancy::Tenancy;
 
@@ -175,6 +177,10 @@ async fn revoke_invitation(
     Ok(StatusCode::NO_CONTENT)
 }
 
+fn address(principal: &Principal) -> Address<'_> {
+    Address { email: &principal.email, is_verified: principal.is_verified }
+}
+
 /// Shows where an invitation leads, without taking it.
 #[utoipa::path(post, path = "/invitations/preview", tag = "workspaces", security(("bearer" = [])),
     request_body = InvitationToken, responses((status = 200, description = "Where it leads.", body = InvitationPreview)))]
@@ -183,7 +189,7 @@ async fn preview_invitation(
     user: AuthUser,
     json::Json(body): json::Json<InvitationToken>,
 ) -> Result<Json<InvitationPreview>, ApiError> {
-    let (found, tenant) = tenancy.preview(&body.token, &user.principal.email, OffsetDateTime::now_utc())?;
+    let (found, tenant) = tenancy.preview(&body.token, address(&user.principal), OffsetDateTime::now_utc())?;
     let (slug, name) = (tenant.slug.clone(), tenant.name.clone());
     Ok(Json(InvitationPreview { slug, name, role: found.role.as_str(), expires_at: found.expires_at }))
 }
@@ -200,7 +206,7 @@ async fn accept_invitation(
 ) -> Result<Json<TenantView>, ApiError> {
     let accepted = to_its_end(&shutdown, async move {
         let (principal, now) = (&user.principal, OffsetDateTime::now_utc());
-        let (tenant, role) = tenancy.accept(&body.token, &principal.user, &principal.email, now).await?;
+        let (tenant, role) = tenancy.accept(&body.token, &principal.user, address(principal), now).await?;
         follow(&supervisor, &tenant.id).await;
         Ok(Json(TenantView::of(&tenant, role)))
     });
@@ -215,6 +221,6 @@ async fn decline_invitation(
     user: AuthUser,
     json::Json(body): json::Json<InvitationToken>,
 ) -> Result<StatusCode, ApiError> {
-    tenancy.decline(&body.token, &user.principal.email, OffsetDateTime::now_utc()).await?;
+    tenancy.decline(&body.token, address(&user.principal), OffsetDateTime::now_utc()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

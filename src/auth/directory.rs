@@ -65,6 +65,7 @@ pub(super) struct Account {
     pub(super) key_id: Arc<str>,
     pub(super) role: Role,
     pub(super) email: Arc<str>,
+    pub(super) is_verified: bool,
 }
 
 /// Why a read failed; callers see [`Error::AccountsUnreadable`], the log sees this.
@@ -296,14 +297,15 @@ impl Open {
 
     fn account(&mut self, user: UserId) -> Result<Option<Account>, Unreadable> {
         let users = self.users()?;
-        let mut statement = self.connection.prepare_cached("SELECT tokenKey, role, email FROM users WHERE id = ?1")?;
-        let row = statement
-            .query_row([user.as_str()], |row| {
-                Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?, row.get::<_, Option<String>>(2)?))
-            })
-            .optional()?;
+        let sql = "SELECT tokenKey, role, email, verified FROM users WHERE id = ?1";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let row = statement.query_row([user.as_str()], |row| {
+            let (role, email): (Option<String>, Option<String>) = (row.get(1)?, row.get(2)?);
+            Ok((row.get::<_, String>(0)?, role, email, row.get::<_, Option<bool>>(3)?))
+        });
         // An account without a key of its own has no valid tokens.
-        Ok(row.filter(|(token_key, ..)| !token_key.is_empty()).map(|(token_key, role, email)| {
+        let row = row.optional()?.filter(|(token_key, ..)| !token_key.is_empty());
+        Ok(row.map(|(token_key, role, email, is_verified)| {
             let key = Key::new(&token_key, &users.secret);
             Account {
                 user,
@@ -313,6 +315,7 @@ impl Open {
                 file_key: users.file_secret.map(|secret| Key::new(&token_key, &secret)),
                 role: Role::of(role.as_deref().unwrap_or_default()),
                 email: email.unwrap_or_default().into(),
+                is_verified: is_verified.unwrap_or_default(),
             }
         }))
     }

@@ -97,6 +97,8 @@ pub struct Principal {
     pub role: Role,
     /// Its e-mail address. Not for logs.
     pub email: Arc<str>,
+    /// Whether it is known that the address is theirs.
+    pub is_verified: bool,
     /// The session that the token stands for.
     pub session: SessionId,
     /// Names the key of the account that the token was signed with.
@@ -163,8 +165,8 @@ impl From<Error> for Problem {
 
 fn principal(account: &Account, session: SessionId, exp: u64) -> Result<Principal, Error> {
     let expires = UNIX_EPOCH.checked_add(Duration::from_secs(exp)).ok_or(token::Error::Malformed)?;
-    let (user, email) = (account.user.clone(), Arc::clone(&account.email));
-    Ok(Principal { user, role: account.role, email, session, key: Arc::clone(&account.key_id), expires })
+    let (user, email, key) = (account.user.clone(), Arc::clone(&account.email), Arc::clone(&account.key_id));
+    Ok(Principal { user, role: account.role, email, is_verified: account.is_verified, session, key, expires })
 }
 
 /// Verifies user tokens locally: no round trip, also while the global instance is down. Cheap to clone.
@@ -236,14 +238,16 @@ impl Verifier {
     }
 
     /// A token for protected files in the name of this session, as `PocketBase` gives it (`POST /api/files/token`):
-    /// short-lived, sent as `?token=`, and worth nothing once the session has ended. `None` when the accounts
+    /// short-lived, never longer than the session's token, sent as `?token=`, and worth nothing once the session has
+    /// ended. `None` when the accounts
     /// collection has no secret for such tokens.
     pub fn file_token(&self, principal: &Principal, now: SystemTime) -> Result<Option<String>, Error> {
         let account = self.directory.account(principal.user.as_str())?;
         let Some(key) = account.file_key.clone() else { return Ok(None) };
         let (collection_id, record_id) = (account.collection.to_string(), account.user.to_string());
         let session = Some(principal.session.to_string());
-        Ok(Some(Signer { collection_id, record_id, key }.mint_file(now, FILE_TOKEN_TTL, session)))
+        let ttl = principal.expires.duration_since(now).unwrap_or_default().min(FILE_TOKEN_TTL);
+        Ok(Some(Signer { collection_id, record_id, key }.mint_file(now, ttl, session)))
     }
 
     /// Who a file token of ours speaks for.
@@ -262,7 +266,8 @@ impl Verifier {
         // Nothing is adopted here: the session was known when the token was made.
         match self.sessions.find(&principal.session).as_deref().map(|session| &session.status) {
             Some(Status::Revoked) => Err(Error::Revoked),
-            _ => Ok(principal),
+            Some(Status::Superseded { until }) if *until <= OffsetDateTime::from(now) => Err(Error::Revoked),
+            Some(Status::Live | Status::Superseded { .. }) | None => Ok(principal),
         }
     }
 

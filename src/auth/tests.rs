@@ -122,6 +122,7 @@ async fn a_valid_token_names_its_account_also_by_the_collections_name() {
     let world = World::new().await;
     let principal = world.verify(&world.mint()).unwrap();
     assert_eq!((principal.user.as_str(), principal.role, &*principal.email), (EVE, Role::Admin, "eve@example.com"));
+    assert!(principal.is_verified);
     let by_name = signer("users", EVE, "eve-key").mint(world.now, Duration::from_mins(10));
     assert_eq!(world.verify(&by_name).unwrap().user.as_str(), EVE);
 }
@@ -300,6 +301,27 @@ async fn what_does_not_fit_the_queue_is_offered_again() {
     .await;
     shutdown.begin();
     shutdown.finished().await;
+}
+
+#[tokio::test]
+async fn a_file_token_ends_with_the_session_that_asked_for_it() {
+    let world = World::new().await;
+    let options = json!({"authToken": {"secret": "S"}, "fileToken": {"secret": "F"}}).to_string();
+    world.db.execute("UPDATE _collections SET options = ?1 WHERE name = 'users'", [options]).unwrap();
+    let principal = world.verify(&world.mint()).unwrap();
+    let file = |principal: &Principal| world.verifier.file_token(principal, world.now).unwrap().unwrap();
+    let ends = |token: &str| world.verifier.verify_file(token, world.now).unwrap().expires;
+    assert!(ends(&file(&principal)) > world.now + Duration::from_mins(2));
+    let short = Principal { expires: world.now + Duration::from_secs(20), ..principal.clone() };
+    assert!(ends(&file(&short)) <= short.expires, "not longer than the session's token");
+
+    let token = file(&principal);
+    world.sessions.register(keeper::adopted(&principal, world.now)).await.unwrap();
+    let until = OffsetDateTime::from(world.now + Duration::from_mins(1));
+    world.sessions.set_status(&principal.session, Status::Superseded { until }).await.unwrap();
+    let verify = |after| world.verifier.verify_file(&token, world.now + Duration::from_secs(after)).map(drop);
+    assert!(verify(30).is_ok(), "within the grace");
+    assert!(matches!(verify(60), Err(Error::Revoked)));
 }
 
 #[tokio::test]

@@ -254,6 +254,7 @@ mod tests {
             user: UserId::parse("b5c3xih3gtjb48z").unwrap(),
             role: Role::User,
             email: "ada@example.com".into(),
+            is_verified: true,
             session: SessionId::of("t"),
             key: "k".into(),
             expires: SystemTime::now() + Duration::from_hours(1),

@@ -261,10 +261,11 @@ impl Hub {
         let _ = self.shared.shutdown.spawn_on(round, &self.shared.runtime).await;
     }
 
-    /// Tells the stream whose id is `state` how an `OAuth2` sign-in ended, once. Says whether one waited for it.
-    pub fn oauth2(&self, state: &str, code: &str, error: &str) -> bool {
+    /// Tells the stream whose id is `state` how an `OAuth2` sign-in at `ip` ended, once. Says whether one waited for it.
+    /// A stream of another network is told nothing: its holder could have had somebody else sign in for them.
+    pub fn oauth2(&self, ip: IpAddr, state: &str, code: &str, error: &str) -> bool {
         let Some(client) = self.shared.clients.get(state).map(|client| Arc::clone(&client)) else { return false };
-        if !std::mem::take(&mut client.seat().oauth2) {
+        if network(client.ip) != network(ip) || !std::mem::take(&mut client.seat().oauth2) {
             return false;
         }
         self.shared.deliver(&client, sse::oauth2(&client.id, code, error));

@@ -96,7 +96,7 @@ impl Slugs {
     }
 
     /// Claims a name for a tenant: one that nobody has, one that the tenant has already, or one that `is_free` gives
-    /// up. False when it is somebody else's. Of N concurrent claims one wins.
+    /// up, be it the tenant's own from long ago, which is claimed anew. False when it is somebody else's. Of N concurrent claims one wins.
     pub async fn claim(
         &self,
         slug: &str,
@@ -106,11 +106,10 @@ impl Slugs {
     ) -> Result<bool, Error> {
         let mut won = false;
         let decide = |current: Option<&Read<Slug>>| {
-            let held = current.filter(|read| read.record.tenant != *tenant && !is_free(&read.record));
-            won = held.is_none();
-            let is_ours = current.is_some_and(|read| read.record.tenant == *tenant);
+            let held = current.filter(|read| !is_free(&read.record));
+            won = held.is_none_or(|read| read.record.tenant == *tenant);
             let claim = Slug { slug: slug.into(), tenant: tenant.clone(), claimed_at: now, left_at: None };
-            Ok(if !won || is_ours { Step::Keep } else { Step::Write(claim) })
+            Ok(if held.is_some() { Step::Keep } else { Step::Write(claim) })
         };
         self.table.change(&key_of(slug), decide).await?;
         Ok(won)

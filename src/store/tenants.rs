@@ -151,6 +151,16 @@ impl Tenants {
         self.table.find(id)
     }
 
+    /// Whether there is really no such tenant: asked of the store, because the view hides a record that cannot be read.
+    /// Whatever is to be removed or given away for a tenant's absence asks this first.
+    pub async fn is_absent(&self, id: &TenantId) -> Result<bool, Error> {
+        match self.table.read(&key_of(id)).await {
+            Ok(found) => Ok(found.is_none()),
+            Err(Error::Corrupt(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.table.len()

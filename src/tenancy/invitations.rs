@@ -50,6 +50,22 @@ impl fmt::Debug for Invited {
     }
 }
 
+/// The e-mail address of whoever comes with an invitation.
+#[derive(Clone, Copy)]
+pub struct Address<'a> {
+    /// The address.
+    pub email: &'a str,
+    /// Whether it is known that it is theirs.
+    pub is_verified: bool,
+}
+
+impl fmt::Debug for Address<'_> {
+    // Addresses are personal and do not belong in a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Address").field("is_verified", &self.is_verified).finish_non_exhaustive()
+    }
+}
+
 impl Tenancy {
     /// Opens a door for one person.
     pub async fn invite(
@@ -75,10 +91,9 @@ impl Tenancy {
         let mut open = 0;
         for found in self.shared.invitations.of_tenant(&tenant.id) {
             match found.status {
-                InvitationStatus::Pending if now < found.expires_at => open += 1,
-                InvitationStatus::Taken { .. } => open += 1,
-                InvitationStatus::Pending | InvitationStatus::Accepted { .. } => {
-                    self.shared.invitations.remove(&found).await?;
+                InvitationStatus::Pending | InvitationStatus::Taken { .. } if now < found.expires_at => open += 1,
+                InvitationStatus::Pending | InvitationStatus::Taken { .. } | InvitationStatus::Accepted { .. } => {
+                    self.shared.invitations.discard(&found).await?;
                 }
             }
         }
@@ -109,7 +124,9 @@ impl Tenancy {
             return Err(Error::Forbidden("only owners and admins see invitations"));
         }
         let mut open = self.shared.invitations.of_tenant(&tenant.id);
-        open.retain(|found| found.status == InvitationStatus::Pending && now < found.expires_at);
+        // One that was taken and not entered counts as open too, and can be taken back.
+        let is_used = |found: &Invitation| matches!(found.status, InvitationStatus::Accepted { .. });
+        open.retain(|found| !is_used(found) && now < found.expires_at);
         open.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.id.cmp(&b.id)));
         Ok(open)
     }
@@ -125,31 +142,52 @@ impl Tenancy {
         if !rules::may_give(role, found.role) {
             return Err(Error::Forbidden("admins take back invitations of members and guests only"));
         }
-        if self.shared.invitations.remove(&found).await? { Ok(()) } else { Err(GONE) }
+        if self.shared.invitations.discard(&found).await? { Ok(()) } else { Err(GONE) }
     }
 
     /// What a token would let this account into, without taking it.
     pub fn preview(
         &self,
         token: &str,
-        email: &str,
+        address: Address<'_>,
         now: OffsetDateTime,
     ) -> Result<(Arc<Invitation>, Arc<Tenant>), Error> {
         let found = self.shared.invitations.find(&InvitationId::of(token)).ok_or(GONE)?;
-        let tenant = self.open_door(&found, email, now)?;
+        let tenant = self.open_door(&found, None, address, now)?;
         Ok((found, tenant))
     }
 
-    /// Where an invitation that can be taken leads.
-    fn open_door(&self, found: &Invitation, email: &str, now: OffsetDateTime) -> Result<Arc<Tenant>, Error> {
+    /// Whether an invitation still lets somebody in, whoever may have begun to take it.
+    pub(super) fn is_good(&self, found: &Invitation, tenant: &Tenant, now: OffsetDateTime) -> bool {
+        let maker = self.role(tenant, &found.created_by);
+        now < found.expires_at && maker.is_some_and(|maker| rules::may_give(maker, found.role))
+    }
+
+    /// Where an invitation leads that can be taken, or that `taker` took before and has not entered.
+    fn open_door(
+        &self,
+        found: &Invitation,
+        taker: Option<&UserId>,
+        address: Address<'_>,
+        now: OffsetDateTime,
+    ) -> Result<Arc<Tenant>, Error> {
         let tenant = self.shared.tenants.find(&found.tenant).filter(|tenant| !tenant.archived).ok_or(GONE)?;
-        let maker = self.role(&tenant, &found.created_by);
-        let is_open = found.status == InvitationStatus::Pending && now < found.expires_at;
-        if !is_open || !maker.is_some_and(|maker| rules::may_give(maker, found.role)) {
+        let is_open = match &found.status {
+            InvitationStatus::Pending => true,
+            InvitationStatus::Taken { by } => taker == Some(by),
+            InvitationStatus::Accepted { .. } => false,
+        };
+        if !is_open || !self.is_good(found, &tenant, now) {
             return Err(GONE);
         }
-        if found.email.as_deref().is_some_and(|only| only != email.trim().to_lowercase()) {
-            return Err(Error::Forbidden("the invitation is for another e-mail address"));
+        if let Some(only) = &found.email {
+            if *only != address.email.trim().to_lowercase() {
+                return Err(Error::Forbidden("the invitation is for another e-mail address"));
+            }
+            // Anybody can register with an address that is somebody else's.
+            if self.shared.can_verify && !address.is_verified {
+                return Err(Error::Forbidden("verify your e-mail address first: the invitation is for whoever has it"));
+            }
         }
         Ok(tenant)
     }
@@ -159,18 +197,20 @@ impl Tenancy {
         &self,
         token: &str,
         user: &UserId,
-        email: &str,
+        address: Address<'_>,
         now: OffsetDateTime,
     ) -> Result<(Arc<Tenant>, MemberRole), Error> {
         self.meter(user)?;
         let found = self.shared.invitations.find(&InvitationId::of(token)).ok_or(GONE)?;
         let under_way = InvitationStatus::Taken { by: user.clone() };
         let accepted = InvitationStatus::Accepted { by: user.clone() };
-        let tenant = if found.status == under_way || found.status == accepted {
-            self.shared.tenants.find(&found.tenant).filter(|tenant| !tenant.archived).ok_or(GONE)?
-        } else {
-            self.open_door(&found, email, now)?
-        };
+        if found.status == under_way || found.status == accepted {
+            let tenant = self.shared.tenants.find(&found.tenant).filter(|tenant| !tenant.archived).ok_or(GONE)?;
+            if let Some(role) = self.role(&tenant, user) {
+                return Ok((tenant, role));
+            }
+        }
+        let tenant = self.open_door(&found, Some(user), address, now)?;
         // Whoever is in already keeps their role, and the invitation is left for somebody else.
         if let Some(role) = self.role(&tenant, user) {
             return Ok((tenant, role));
@@ -182,14 +222,19 @@ impl Tenancy {
         let next = if joined.is_ok() { accepted } else { InvitationStatus::Pending };
         // The same account may have asked twice at once.
         let settle = |status: &InvitationStatus| (*status == under_way || *status == next).then(|| next.clone());
-        self.shared.invitations.advance(&found, settle).await.map_err(gone)?;
+        let settled = self.shared.invitations.advance(&found, settle).await;
+        if let (Err(store::Error::Stale), Ok(true)) = (&settled, &joined) {
+            // It was taken back meanwhile.
+            self.shared.members.remove(&tenant.id, user, found.role).await?;
+        }
+        settled.map_err(gone)?;
         joined?;
         Ok((tenant, found.role))
     }
 
     /// Refuses an invitation that was for this account's e-mail address, so that nobody can take it any more.
-    pub async fn decline(&self, token: &str, email: &str, now: OffsetDateTime) -> Result<(), Error> {
-        let (found, _) = self.preview(token, email, now)?;
+    pub async fn decline(&self, token: &str, address: Address<'_>, now: OffsetDateTime) -> Result<(), Error> {
+        let (found, _) = self.preview(token, address, now)?;
         if found.email.is_none() {
             return Err(Error::Conflict("the invitation is for whoever has it; simply do not take it"));
         }

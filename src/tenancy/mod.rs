@@ -46,6 +46,7 @@ pub use config::Config;
 pub use config::Creation;
 pub use error::Error;
 pub use error::Invalid;
+pub use invitations::Address;
 pub use invitations::Invited;
 pub use invitations::NewInvitation;
 pub use workspaces::Change;
@@ -71,6 +72,8 @@ pub struct Parts {
     pub config: Config,
     /// Template of personal instances.
     pub personal_template: String,
+    /// Whether addresses can be verified, and so have to be before anything is given to them.
+    pub can_verify: bool,
 }
 
 /// Which tenant a user acts in. Cheap to clone.
@@ -87,6 +90,7 @@ struct Shared {
     slugs: Slugs,
     config: Config,
     personal_template: String,
+    can_verify: bool,
     /// Changes per account. Held for a look-up, never across an await.
     changes: Mutex<Keyed<UserId>>,
 }
@@ -94,10 +98,10 @@ struct Shared {
 impl Tenancy {
     /// Over the records, under the limits of the configuration.
     pub fn new(parts: Parts) -> Self {
-        let Parts { tenants, members, invitations, slugs, config, personal_template } = parts;
+        let Parts { tenants, members, invitations, slugs, config, personal_template, can_verify } = parts;
         let minute = std::time::Duration::from_mins(1);
         let changes = Mutex::new(Keyed::new(config.changes_per_minute.get(), minute, MAX_KEYS));
-        let shared = Shared { tenants, members, invitations, slugs, config, personal_template, changes };
+        let shared = Shared { tenants, members, invitations, slugs, config, personal_template, can_verify, changes };
         Self { shared: Arc::new(shared) }
     }
 

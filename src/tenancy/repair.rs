@@ -2,6 +2,7 @@
 //!
 //! Nothing is under way yet when this runs, so what looks unfinished is. Every step is one that the interrupted
 //! operation would have made, or takes back something that means nothing alone; no tenant and no data is ever removed.
+//! A record that cannot be read is there all the same: what belongs to it is left as it is, and so is the start.
 
 use std::sync::Arc;
 
@@ -28,13 +29,14 @@ impl Tenancy {
         for slug in self.shared.slugs.all() {
             let tenant = self.shared.tenants.find(&slug.tenant);
             let is_claim = slug.left_at.is_none();
-            if is_claim && rules::standing(&slug, tenant.as_deref(), now) != Standing::Current {
+            let is_idle = is_claim && rules::standing(&slug, tenant.as_deref(), now) != Standing::Current;
+            if is_idle && (tenant.is_some() || self.shared.tenants.is_absent(&slug.tenant).await?) {
                 self.shared.slugs.abandon(&slug.slug, &slug.tenant).await?;
                 touched += 1;
             }
         }
         for member in self.shared.members.all() {
-            if self.shared.tenants.find(&member.tenant).is_none() {
+            if self.is_absent(&member.tenant).await? {
                 let Member { tenant, user, role, .. } = &*member;
                 touched += usize::from(self.shared.members.remove(tenant, user, *role).await?);
             }
@@ -43,7 +45,7 @@ impl Tenancy {
         loop {
             let page = self.shared.tenants.page(after.as_ref(), PAGE);
             for tenant in page.iter().filter(|tenant| tenant.kind == Kind::Workspace) {
-                touched += self.repair_workspace(tenant, now).await?;
+                touched += readable(self.repair_workspace(tenant, now).await)?;
             }
             match page.last() {
                 Some(last) if page.len() == PAGE => after = Some(last.id.clone()),
@@ -51,9 +53,14 @@ impl Tenancy {
             }
         }
         for invitation in self.shared.invitations.all() {
-            touched += usize::from(self.repair_invitation(&invitation, now).await?);
+            touched += usize::from(readable(self.repair_invitation(&invitation, now).await)?);
         }
         Ok(touched)
+    }
+
+    /// Whether there is really no such tenant. Costs no read when it is known.
+    async fn is_absent(&self, tenant: &TenantId) -> Result<bool, store::Error> {
+        Ok(self.shared.tenants.find(tenant).is_none() && self.shared.tenants.is_absent(tenant).await?)
     }
 
     async fn repair_workspace(&self, tenant: &Arc<Tenant>, now: OffsetDateTime) -> Result<usize, store::Error> {
@@ -75,6 +82,9 @@ impl Tenancy {
     async fn repair_invitation(&self, found: &Arc<Invitation>, now: OffsetDateTime) -> Result<bool, store::Error> {
         let tenant = self.shared.tenants.find(&found.tenant);
         if let (InvitationStatus::Taken { by }, Some(tenant)) = (&found.status, &tenant) {
+            if !self.is_good(found, tenant, now) {
+                return self.shared.invitations.discard(found).await;
+            }
             let joined = self.add_member(tenant, by, found.role, Some(&found.created_by), now).await;
             if let Err(super::Error::Store(error)) = joined {
                 return Err(error);
@@ -84,9 +94,17 @@ impl Tenancy {
             self.shared.invitations.advance(found, settle).await?;
             return Ok(true);
         }
-        if tenant.is_none() || found.expires_at <= now {
-            return self.shared.invitations.remove(found).await;
+        if found.expires_at <= now || self.is_absent(&found.tenant).await? {
+            return self.shared.invitations.discard(found).await;
         }
         Ok(false)
+    }
+}
+
+/// What a step came to; one that met a record that cannot be read (logged when it was found) touched nothing.
+fn readable<T: Default>(result: Result<T, store::Error>) -> Result<T, store::Error> {
+    match result {
+        Err(store::Error::Corrupt(_)) => Ok(T::default()),
+        result => result,
     }
 }

@@ -125,7 +125,7 @@ impl Tenancy {
             Ok(tenant) => Ok(tenant),
             Err(error) => {
                 // A failed write may have happened, so the claim is given up only when the tenant is not there.
-                if self.shared.tenants.find(&id).is_none() {
+                if self.shared.tenants.is_absent(&id).await.unwrap_or(false) {
                     let _ = self.shared.members.remove(&id, creator, MemberRole::Owner).await;
                     let _ = self.shared.slugs.abandon(&slug, &id).await;
                 }
@@ -222,8 +222,16 @@ impl Tenancy {
     }
 
     async fn claim(&self, slug: &str, tenant: &TenantId, now: OffsetDateTime) -> Result<bool, store::Error> {
+        // The view hides a tenant whose record cannot be read: its names are given away only when it is really gone.
+        let holder = self.shared.slugs.find(slug).map(|found| found.tenant.clone());
+        let gone = match holder.filter(|holder| self.shared.tenants.find(holder).is_none()) {
+            Some(holder) => self.shared.tenants.is_absent(&holder).await?.then_some(holder),
+            None => None,
+        };
         let is_free = |found: &Slug| {
-            rules::standing(found, self.shared.tenants.find(&found.tenant).as_deref(), now) == Standing::Free
+            let tenant = self.shared.tenants.find(&found.tenant);
+            let is_known = tenant.is_some() || gone.as_ref() == Some(&found.tenant);
+            is_known && rules::standing(found, tenant.as_deref(), now) == Standing::Free
         };
         self.shared.slugs.claim(slug, tenant, now, is_free).await
     }

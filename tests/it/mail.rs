@@ -239,10 +239,10 @@ async fn nobody_can_be_bombed_with_mail() {
     let app = app(&smtp, keys).await;
     let ada = app.user("ada").await;
     let mut statuses = Vec::new();
-    for call in ["request-otp", "request-otp", "request-verification", "request-otp", "request-password-reset"] {
+    for call in ["request-otp", "request-otp", "request-otp", "request-otp", "request-password-reset"] {
         statuses.push(users(&app, call, json!({"email": ada.email})).await.0.as_u16());
     }
-    assert_eq!(statuses, [200, 200, 204, 429, 429]);
+    assert_eq!(statuses, [200, 200, 200, 429, 204], "kinds do not share");
     let (_, refused) = users(&app, "request-otp", json!({"email": "ADA@example.com"})).await;
     assert_eq!(refused["code"], "RATE_LIMITED");
     // An address without an account is treated the same, and the client's own bound comes next.
@@ -251,8 +251,8 @@ async fn nobody_can_be_bombed_with_mail() {
         statuses.push(users(&app, "request-otp", json!({"email": format!("n{n}@example.com")})).await.0.as_u16());
     }
     assert_eq!(*statuses.last().unwrap(), 429, "{statuses:?}");
-    smtp.mail_to(&ada.email, 3).await;
-    assert_eq!(smtp.mails_to(&ada.email).len(), 3);
+    smtp.mail_to(&ada.email, 4).await;
+    assert_eq!(smtp.mails_to(&ada.email).len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]

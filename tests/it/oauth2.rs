@@ -11,6 +11,7 @@ use crate::support::User;
 use crate::support::oidc::CLIENT_SECRET;
 use crate::support::oidc::Oidc;
 use crate::support::smtp::Smtp;
+use crate::support::sse::Stream;
 
 const USERS: &str = "/api/collections/users";
 
@@ -199,14 +200,38 @@ async fn the_window_of_a_sign_in_is_told_what_came_of_it_and_reflects_nothing() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_pocketbase_does_not_know_is_named_in_the_log() {
-    let keys = "accounts.oauth2.nosuch.client_id = \"us\"\naccounts.oauth2.nosuch.client_secret = \"planted-secret\"\n";
-    let mut app = TestApp::with(keys).await;
+async fn the_outcome_of_a_sign_in_goes_to_no_stream_of_another_network() {
+    let app = TestApp::with("server.trusted_proxies = [\"127.0.0.1\"]\n").await;
+    let stream = Stream::open(&app).await;
+    assert_eq!(stream.subscribe(None, &["@oauth2"]).await, 204);
+    let window = async |address: &str| {
+        let url = format!("{}/api/oauth2-redirect?state={}&code=c0de", app.base, stream.id);
+        app.http.get(url).header("x-forwarded-for", address).send().await.unwrap().text().await.unwrap()
+    };
+    assert!(window("198.51.100.7").await.contains("Not signed in"), "a link that somebody was sent");
+    assert!(!window("127.0.0.1").await.contains("Not signed in"), "it goes on waiting for its own");
+    let told = crate::support::eventually("the outcome", async || {
+        let told: Vec<_> = stream.events().into_iter().filter(|event| event.name == "@oauth2").collect();
+        (!told.is_empty()).then_some(told)
+    });
+    let told = told.await;
+    assert_eq!((told.len(), &told[0].data["code"]), (1, &json!("c0de")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_pocketbase_does_not_know_is_named_in_the_log_and_voids_nothing_else() {
+    let (smtp, oidc) = (Smtp::start().await, Oidc::start().await);
+    let keys = "accounts.oauth2.nosuch.client_id = \"us\"\naccounts.oauth2.nosuch.client_secret = \"planted-secret\"\n\
+        accounts.otp.enabled = true\naccounts.mfa.enabled = true\n";
+    let mut app = TestApp::with(&format!("{}{}{keys}", smtp.keys(), oidc.keys())).await;
     app.expect_log("PocketBase does not take the configuration of accounts");
     crate::support::eventually("a word in the log", async || {
         app.log().contains("oauth2.providers.0.name: validation_missing_provider").then_some(())
     })
     .await;
+    let methods: Value = app.get(&format!("{USERS}/auth-methods")).await.json().await.unwrap();
+    assert_eq!((&methods["mfa"]["enabled"], &methods["otp"]["enabled"]), (&json!(true), &json!(true)), "{methods}");
+    let names: Vec<_> = methods["oauth2"]["providers"].as_array().unwrap().iter().map(|it| &it["name"]).collect();
+    assert_eq!(names, ["oidc"]);
     assert!(!app.log().contains("planted-secret"), "{}", app.log());
-    app.user("ada").await;
 }

@@ -93,6 +93,7 @@ async fn state() -> (AppState, TempDir) {
         slugs: Slugs::open(store).await.unwrap(),
         config: config.workspaces.clone(),
         personal_template: "personal".to_owned(),
+        can_verify: false,
     });
     let (verifier, _) = Verifier::new(&config.auth, at("data.db"), sessions.clone());
     let parts = accounts::Parts {

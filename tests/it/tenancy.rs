@@ -14,11 +14,13 @@ use pocketfleet::store::invitations::InvitationStatus;
 use pocketfleet::store::invitations::Invitations;
 use pocketfleet::store::members::Member;
 use pocketfleet::store::members::Members;
+use pocketfleet::store::slugs::Slug;
 use pocketfleet::store::slugs::Slugs;
 use pocketfleet::store::tenants::Identity;
 use pocketfleet::store::tenants::Kind;
 use pocketfleet::store::tenants::Tenant;
 use pocketfleet::store::tenants::Tenants;
+use pocketfleet::tenancy::Address;
 use pocketfleet::tenancy::Change;
 use pocketfleet::tenancy::Creation;
 use pocketfleet::tenancy::Error;
@@ -27,6 +29,8 @@ use pocketfleet::tenancy::NewInvitation;
 use pocketfleet::tenancy::NewWorkspace;
 use pocketfleet::tenancy::Parts;
 use pocketfleet::tenancy::Tenancy;
+use pocketfleet::tenancy::rules;
+use pocketfleet::tenancy::rules::Standing;
 use tempfile::TempDir;
 use time::Duration;
 use time::OffsetDateTime;
@@ -39,6 +43,7 @@ struct Fixture {
     members: Members,
     invitations: Invitations,
     slugs: Slugs,
+    store: Arc<dyn Store>,
     now: OffsetDateTime,
     _folder: TempDir,
 }
@@ -51,10 +56,24 @@ impl Fixture {
     async fn with(change: impl FnOnce(&mut pocketfleet::tenancy::Config)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> = database(folder.path());
+        Self::over(store, folder, change).await
+    }
+
+    /// What a start over the same database finds.
+    async fn restart(self) -> Self {
+        let Self { store, _folder, .. } = self;
+        Self::over(store, _folder, |_| ()).await
+    }
+
+    async fn over(
+        store: Arc<dyn Store>,
+        folder: TempDir,
+        change: impl FnOnce(&mut pocketfleet::tenancy::Config),
+    ) -> Self {
         let tenants = Tenants::open(Arc::clone(&store)).await.unwrap();
         let members = Members::open(Arc::clone(&store)).await.unwrap();
         let invitations = Invitations::open(Arc::clone(&store)).await.unwrap();
-        let slugs = Slugs::open(store).await.unwrap();
+        let slugs = Slugs::open(Arc::clone(&store)).await.unwrap();
         let mut config = Config::load(&Flags::default()).unwrap().workspaces;
         config.changes_per_minute = 10_000.try_into().unwrap();
         change(&mut config);
@@ -65,9 +84,10 @@ impl Fixture {
             slugs: slugs.clone(),
             config,
             personal_template: "personal".to_owned(),
+            can_verify: true,
         });
         let now = OffsetDateTime::now_utc();
-        Self { tenancy, tenants, members, invitations, slugs, now, _folder: folder }
+        Self { tenancy, tenants, members, invitations, slugs, store, now, _folder: folder }
     }
 
     async fn make(&self, owner: &str, slug: &str) -> Arc<Tenant> {
@@ -95,6 +115,14 @@ impl Fixture {
 
 fn user(text: &str) -> UserId {
     UserId::parse(text).unwrap()
+}
+
+fn team_of(it: &Fixture, team: &Tenant) -> Tenant {
+    Tenant::clone(&it.tenants.find(&team.id).unwrap())
+}
+
+fn proved(email: &str) -> Address<'_> {
+    Address { email, is_verified: true }
 }
 
 fn wanted(slug: &str) -> NewWorkspace {
@@ -273,16 +301,21 @@ async fn an_invitation_lets_one_person_in() {
     let token = it.invite("ada", MemberRole::Member, None).await;
     let all = (0..10).map(|n| {
         let (tenancy, token, now) = (it.tenancy.clone(), token.clone(), it.now);
-        tokio::spawn(async move { tenancy.accept(&token, &user(&format!("u{n}")), "x@y.z", now).await })
+        tokio::spawn(async move { tenancy.accept(&token, &user(&format!("u{n}")), proved("x@y.z"), now).await })
     });
     let joined = join_all(all).await.into_iter().filter(|joined| joined.as_ref().unwrap().is_ok()).count();
     assert_eq!((joined, it.members.len()), (1, 2));
 
     // Only whom it is for, and only while it stands.
     let token = it.invite("ada", MemberRole::Guest, Some("Bob@Example.com")).await;
-    let accept = async |who: &str, email: &str, now| it.tenancy.accept(&token, &user(who), email, now).await;
+    let accept = async |who: &str, email: &str, now| it.tenancy.accept(&token, &user(who), proved(email), now).await;
     assert!(matches!(accept("eve", "eve@example.com", it.now).await, Err(Error::Forbidden(_))));
     assert!(matches!(accept("bob", "bob@example.com", it.now + Duration::days(8)).await, Err(Error::NotFound(_))));
+    let unproved = Address { is_verified: false, ..proved("bob@example.com") };
+    assert!(matches!(it.tenancy.accept(&token, &user("eve"), unproved, it.now).await, Err(Error::Forbidden(_))));
+    assert!(matches!(it.tenancy.decline(&token, unproved, it.now).await, Err(Error::Forbidden(_))));
+    let open = it.invite("ada", MemberRole::Guest, None).await;
+    assert!(it.tenancy.preview(&open, unproved, it.now).is_ok(), "it names nobody");
     assert_eq!(accept("bob", "bob@example.com", it.now).await.unwrap().1, MemberRole::Guest);
     assert_eq!(
         accept("bob", "bob@example.com", it.now).await.unwrap().1,
@@ -306,10 +339,13 @@ async fn whoever_may_invite_no_more_leaves_no_open_doors() {
     let third = NewInvitation { role: MemberRole::Guest, email: None };
     assert!(matches!(it.tenancy.invite(&user("ada"), "team", third, it.now).await, Err(Error::Full { most: 2, .. })));
     it.tenancy.change_role(&user("ada"), "team", &user("bob"), MemberRole::Member, it.now).await.unwrap();
-    assert!(matches!(it.tenancy.preview(&token, "x@y.z", it.now), Err(Error::NotFound(_))));
-    assert!(matches!(it.tenancy.accept(&token, &user("cyd"), "x@y.z", it.now).await, Err(Error::NotFound(_))));
+    assert!(matches!(it.tenancy.preview(&token, proved("x@y.z"), it.now), Err(Error::NotFound(_))));
+    assert!(matches!(it.tenancy.accept(&token, &user("cyd"), proved("x@y.z"), it.now).await, Err(Error::NotFound(_))));
     it.tenancy.revoke_invitation(&user("ada"), "team", second.invitation.id.as_str()).await.unwrap();
-    assert!(matches!(it.tenancy.accept(&second.token, &user("cyd"), "x@y.z", it.now).await, Err(Error::NotFound(_))));
+    assert!(matches!(
+        it.tenancy.accept(&second.token, &user("cyd"), proved("x@y.z"), it.now).await,
+        Err(Error::NotFound(_))
+    ));
     let refused = NewInvitation { role: MemberRole::Owner, email: None };
     assert!(matches!(it.tenancy.invite(&user("ada"), "team", refused, it.now).await, Err(Error::Invalid(_))));
 }
@@ -324,7 +360,7 @@ async fn a_workspace_has_so_many_members_and_no_more() {
     }
     let all = tokens.iter().enumerate().map(|(n, token)| {
         let (tenancy, token, now) = (it.tenancy.clone(), token.clone(), it.now);
-        tokio::spawn(async move { tenancy.accept(&token, &user(&format!("u{n}")), "x@y.z", now).await })
+        tokio::spawn(async move { tenancy.accept(&token, &user(&format!("u{n}")), proved("x@y.z"), now).await })
     });
     let joined = join_all(all).await.into_iter().filter(|joined| joined.as_ref().unwrap().is_ok()).count();
     assert!(joined <= 4, "{joined}");
@@ -407,6 +443,107 @@ async fn interrupted_changes_are_finished_or_taken_back() {
     assert_eq!(it.invitations.find(&taken.id).unwrap().status, InvitationStatus::Accepted { by: user("bob") });
     assert_eq!(it.tenancy.repair(it.now).await.unwrap(), 0, "once is enough");
     it.make("eve", "ghost").await;
+}
+
+#[tokio::test]
+async fn a_slug_that_its_workspace_takes_back_after_the_hold_is_its_own_at_once() {
+    let it = Fixture::new().await;
+    let team = it.make("ada", "team").await;
+    it.rename("ada", "team", "crew", it.now).await.unwrap();
+    let later = it.now + Duration::days(400);
+    // As a rename does it, before the tenant bears the name.
+    let own = it.slugs.find("team").unwrap();
+    let is_free = |slug: &Slug| rules::standing(slug, Some(&team_of(&it, &team)), later) == Standing::Free;
+    assert!(is_free(&own));
+    assert!(it.slugs.claim("team", &team.id, later, is_free).await.unwrap());
+    let claimed = it.slugs.find("team").unwrap();
+    assert_eq!((claimed.claimed_at, claimed.left_at), (later, None));
+    let stranger = it.tenancy.create_workspace(&user("eve"), false, wanted("team"), later).await;
+    assert!(matches!(stranger, Err(Error::Invalid(_))), "nobody takes it between the claim and the rename");
+}
+
+#[tokio::test]
+async fn an_acceptance_that_was_interrupted_can_be_finished_only_while_the_door_is_open() {
+    let it = Fixture::new().await;
+    let team = it.make("ada", "team").await;
+    it.join(&team, "cyd", MemberRole::Admin).await;
+    let stuck = async |maker: &str, token: &str| {
+        let taken = Invitation {
+            id: InvitationId::of(token),
+            tenant: team.id.clone(),
+            role: MemberRole::Guest,
+            email: None,
+            created_by: user(maker),
+            created_at: it.now,
+            expires_at: it.now + Duration::DAY,
+            status: InvitationStatus::Taken { by: user("bob") },
+        };
+        it.invitations.create(taken.clone()).await.unwrap();
+        taken.id
+    };
+    let accept = async |token: &str, now| it.tenancy.accept(token, &user("bob"), proved("x@y.z"), now).await;
+    let late = it.now + Duration::days(2);
+    let (by_ada, by_cyd) = (stuck("ada", "a").await, stuck("cyd", "c").await);
+    assert!(matches!(accept("a", late).await, Err(Error::NotFound(_))));
+    assert_eq!(it.tenancy.invitations(&user("ada"), "team", it.now).unwrap().len(), 2, "owners see it");
+    it.tenancy.change_role(&user("ada"), "team", &user("cyd"), MemberRole::Member, it.now).await.unwrap();
+    assert!(matches!(accept("c", it.now).await, Err(Error::NotFound(_))), "its maker may not invite any more");
+    it.tenancy.revoke_invitation(&user("ada"), "team", by_ada.as_str()).await.unwrap();
+    assert!(matches!(accept("a", it.now).await, Err(Error::NotFound(_))));
+
+    stuck("ada", "late").await;
+    assert_eq!(it.tenancy.repair(late).await.unwrap(), 2);
+    assert!(it.invitations.find(&by_cyd).is_none() && it.invitations.all().is_empty());
+    assert_eq!(it.role(&team, "bob"), None);
+    stuck("ada", "fresh").await;
+    assert_eq!(accept("fresh", it.now).await.unwrap().1, MemberRole::Guest);
+}
+
+#[tokio::test]
+async fn what_belongs_to_a_tenant_whose_record_cannot_be_read_is_left_alone() {
+    let it = Fixture::new().await;
+    let team = it.make("ada", "team").await;
+    it.join(&team, "bob", MemberRole::Member).await;
+    let token = it.invite("ada", MemberRole::Guest, None).await;
+    it.rename("ada", "team", "crew", it.now).await.unwrap();
+    let damage = async |key: &str| {
+        let entry = it.store.get(key).await.unwrap().unwrap();
+        it.store.update(key, "{\"id\":".into(), entry.revision).await.unwrap();
+    };
+    let key = format!("tenant.{}", team.id);
+    let whole = it.store.get(&key).await.unwrap().unwrap().value;
+    damage(&key).await;
+    let store = Arc::clone(&it.store);
+    let it = it.restart().await;
+    assert!(it.tenants.find(&team.id).is_none(), "the view hides it");
+
+    let later = it.now + Duration::days(1);
+    assert_eq!(it.tenancy.repair(later).await.unwrap(), 0);
+    assert_eq!(it.members.len(), 2);
+    assert!(it.invitations.find(&InvitationId::of(&token)).is_some());
+    for name in ["crew", "team"] {
+        let taken = it.tenancy.create_workspace(&user("eve"), false, wanted(name), it.now + Duration::days(400)).await;
+        assert!(matches!(taken, Err(Error::Invalid(_))), "{name} was given away");
+    }
+
+    let entry = store.get(&key).await.unwrap().unwrap();
+    store.update(&key, whole, entry.revision).await.unwrap();
+    let it = it.restart().await;
+    assert_eq!(it.tenancy.resolve("crew").unwrap().id, team.id);
+    assert_eq!(it.role(&team, "bob"), Some(MemberRole::Member));
+}
+
+#[tokio::test]
+async fn one_damaged_record_does_not_keep_the_others_from_being_repaired() {
+    let it = Fixture::new().await;
+    let team = it.make("ada", "team").await;
+    let key = format!("slug.{}", team.slug.as_deref().unwrap());
+    let entry = it.store.get(&key).await.unwrap().unwrap();
+    it.store.update(&key, "{".into(), entry.revision).await.unwrap();
+    assert!(it.slugs.claim("ghost", &TenantId::parse("w-ghost").unwrap(), it.now, |_| false).await.unwrap());
+    let it = it.restart().await;
+    assert_eq!(it.tenancy.repair(it.now).await.unwrap(), 1);
+    assert!(it.slugs.find("ghost").is_none());
 }
 
 #[tokio::test]

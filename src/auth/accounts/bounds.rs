@@ -28,6 +28,10 @@ const HOUR: Duration = Duration::from_hours(1);
 /// Addresses and one-time passwords that are remembered at once.
 const MAX_KEYS: usize = 100_000;
 
+/// How many times `mail.requests_per_recipient` one recipient gets of one kind in an hour from all networks together:
+/// nobody is bombed, and it takes as many networks to keep somebody from a mail that they wait for.
+const NETWORKS: u32 = 5;
+
 /// Guesses at one one-time password, by everybody. Only who asked for it knows its id, so this locks out nobody else.
 const GUESSES: u32 = 10;
 
@@ -45,6 +49,9 @@ type Key = [u8; 32];
 #[derive(Debug)]
 pub(super) struct Bounds {
     mails_from: Mutex<Keyed<IpAddr>>,
+    /// By kind, recipient and network: who asks for mails to somebody else uses up their own share.
+    mails_to_from: Mutex<Keyed<Key>>,
+    /// By kind and recipient, wherever it is asked for.
     mails_to: Mutex<Keyed<Key>>,
     guesses: Mutex<Keyed<Key>>,
     abroad: Arc<Semaphore>,
@@ -55,23 +62,28 @@ impl Bounds {
     pub(super) fn new(mail: &Mail, metrics: Arc<Metrics>) -> Self {
         Self {
             mails_from: Mutex::new(Keyed::new(mail.requests_per_ip.get(), HOUR, MAX_KEYS)),
-            mails_to: Mutex::new(Keyed::new(mail.requests_per_recipient.get(), HOUR, MAX_KEYS)),
+            mails_to_from: Mutex::new(Keyed::new(mail.requests_per_recipient.get(), HOUR, MAX_KEYS)),
+            mails_to: Mutex::new(Keyed::new(in_all(mail), HOUR, MAX_KEYS)),
             guesses: Mutex::new(Keyed::new(GUESSES, HOUR, MAX_KEYS)),
             abroad: Arc::new(Semaphore::new(ABROAD)),
             metrics,
         }
     }
 
-    /// Counts a mail to `recipient`, asked for from this address.
-    pub(super) fn mail(&self, from: IpAddr, recipient: &str, now: Instant) -> Result<(), Error> {
-        self.take(&self.mails_from, &bucket(from), "mail", now)?;
-        self.take(&self.mails_to, &digest(&recipient.trim().to_lowercase()), "mail", now)
+    /// Counts a mail of this kind to `recipient`, asked for from this address. Kinds do not share: who has one sent
+    /// again and again keeps nobody from another.
+    pub(super) fn mail(&self, kind: &str, from: IpAddr, recipient: &str, now: Instant) -> Result<(), Error> {
+        let (from, recipient) = (bucket(from), recipient.trim().to_lowercase());
+        self.take(&self.mails_from, &from, "mail", now)?;
+        // In this order: whoever has used up their share takes nothing from the recipient's.
+        self.take(&self.mails_to_from, &digest(&format!("{kind} {from} {recipient}")), "mail", now)?;
+        self.take(&self.mails_to, &digest(&format!("{kind} {recipient}")), "mail", now)
     }
 
     /// Counts a mail that an account asks for, whoever it goes to.
     pub(super) fn mail_of(&self, account: &str, now: Instant) -> Result<(), Error> {
-        // An id has no `@`: it meets no recipient's count.
-        self.take(&self.mails_to, &digest(account), "mail", now)
+        // An id has no space: it meets no other count.
+        self.take(&self.mails_to_from, &digest(account), "mail", now)
     }
 
     /// Counts a guess at a one-time password.
@@ -103,6 +115,11 @@ impl Bounds {
     }
 }
 
+/// Mails of one kind to one recipient in an hour.
+fn in_all(mail: &Mail) -> u32 {
+    mail.requests_per_recipient.get().saturating_mul(NETWORKS)
+}
+
 fn digest(text: &str) -> Key {
     Sha256::digest(text.as_bytes()).into()
 }
@@ -120,20 +137,35 @@ mod tests {
     fn nobody_is_sent_more_than_the_bound_whoever_asks_and_however_it_is_spelled() {
         let (mail, _) = sections(|_, _| {});
         let (bounds, now) = (Bounds::new(&mail, Metrics::new()), Instant::now());
-        assert_eq!(bounds.mail(address(1), "eve@example.com", now), Ok(()));
-        assert_eq!(bounds.mail(address(2), " Eve@Example.com", now), Ok(()));
-        assert!(matches!(bounds.mail(address(3), "EVE@example.com", now), Err(Error::RateLimited(_))));
-        assert_eq!(bounds.mail(address(3), "bob@example.com", now), Ok(()));
-        assert_eq!(bounds.mail(address(3), "eve@example.com", now + HOUR), Ok(()));
+        let sent = (0..100).filter(|n| {
+            let spelled = ["eve@example.com", " Eve@Example.com", "EVE@example.com"][usize::from(*n % 3)];
+            bounds.mail("otp", address(*n), spelled, now).is_ok()
+        });
+        assert_eq!(sent.count(), 10);
+        assert_eq!(bounds.mail("otp", address(3), "bob@example.com", now), Ok(()));
+        assert_eq!(bounds.mail("otp", address(3), "eve@example.com", now + HOUR), Ok(()));
+    }
+
+    #[test]
+    fn a_stranger_keeps_nobody_from_the_mail_they_wait_for() {
+        let (mail, _) = sections(|_, _| {});
+        let (bounds, now) = (Bounds::new(&mail, Metrics::new()), Instant::now());
+        let sent = (0..20).filter(|_| bounds.mail("otp", address(66), "eve@example.com", now).is_ok()).count();
+        assert_eq!(sent, 2, "the stranger's share");
+        assert_eq!(bounds.mail("otp", address(1), "eve@example.com", now), Ok(()), "the same from elsewhere");
+        let all = (0..100).filter(|n| bounds.mail("otp", address(*n), "eve@example.com", now).is_ok()).count();
+        assert_eq!(all, 7, "what is left of everybody's");
+        assert_eq!(bounds.mail("reset", address(1), "eve@example.com", now), Ok(()), "another kind");
     }
 
     #[test]
     fn one_address_cannot_mail_the_world() {
         let (mail, _) = sections(|_, _| {});
         let (bounds, now) = (Bounds::new(&mail, Metrics::new()), Instant::now());
-        let sent = (0..100).filter(|n| bounds.mail(address(1), &format!("n{n}@example.com"), now).is_ok()).count();
+        let sent =
+            (0..100).filter(|n| bounds.mail("otp", address(1), &format!("n{n}@example.com"), now).is_ok()).count();
         assert_eq!(sent, 30);
-        assert_eq!(bounds.mail(address(2), "n99@example.com", now), Ok(()));
+        assert_eq!(bounds.mail("otp", address(2), "n99@example.com", now), Ok(()));
     }
 
     #[test]

@@ -93,7 +93,8 @@ pub struct Mail {
     pub app_name: String,
     /// Mails that one client address may ask for in an hour.
     pub requests_per_ip: NonZeroU32,
-    /// Mails that may be asked for one recipient in an hour, by everybody.
+    /// Mails of one kind that one client network may ask for one recipient in an hour; all together may ask for five
+    /// times as many.
     pub requests_per_recipient: NonZeroU32,
 }
 

@@ -5,6 +5,7 @@
 //!
 //! Invariants:
 //! - Nothing of what is compared or written is logged: it holds secrets.
+//! - What keeps people out is written first and by itself; what `PocketBase` refuses leaves the rest standing.
 //! - A rule or a mail text that a template made its own is left alone, except for links to the dashboard, which the
 //!   gateway does not serve.
 //!
@@ -22,9 +23,11 @@ use super::Answer;
 use super::Error;
 use super::config::AuthMethod;
 use super::config::Mail;
+use super::config::Provider;
 use super::config::Settings;
 use super::config::Tls;
 use super::upstream::Call;
+use super::upstream::USERS;
 use crate::ids::TenantId;
 use crate::shutdown::Shutdown;
 
@@ -53,31 +56,50 @@ pub struct Operator {
     pub public_url: String,
 }
 
+const SETTINGS: &str = "/api/settings";
+
+/// What is written in one call: `PocketBase` takes all of it or nothing.
+struct Part {
+    name: &'static str,
+    path: &'static str,
+    wanted: Value,
+}
+
 /// What came of an attempt.
-enum Outcome {
-    /// It was so already.
-    Unchanged,
-    /// It is so now.
-    Written,
-    /// `PocketBase` does not take it.
-    Refused { part: &'static str, complaints: String },
+#[derive(Default)]
+struct Applied {
+    is_written: bool,
+    /// What `PocketBase` does not take, and its complaints. Trying again would change nothing.
+    refused: Vec<(&'static str, String)>,
+    /// The last answer that says nothing about the configuration.
+    failure: Option<Error>,
 }
 
 impl Accounts {
     /// Applies the configuration once the global instance is awake, again and again until it took.
     pub async fn configure(self, shutdown: Shutdown) {
         let mut wait = FIRST_WAIT;
+        let mut are_named = false;
         loop {
-            match self.apply().await {
-                Ok(Outcome::Unchanged) => return tracing::debug!("accounts are configured as they should be"),
-                Ok(Outcome::Written) => return tracing::info!("accounts are configured anew"),
-                Ok(Outcome::Refused { part, complaints }) => {
-                    tracing::error!(part, complaints, "PocketBase does not take the configuration of accounts");
-                    return;
+            let error = match self.apply().await {
+                Ok(applied) => {
+                    for (part, complaints) in applied.refused.iter().filter(|_| !are_named) {
+                        tracing::error!(part, complaints, "PocketBase does not take the configuration of accounts");
+                    }
+                    are_named |= !applied.refused.is_empty();
+                    match (applied.failure, applied.is_written) {
+                        (Some(error), _) => error,
+                        (None, _) if are_named => return,
+                        (None, true) => return tracing::info!("accounts are configured anew"),
+                        (None, false) => return tracing::debug!("accounts are configured as they should be"),
+                    }
                 }
-                Err(_) if shutdown.has_begun() => return,
-                Err(error) => tracing::debug!(%error, "accounts cannot be configured yet"),
+                Err(error) => error,
+            };
+            if shutdown.has_begun() {
+                return;
             }
+            tracing::debug!(%error, "accounts cannot be configured yet");
             tokio::select! {
                 () = shutdown.begun() => return,
                 () = tokio::time::sleep(wait) => {}
@@ -86,28 +108,59 @@ impl Accounts {
         }
     }
 
-    async fn apply(&self) -> Result<Outcome, Error> {
+    async fn apply(&self) -> Result<Applied, Error> {
         self.shared.supervisor.wake(&TenantId::global()).await?;
         let (settings, users) = self.shared.verifier.configuration()?;
         let operator = &self.shared.operator;
-        let mut outcome = Outcome::Unchanged;
-        for (part, path, stored, wanted) in [
-            ("mail", "/api/settings", &settings, operator.settings()),
-            ("accounts", "/api/collections/users", &users, operator.users(&users)),
-        ] {
-            if holds(stored, &wanted) {
-                continue;
-            }
-            let answer = self.shared.upstream.call(Call::superuser_at(Method::PATCH, path).json(&wanted)).await?;
-            self.shared.verifier.accounts_changed();
-            match answer.status {
-                200 => outcome = Outcome::Written,
-                400 => return Ok(Outcome::Refused { part, complaints: complaints(&answer) }),
-                _ => return Err(Error::Refused(answer)),
+        let mut applied = Applied::default();
+        for Part { name, path, mut wanted } in operator.parts(&users) {
+            let stored = if path == SETTINGS { &settings } else { &users };
+            while !holds(stored, &wanted) {
+                let answer = self.shared.upstream.call(Call::superuser_at(Method::PATCH, path).json(&wanted)).await?;
+                self.shared.verifier.accounts_changed();
+                match answer.status {
+                    200 => applied.is_written = true,
+                    400 => {
+                        applied.refused.push((name, complaints(&answer)));
+                        if drop_refused_providers(&mut wanted, &answer) {
+                            continue;
+                        }
+                    }
+                    _ => applied.failure = Some(Error::Refused(answer)),
+                }
+                break;
             }
         }
-        Ok(outcome)
+        if applied.failure.is_none() && operator.accounts.require_verified && has_own_rule(&users) {
+            tracing::warn!(
+                "accounts.require_verified has no effect: the template of the global instance has a rule of its own \
+                 for who may sign in (authRule), which has to ask for `{VERIFIED}` itself"
+            );
+        }
+        Ok(applied)
     }
+}
+
+/// Whether the template says for itself who may sign in, and not that addresses are to be verified.
+fn has_own_rule(users: &Value) -> bool {
+    let rule = users.get("authRule").and_then(Value::as_str);
+    !rule.is_some_and(|rule| rule.is_empty() || rule.contains(VERIFIED))
+}
+
+/// Takes the sign-in services out that `PocketBase` complains about, so that the others work. Whether there were any.
+fn drop_refused_providers(wanted: &mut Value, answer: &Answer) -> bool {
+    let body = answer.json().unwrap_or_default();
+    let refused = body.pointer("/data/oauth2/providers").and_then(Value::as_object);
+    let Some(providers) = wanted.pointer_mut("/oauth2/providers").and_then(Value::as_array_mut) else { return false };
+    let before = providers.len();
+    let mut at = 0;
+    providers.retain(|_| {
+        at += 1;
+        !refused.is_some_and(|refused| refused.contains_key(&(at - 1).to_string()))
+    });
+    let (left, is_less) = (providers.len(), providers.len() < before);
+    wanted["oauth2"]["enabled"] = Value::from(left > 0);
+    is_less
 }
 
 impl Operator {
@@ -141,49 +194,62 @@ impl Operator {
         })
     }
 
-    /// What the `users` collection must hold, given what it holds.
-    fn users(&self, stored: &Value) -> Value {
-        let Settings { otp, mfa, oauth2, require_verified, .. } = &self.accounts;
-        let providers: Vec<Value> = oauth2
-            .iter()
-            .map(|(name, provider)| {
-                json!({
-                    "name": name,
-                    "clientId": provider.client_id,
-                    "clientSecret": provider.client_secret.expose(),
-                    "authURL": provider.auth_url,
-                    "tokenURL": provider.token_url,
-                    "userInfoURL": provider.user_info_url,
-                    "displayName": provider.display_name,
-                    "pkce": provider.pkce,
-                    "extra": provider.extra,
-                })
-            })
-            .collect();
-        let mut wanted = json!({
-            "otp": { "enabled": otp.enabled },
-            "mfa": { "enabled": mfa.enabled },
-            "oauth2": { "enabled": !oauth2.is_empty(), "providers": providers },
-        });
+    /// Everything, given what the `users` collection holds. What keeps people out comes first, and apart from what is
+    /// more likely to be refused: who may sign in, then the second factor with the ways to sign in that it needs.
+    fn parts(&self, stored: &Value) -> Vec<Part> {
+        let Settings { otp, mfa, require_verified, .. } = &self.accounts;
+        let users = |name, wanted| Part { name, path: USERS, wanted };
+        let mut parts = Vec::new();
+        // Any other rule is the template's own.
+        if let Some("" | VERIFIED) = stored.get("authRule").and_then(Value::as_str) {
+            let rule = if *require_verified { VERIFIED } else { "" };
+            parts.push(users("require_verified", json!({ "authRule": rule })));
+        }
+        let mut factors = json!({ "otp": { "enabled": otp.enabled }, "mfa": { "enabled": mfa.enabled } });
         if otp.enabled {
-            wanted["otp"] = json!({ "enabled": true, "length": otp.length, "duration": otp.duration.as_secs() });
+            factors["otp"] = json!({ "enabled": true, "length": otp.length, "duration": otp.duration.as_secs() });
         }
         if mfa.enabled {
             let (duration, rule) = (mfa.duration.as_secs(), &mfa.rule);
-            wanted["mfa"] = json!({ "enabled": true, "duration": duration, "rule": rule });
+            factors["mfa"] = json!({ "enabled": true, "duration": duration, "rule": rule });
         }
-        // Any other rule is the template's own.
-        if let Some("" | VERIFIED) = stored.get("authRule").and_then(Value::as_str) {
-            wanted["authRule"] = Value::from(if *require_verified { VERIFIED } else { "" });
+        if mfa.enabled && !otp.enabled {
+            // `PocketBase` takes it only with a second way to sign in.
+            factors["oauth2"] = self.oauth2();
+            parts.push(users("mfa", factors));
+        } else {
+            parts.push(users("mfa", factors));
+            parts.push(users("oauth2", json!({ "oauth2": self.oauth2() })));
         }
+        let mut mails = json!({});
         for (template, dashboard, page) in LINKS {
             let body = stored.get(template).and_then(|template| template.get("body")).and_then(Value::as_str);
             if let Some(body) = body {
                 let body = relink(body, dashboard, page, self.url_of(page));
-                wanted[template] = json!({ "body": body });
+                mails[template] = json!({ "body": body });
             }
         }
-        wanted
+        parts.push(users("links in mails", mails));
+        parts.push(Part { name: "mail", path: SETTINGS, wanted: self.settings() });
+        parts
+    }
+
+    fn oauth2(&self) -> Value {
+        let provider = |(name, provider): (&String, &Provider)| {
+            json!({
+                "name": name,
+                "clientId": provider.client_id,
+                "clientSecret": provider.client_secret.expose(),
+                "authURL": provider.auth_url,
+                "tokenURL": provider.token_url,
+                "userInfoURL": provider.user_info_url,
+                "displayName": provider.display_name,
+                "pkce": provider.pkce,
+                "extra": provider.extra,
+            })
+        };
+        let providers: Vec<Value> = self.accounts.oauth2.iter().map(provider).collect();
+        json!({ "enabled": !providers.is_empty(), "providers": providers })
     }
 
     fn url_of(&self, page: &str) -> &str {
@@ -271,6 +337,13 @@ mod tests {
         Operator { mail, accounts, public_url: "https://fleet.example.com".to_owned() }
     }
 
+    /// All that the `users` collection must hold.
+    fn users(operator: &Operator, stored: &Value) -> Value {
+        let parts = operator.parts(stored).into_iter().filter(|part| part.path == USERS);
+        let fields = parts.flat_map(|part| part.wanted.as_object().cloned().unwrap_or_default());
+        Value::Object(fields.collect())
+    }
+
     #[test]
     fn what_is_missing_counts_as_empty_and_anything_else_must_be_equal() {
         let stored = json!({"a": {"b": 1, "c": "x"}, "list": [{"name": "n", "secret": "s"}]});
@@ -310,17 +383,62 @@ mod tests {
         assert!(holds(&json!({"smtp": {"enabled": false, "host": "smtp.example.com"}}), &operator.settings()));
         let stored = json!({"authRule": "", "otp": {"enabled": false, "length": 8}, "mfa": {"enabled": false},
             "oauth2": {"enabled": false, "providers": []}});
-        assert!(holds(&stored, &operator.users(&stored)));
+        assert!(holds(&stored, &users(&operator, &stored)));
     }
 
     #[test]
     fn a_changed_secret_is_a_difference_and_a_rule_of_the_templates_own_is_not_touched() {
         let operator = operator(|_, accounts| drop(accounts.oauth2.insert("oidc".to_owned(), provider())));
-        let mut stored = operator.users(&json!({"authRule": "banned = false"}));
+        let mut stored = users(&operator, &json!({"authRule": "banned = false"}));
         assert!(stored.get("authRule").is_none());
-        assert!(holds(&stored, &operator.users(&stored)));
+        assert!(holds(&stored, &users(&operator, &stored)));
         stored["oauth2"]["providers"][0]["clientSecret"] = Value::from("older");
-        assert!(!holds(&stored, &operator.users(&stored)));
+        assert!(!holds(&stored, &users(&operator, &stored)));
+    }
+
+    #[test]
+    fn what_keeps_people_out_comes_first_and_by_itself() {
+        let names = |otp| {
+            let operator = operator(|_, accounts| {
+                accounts.require_verified = true;
+                (accounts.mfa.enabled, accounts.otp.enabled) = (true, otp);
+                accounts.oauth2.insert("oidc".to_owned(), provider());
+            });
+            let parts = operator.parts(&json!({"authRule": ""}));
+            parts.into_iter().map(|part| (part.name, part.wanted.get("oauth2").is_some())).collect::<Vec<_>>()
+        };
+        let rest = [("links in mails", false), ("mail", false)];
+        assert_eq!(names(true)[..3], [("require_verified", false), ("mfa", false), ("oauth2", true)]);
+        assert_eq!(names(true)[3..], rest);
+        assert_eq!(names(false)[..2], [("require_verified", false), ("mfa", true)], "it needs a second way");
+        assert_eq!(names(false)[2..], rest);
+    }
+
+    #[test]
+    fn one_bad_service_does_not_void_the_others() {
+        let answer = |data: &Value| Answer { status: 400, body: json!({ "data": data }).to_string().into() };
+        let mut wanted = json!({"oauth2": {"enabled": true, "providers": [{"name": "a"}, {"name": "b"}]}});
+        assert!(!drop_refused_providers(&mut wanted, &answer(&json!({"mfa": {"rule": {"code": "c"}}}))));
+        let complaint = answer(&json!({"oauth2": {"providers": {"0": {"name": {"code": "c"}}}}}));
+        assert!(drop_refused_providers(&mut wanted, &complaint));
+        assert_eq!(wanted, json!({"oauth2": {"enabled": true, "providers": [{"name": "b"}]}}));
+        assert!(drop_refused_providers(&mut wanted, &complaint));
+        assert_eq!(wanted, json!({"oauth2": {"enabled": false, "providers": []}}));
+        assert!(!drop_refused_providers(&mut wanted, &complaint));
+        assert!(!drop_refused_providers(&mut json!({"otp": {}}), &complaint));
+    }
+
+    #[test]
+    fn a_rule_of_the_templates_own_that_asks_for_no_verified_address_is_noticed() {
+        for (rule, is_own) in [
+            (json!(""), false),
+            (json!(VERIFIED), false),
+            (json!("verified = true && banned = false"), false),
+            (json!("banned = false"), true),
+            (json!(null), true),
+        ] {
+            assert_eq!(has_own_rule(&json!({ "authRule": rule })), is_own, "{rule}");
+        }
     }
 
     #[test]

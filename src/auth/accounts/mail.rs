@@ -30,6 +30,9 @@ use crate::pocketbase::token::MAX_BYTES;
 /// address that has an account.
 const STEADY: Duration = Duration::from_millis(400);
 
+/// The mail that only an account's own user asks for.
+const EMAIL_CHANGE: &str = "/request-email-change";
+
 /// A mail that strangers may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mailing {
@@ -122,7 +125,7 @@ impl Accounts {
             return Err(Error::NoMail);
         }
         forms::check_address("email", email)?;
-        self.shared.bounds.mail(client.ip, email, Instant::now())?;
+        self.shared.bounds.mail(mailing.path(), client.ip, email, Instant::now())?;
         // A one-time password is hashed like any other.
         let permit = self.shared.gate.permit().await?;
         let call = Call::user(Method::POST, mailing.path(), client).query(query).json(&json!({ "email": email }));
@@ -152,9 +155,9 @@ impl Accounts {
         }
         forms::check_address("newEmail", new_email)?;
         self.shared.bounds.mail_of(principal.user.as_str(), Instant::now())?;
-        self.shared.bounds.mail(client.ip, new_email, Instant::now())?;
+        self.shared.bounds.mail(EMAIL_CHANGE, client.ip, new_email, Instant::now())?;
         let place = self.shared.bounds.abroad()?;
-        let call = Call::user(Method::POST, "/request-email-change", client)
+        let call = Call::user(Method::POST, EMAIL_CHANGE, client)
             .query(query)
             .token(token)
             .json(&json!({ "newEmail": new_email }));
@@ -189,6 +192,7 @@ impl Accounts {
         if let Some(account) = &guessed {
             gate.account(account, Instant::now())?;
         }
+        let has_new_key = !matches!(confirmation, Confirmation::Verification { .. });
         let call = Call::user(Method::POST, confirmation.path(), client).query(query).json(&confirmation.body());
         self.to_its_end(|accounts| async move {
             let answer = accounts.shared.upstream.call(call).await;
@@ -202,7 +206,7 @@ impl Accounts {
             }
             // Only after success is the token known to be genuine, and so whose it is.
             if let (204, Some(user)) = (answer.status, &claims.user) {
-                accounts.end_outdated(user).await?;
+                accounts.end_outdated(user, has_new_key).await?;
             }
             Ok(answer)
         })

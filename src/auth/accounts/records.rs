@@ -93,7 +93,7 @@ impl Accounts {
             }
             if answer.status == 200 {
                 // With a new password its tokens have just died; the list of sessions must not claim otherwise.
-                accounts.end_outdated(&user).await?;
+                accounts.end_outdated(&user, false).await?;
             }
             Ok(answer)
         })

@@ -190,7 +190,7 @@ impl Accounts {
         if let Err(error) = self.shared.sessions.register(session).await {
             tracing::error!(%error, user.id = %issued.user, "a session cannot be registered");
         }
-        if let Err(error) = self.end_outdated(&issued.user).await {
+        if let Err(error) = self.end_outdated(&issued.user, false).await {
             tracing::error!(%error, user.id = %issued.user, "dead sessions cannot be ended");
         }
         self.bound_sessions(&issued.user).await;
@@ -215,12 +215,15 @@ impl Accounts {
     }
 
     /// Ends the sessions of tokens that died because the account's key changed: with a new password, a new address,
-    /// or a sign-in that proved whose the address is.
-    pub(super) async fn end_outdated(&self, user: &UserId) -> Result<(), Error> {
-        let Ok(current) = self.shared.verifier.key_of(user) else {
-            // Whatever cannot be told apart ends.
-            self.shared.sessions.revoke_all(user).await?;
-            return Ok(());
+    /// or a sign-in that proved whose the address is. `has_changed`: it is known to have.
+    pub(super) async fn end_outdated(&self, user: &UserId, has_changed: bool) -> Result<(), Error> {
+        let current = match outdated(self.shared.verifier.key_of(user), has_changed) {
+            Outdated::SignedOtherwise(current) => current,
+            Outdated::Unknown => return Ok(()),
+            Outdated::All => {
+                self.shared.sessions.revoke_all(user).await?;
+                return Ok(());
+            }
         };
         for session in self.shared.sessions.of_user(user) {
             if session.status != Status::Revoked && session.has_other_key(&current) {
@@ -290,6 +293,25 @@ impl Issued {
     }
 }
 
+/// Which sessions of an account are dead.
+#[derive(Debug, PartialEq)]
+enum Outdated {
+    /// Those of tokens that another key than this signed.
+    SignedOtherwise(Arc<str>),
+    /// Every one.
+    All,
+    /// It cannot be told now. A dead token is refused for its signature all the same, and the living must live on.
+    Unknown,
+}
+
+fn outdated(current: Result<Arc<str>, auth::Error>, has_changed: bool) -> Outdated {
+    match current {
+        Ok(current) => Outdated::SignedOtherwise(current),
+        Err(auth::Error::AccountsUnreadable) if !has_changed => Outdated::Unknown,
+        Err(_) => Outdated::All,
+    }
+}
+
 fn until_next_second(now: SystemTime) -> Duration {
     let into = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
     // A little more, because the instance reads its clock for itself.
@@ -320,6 +342,14 @@ mod tests {
         let refusal = answer(400, &json!({ "status": 400 }));
         assert!(matches!(Issued::from(refusal.clone()), Err(Error::Refused(kept)) if kept == refusal));
         assert!(matches!(Issued::from(answer(200, &json!({ "token": "x.y" }))), Err(Error::Unexpected)));
+    }
+
+    #[test]
+    fn a_database_that_cannot_be_read_for_a_moment_ends_no_session() {
+        assert_eq!(outdated(Ok("k".into()), false), Outdated::SignedOtherwise("k".into()));
+        assert_eq!(outdated(Err(auth::Error::AccountsUnreadable), false), Outdated::Unknown);
+        assert_eq!(outdated(Err(auth::Error::AccountsUnreadable), true), Outdated::All);
+        assert_eq!(outdated(Err(auth::Error::UnknownUser), false), Outdated::All);
     }
 
     #[test]
