@@ -9,6 +9,8 @@
 //! - The memory is filled and emptied under one mutex, so a row that was read before [`Directory::changed`] cannot be
 //!   put back after it.
 //! - No statement outlives a call: an open read transaction would hide changes for ever and block checkpoints.
+//! - The database and the index of its log are the files that have these names now. Whoever closes the database while
+//!   our lock on it is lost removes log and index; a connection to the old ones would never see a change again.
 
 use std::fmt;
 use std::fs;
@@ -82,10 +84,25 @@ enum Unreadable {
 /// An open connection and what was read through it.
 struct Open {
     connection: Connection,
-    /// Device and inode: the file may be replaced under its name.
-    file: (u64, u64),
+    files: Files,
     version: i64,
     users: Option<Users>,
+}
+
+/// Device and inode of the database and of the index of its log: either may be replaced under its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Files {
+    database: (u64, u64),
+    index: Option<(u64, u64)>,
+}
+
+impl Files {
+    fn of(path: &Path) -> io::Result<Self> {
+        let mut index = path.as_os_str().to_owned();
+        index.push("-shm");
+        let identity = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+        Ok(Self { database: identity(path)?, index: identity(Path::new(&index)).ok() })
+    }
 }
 
 /// The `users` collection: its id and the secret of its auth tokens.
@@ -222,14 +239,14 @@ impl Directory {
 
     /// Opens the database if it is not open or was replaced, and empties the memory if anything was written.
     fn refresh<'a>(&self, slot: &'a mut Option<Open>) -> Result<&'a mut Open, Unreadable> {
-        let file = match fs::metadata(&self.path) {
-            Ok(metadata) => (metadata.dev(), metadata.ino()),
+        let files = match Files::of(&self.path) {
+            Ok(files) => files,
             Err(error) => {
                 *slot = None;
                 return Err(error.into());
             }
         };
-        let current = if let Some(mut open) = slot.take().filter(|open| open.file == file) {
+        let current = if let Some(mut open) = slot.take().filter(|open| open.files == files) {
             let version = data_version(&open.connection)?;
             if version != open.version {
                 open.version = version;
@@ -238,7 +255,7 @@ impl Directory {
             }
             open
         } else {
-            let open = Open::new(&self.path, file)?;
+            let open = Open::new(&self.path, files)?;
             self.cache.clear();
             open
         };
@@ -267,14 +284,16 @@ impl Directory {
 }
 
 impl Open {
-    fn new(path: &Path, file: (u64, u64)) -> Result<Self, Unreadable> {
+    fn new(path: &Path, before: Files) -> Result<Self, Unreadable> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         // The write-ahead log belongs to the instance: closing our connection must neither fold nor remove it.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         let version = data_version(&connection)?;
-        Ok(Self { connection, file, version, users: None })
+        // Opening makes the index where there is none. One that was replaced meanwhile differs at the next look.
+        let files = Files { index: before.index.or(Files::of(path)?.index), ..before };
+        Ok(Self { connection, files, version, users: None })
     }
 
     fn users(&mut self) -> Result<Users, Unreadable> {

@@ -11,6 +11,7 @@
 //! A running process caches collections and settings (not records): edit those only while it is stopped.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::path::PathBuf;
@@ -20,9 +21,12 @@ use percent_encoding::NON_ALPHANUMERIC;
 use percent_encoding::percent_encode;
 use rusqlite::Connection;
 use rusqlite::ErrorCode;
+use rusqlite::MAIN_DB;
 use rusqlite::OpenFlags;
 use rusqlite::OptionalExtension;
 use rusqlite::Row;
+use rusqlite::backup::Progress;
+use rusqlite::config::DbConfig;
 use serde_json::Value;
 
 use crate::ids::UserId;
@@ -198,6 +202,24 @@ pub fn accounts<'a>(path: &Path, users: impl IntoIterator<Item = &'a UserId>) ->
         }
         Ok(found)
     })
+}
+
+/// Copies a database into a new file, with what its log holds, and syncs the copy. Whoever opens and closes the file by
+/// other means than `SQLite`'s drops every lock that this process has on it, those of other connections too. A database
+/// without a log is open nowhere and is not worth the effort: `false`, and nothing was done.
+pub fn copy_open(path: &Path, to: &Path) -> Result<bool, Error> {
+    if !has_wal(path) {
+        return Ok(false);
+    }
+    let connection = open(path, Access::Read)?;
+    let copy = || -> rusqlite::Result<()> {
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        connection.backup(MAIN_DB, to, None::<fn(Progress)>)
+    };
+    copy().map_err(|source| classify(path, source))?;
+    let synced = File::open(to).and_then(|file| file.sync_all());
+    synced.map_err(|source| Error::Io { path: to.to_owned(), source })?;
+    Ok(true)
 }
 
 /// Looks for damage: the pages' structure and the indexes' order, not every index entry.

@@ -6,8 +6,9 @@
 //!
 //! Invariants: nobody has the data directory open (the caller looked at its lock). Before `state.json` exists,
 //! `pb_data` was not touched; afterwards either `pb_data` or the copy is whole, at every moment, also for a power cut.
-//! Databases are copied (`copy_file_range`, which shares blocks where the file system can); files below `storage/` and
-//! `backups/` are linked, because `PocketBase` writes each of them once, under a random name.
+//! Databases are copied (`copy_file_range`, which shares blocks where the file system can), through `SQLite` where this
+//! process may have them open, so that its locks on them stay; files below `storage/` and `backups/` are linked, because
+//! `PocketBase` writes each of them once, under a random name.
 //!
 //! Everything here blocks.
 
@@ -20,6 +21,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::pocketbase::database;
 use crate::supervisor::files;
 
 /// Folder of an upgrade under way, in the instance's folder.
@@ -193,8 +195,7 @@ fn mirror(from: &Path, to: &Path, depth: Depth) -> io::Result<()> {
         } else if kind.is_symlink() {
             std::os::unix::fs::symlink(fs::read_link(&source)?, &target)?;
         } else if kind.is_file() {
-            // An index of the log beside it, made anew by whoever opens the database.
-            if depth == Depth::Top && entry.file_name().as_encoded_bytes().ends_with(b"-shm") {
+            if depth == Depth::Top && (is_companion(&source) || copy_database(&source, &target)?) {
                 continue;
             }
             // A link may be impossible (another device, too many links); a copy is only slower.
@@ -205,6 +206,24 @@ fn mirror(from: &Path, to: &Path, depth: Depth) -> io::Result<()> {
         }
     }
     files::sync_folder(to)
+}
+
+/// What lies beside a database: the index of its log, made anew by whoever opens it, and the log, which the copy of the
+/// database holds.
+fn is_companion(path: &Path) -> bool {
+    let is_beside = |suffix: &[u8]| {
+        let name = path.as_os_str().as_encoded_bytes().strip_suffix(suffix);
+        name.is_some_and(|name| name.ends_with(b".db"))
+    };
+    is_beside(b"-shm") || is_beside(b"-wal")
+}
+
+/// Copies a database that somebody may have open. Whether that was needed.
+fn copy_database(source: &Path, target: &Path) -> io::Result<bool> {
+    if source.extension().is_none_or(|extension| extension != "db") {
+        return Ok(false);
+    }
+    database::copy_open(source, target).map_err(io::Error::other)
 }
 
 #[cfg(test)]
@@ -219,7 +238,6 @@ mod tests {
         fs::create_dir_all(instance.join("pb_data/storage/c/r")).unwrap();
         fs::create_dir_all(instance.join("pb_data/.notify")).unwrap();
         fs::write(instance.join("pb_data/data.db"), "old").unwrap();
-        fs::write(instance.join("pb_data/data.db-wal"), "log").unwrap();
         fs::write(instance.join("pb_data/data.db-shm"), "index").unwrap();
         fs::write(instance.join("pb_data/storage/c/r/f.png"), "picture").unwrap();
         fs::write(instance.join(VERSION), "one\n").unwrap();
@@ -245,8 +263,27 @@ mod tests {
         let mut names: Vec<_> =
             fs::read_dir(instance.join("upgrade/pb_data")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, ["data.db", "data.db-wal", "storage"]);
+        assert_eq!(names, ["data.db", "storage"]);
         assert!(is_pending(&instance) && is_unfinished(&instance));
+    }
+
+    #[test]
+    fn a_database_that_is_open_here_is_copied_with_its_log_and_its_locks_stay() {
+        let root = tempfile::tempdir().unwrap();
+        let instance = instance(root.path());
+        let path = instance.join("pb_data/data.db");
+        fs::remove_file(&path).unwrap();
+        fs::remove_file(instance.join("pb_data/data.db-shm")).unwrap();
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        connection.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (a); INSERT INTO t VALUES (7)").unwrap();
+        let inode = format!(":{} ", fs::metadata(&path).unwrap().ino());
+        let is_locked = || fs::read_to_string("/proc/locks").unwrap().lines().any(|line| line.contains(&inode));
+        assert!(is_locked());
+        take(&instance, &step()).unwrap();
+        assert!(is_locked());
+        assert!(!instance.join("upgrade/pb_data/data.db-wal").exists());
+        let copy = rusqlite::Connection::open(instance.join("upgrade/pb_data/data.db")).unwrap();
+        assert_eq!(copy.query_row("SELECT a FROM t", [], |row| row.get::<_, i64>(0)).unwrap(), 7);
     }
 
     #[test]
