@@ -225,6 +225,13 @@ async fn a_changed_address_ends_every_session_and_its_password_cannot_be_guessed
     assert_eq!(sessions(&again).await.len(), 1);
 
     let mail = smtp.mail_to("eve@new.example.com", 1).await;
+    // The same claims, which anybody can write, under a signature that does not hold.
+    let (claims, _) = mail.token().rsplit_once('.').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    let forged = json!({"token": format!("{claims}.AAAA"), "password": "a wild guess"});
+    for _ in 0..5 {
+        let answer = app.post(&format!("{USERS}/confirm-email-change"), forged.clone()).await;
+        assert_eq!(answer.status(), 400, "it counts against nobody");
+    }
     let mut statuses = Vec::new();
     for _ in 0..5 {
         statuses.push(confirm(&mail, "a wild guess").await.unwrap().status().as_u16());
