@@ -280,6 +280,22 @@ async fn a_one_time_password_cannot_be_guessed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_invitation_for_an_address_is_taken_by_whoever_has_it_and_not_by_who_claims_it() {
+    let smtp = Smtp::start().await;
+    let app = app(&smtp, "").await;
+    let (ada, bob) = (app.user("ada").await, app.user("bob").await);
+    assert_eq!(ada.post("/api/v1/tenants", json!({"name": "Team", "slug": "team"})).await.status(), 201);
+    let wanted = json!({"role": "member", "email": bob.email});
+    let made: Value = ada.post("/api/v1/tenants/team/invitations", wanted).await.json().await.unwrap();
+    let accept = async || bob.post("/api/v1/invitations/accept", json!({"token": made["token"]})).await.status();
+    assert_eq!(accept().await, 403, "anybody can register with any address");
+    users(&app, "request-verification", json!({"email": bob.email})).await;
+    let token = smtp.mail_to(&bob.email, 1).await.token();
+    assert_eq!(users(&app, "confirm-verification", json!({ "token": token })).await.0, 204);
+    assert_eq!(accept().await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_mail_server_requests_say_so_for_every_address() {
     let app = TestApp::start().await;
     let ada = app.user("ada").await;

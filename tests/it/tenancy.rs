@@ -45,7 +45,7 @@ struct Fixture {
     slugs: Slugs,
     store: Arc<dyn Store>,
     now: OffsetDateTime,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Fixture {
@@ -61,8 +61,8 @@ impl Fixture {
 
     /// What a start over the same database finds.
     async fn restart(self) -> Self {
-        let Self { store, _folder, .. } = self;
-        Self::over(store, _folder, |_| ()).await
+        let Self { store, folder, .. } = self;
+        Self::over(store, folder, |_| ()).await
     }
 
     async fn over(
@@ -87,7 +87,7 @@ impl Fixture {
             can_verify: true,
         });
         let now = OffsetDateTime::now_utc();
-        Self { tenancy, tenants, members, invitations, slugs, store, now, _folder: folder }
+        Self { tenancy, tenants, members, invitations, slugs, store, now, folder }
     }
 
     async fn make(&self, owner: &str, slug: &str) -> Arc<Tenant> {
@@ -536,8 +536,8 @@ async fn what_belongs_to_a_tenant_whose_record_cannot_be_read_is_left_alone() {
     assert_eq!(it.members.len(), 2);
     assert!(it.invitations.find(&InvitationId::of(&token)).is_some());
     for name in ["crew", "team"] {
-        let taken = it.tenancy.create_workspace(&user("eve"), false, wanted(name), it.now + Duration::days(400)).await;
-        assert!(matches!(taken, Err(Error::Invalid(_))), "{name} was given away");
+        let asked = it.tenancy.create_workspace(&user("eve"), false, wanted(name), it.now + Duration::days(400)).await;
+        assert!(matches!(asked, Err(Error::Invalid(_))), "{name} was given away");
     }
 
     let entry = store.get(&key).await.unwrap().unwrap();
