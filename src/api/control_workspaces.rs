@@ -126,7 +126,7 @@ pub(super) async fn appoint(
     json::Json(Appointment { user }): json::Json<Appointment>,
 ) -> Result<Json<Value>, ApiError> {
     let tenant = find(&state.tenants, &state.tenancy, &name)?;
-    if state.verifier.name_of(&user).is_none() {
+    if !state.verifier.exists(&user) {
         return Err(Problem::new(Code::NotFound).message("there is no such account").into());
     }
     let changed = state.tenancy.appoint(&tenant.id, &user, OffsetDateTime::now_utc()).await?;

@@ -166,7 +166,8 @@ async fn remove_member(
     let shutdown = state.shutdown.clone();
     let removed = to_its_end(&shutdown, async move {
         let (actor, now) = (&user.principal.user, OffsetDateTime::now_utc());
-        let tenant = state.tenancy.remove_member(actor, &name, &member, now).await?;
+        let tenant =
+            state.tenancy.remove_member(actor, &name, &member, |user| state.verifier.exists(user), now).await?;
         follow(&state.supervisor, &tenant.id).await;
         Ok(StatusCode::NO_CONTENT)
     });
@@ -179,13 +180,15 @@ async fn remove_member(
     responses((status = 204, description = "The caller is no member any more.")))]
 async fn leave_tenant(
     State(tenancy): State<Tenancy>,
+    State(verifier): State<Verifier>,
     State(supervisor): State<Supervisor>,
     State(shutdown): State<Shutdown>,
     user: AuthUser,
     Path(name): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let left = to_its_end(&shutdown, async move {
-        let tenant = tenancy.leave(&user.principal.user, &name, OffsetDateTime::now_utc()).await?;
+        let (actor, now) = (&user.principal.user, OffsetDateTime::now_utc());
+        let tenant = tenancy.leave(actor, &name, |user| verifier.exists(user), now).await?;
         follow(&supervisor, &tenant.id).await;
         Ok(StatusCode::NO_CONTENT)
     });
@@ -198,6 +201,7 @@ async fn leave_tenant(
     responses((status = 200, description = "The workspace as it is now.", body = TenantView)))]
 async fn transfer_tenant(
     State(tenancy): State<Tenancy>,
+    State(verifier): State<Verifier>,
     State(supervisor): State<Supervisor>,
     State(shutdown): State<Shutdown>,
     user: AuthUser,
@@ -207,7 +211,7 @@ async fn transfer_tenant(
     tenancy.workspace(&name, &user.principal.user)?;
     let heir = user_id(&body.user)?;
     let transferred = to_its_end(&shutdown, async move {
-        let tenant = tenancy.transfer(&user.principal.user, &name, &heir).await?;
+        let tenant = tenancy.transfer(&user.principal.user, &name, &heir, |user| verifier.exists(user)).await?;
         follow(&supervisor, &tenant.id).await;
         Ok(Json(TenantView::of(&tenant, MemberRole::Owner)))
     });

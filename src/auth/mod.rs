@@ -282,6 +282,11 @@ impl Verifier {
         self.directory.changed();
     }
 
+    /// Whether there is such an account. When that cannot be told, there is none.
+    pub fn exists(&self, user: &UserId) -> bool {
+        self.directory.account(user.as_str()).is_ok()
+    }
+
     /// What people call an account, may be empty; none for one that does not exist.
     pub fn name_of(&self, user: &UserId) -> Option<String> {
         self.profile(user).ok()?["name"].as_str().map(str::to_owned)

@@ -140,10 +140,11 @@ impl Tenancy {
         actor: &UserId,
         name: &str,
         user: &UserId,
+        exists: impl Fn(&UserId) -> bool + Send + Sync,
         now: OffsetDateTime,
     ) -> Result<Arc<Tenant>, Error> {
         if actor == user {
-            return self.leave(actor, name, now).await;
+            return self.leave(actor, name, exists, now).await;
         }
         let (tenant, own) = self.workspace(name, actor)?;
         if own < MemberRole::Admin {
@@ -166,13 +167,20 @@ impl Tenancy {
         Ok(tenant)
     }
 
-    /// Leaves a workspace. Its owner hands it to another owner on the way out, if there is one.
-    pub async fn leave(&self, actor: &UserId, name: &str, now: OffsetDateTime) -> Result<Arc<Tenant>, Error> {
+    /// Leaves a workspace. Its owner hands it to another owner on the way out, if there is one whose account `exists`.
+    pub async fn leave(
+        &self,
+        actor: &UserId,
+        name: &str,
+        exists: impl Fn(&UserId) -> bool + Send + Sync,
+        now: OffsetDateTime,
+    ) -> Result<Arc<Tenant>, Error> {
         let (tenant, _) = self.workspace(name, actor)?;
         self.meter(actor)?;
         if tenant.owner.as_ref() == Some(actor) {
             let others = self.shared.members.of_tenant(&tenant.id, None, usize::MAX);
-            let heir = others.iter().find(|member| member.role == MemberRole::Owner && member.user != *actor);
+            let may_inherit = |member: &Member| member.role == MemberRole::Owner && member.user != *actor;
+            let heir = others.iter().find(|member| may_inherit(member) && exists(&member.user));
             let heir = heir.ok_or(Error::Conflict("hand the workspace over first: it would have no owner"))?;
             self.hand_over(&tenant.id, actor, &heir.user).await?;
         }
@@ -186,8 +194,14 @@ impl Tenancy {
         Ok(tenant)
     }
 
-    /// Hands a workspace to another of its members. Whose it was stays an owner, and may go.
-    pub async fn transfer(&self, actor: &UserId, name: &str, heir: &UserId) -> Result<Arc<Tenant>, Error> {
+    /// Hands a workspace to another of its members, whose account `exists`. Whose it was stays an owner, and may go.
+    pub async fn transfer(
+        &self,
+        actor: &UserId,
+        name: &str,
+        heir: &UserId,
+        exists: impl Fn(&UserId) -> bool + Send + Sync,
+    ) -> Result<Arc<Tenant>, Error> {
         let (tenant, _) = self.workspace(name, actor)?;
         if tenant.owner.as_ref() != Some(actor) {
             return Err(Error::Forbidden("only the one whose workspace it is hands it over"));
@@ -195,6 +209,9 @@ impl Tenancy {
         let member = self.shared.members.find(&tenant.id, heir).ok_or(Error::NotFound("member"))?;
         if heir == actor {
             return Ok(tenant);
+        }
+        if !exists(heir) {
+            return Err(Error::NotFound("account"));
         }
         let most = self.shared.config.max_per_user;
         if self.owned_by(heir) >= most {

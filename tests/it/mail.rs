@@ -225,6 +225,13 @@ async fn a_changed_address_ends_every_session_and_its_password_cannot_be_guessed
     assert_eq!(sessions(&again).await.len(), 1);
 
     let mail = smtp.mail_to("eve@new.example.com", 1).await;
+    // The same claims, which anybody can write, under a signature that does not hold.
+    let (claims, _) = mail.token().rsplit_once('.').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    let forged = json!({"token": format!("{claims}.AAAA"), "password": "a wild guess"});
+    for _ in 0..5 {
+        let answer = app.post(&format!("{USERS}/confirm-email-change"), forged.clone()).await;
+        assert_eq!(answer.status(), 400, "it counts against nobody");
+    }
     let mut statuses = Vec::new();
     for _ in 0..5 {
         statuses.push(confirm(&mail, "a wild guess").await.unwrap().status().as_u16());
@@ -270,6 +277,22 @@ async fn a_one_time_password_cannot_be_guessed() {
     assert_eq!(last, 429);
     let right = users(&app, "auth-with-otp", json!({"otpId": asked["otpId"], "password": otp})).await;
     assert_eq!(right.0, 429, "also the right one, after so many wrong ones");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invitation_for_an_address_is_taken_by_whoever_has_it_and_not_by_who_claims_it() {
+    let smtp = Smtp::start().await;
+    let app = app(&smtp, "").await;
+    let (ada, bob) = (app.user("ada").await, app.user("bob").await);
+    assert_eq!(ada.post("/api/v1/tenants", json!({"name": "Team", "slug": "team"})).await.status(), 201);
+    let wanted = json!({"role": "member", "email": bob.email});
+    let made: Value = ada.post("/api/v1/tenants/team/invitations", wanted).await.json().await.unwrap();
+    let accept = async || bob.post("/api/v1/invitations/accept", json!({"token": made["token"]})).await.status();
+    assert_eq!(accept().await, 403, "anybody can register with any address");
+    users(&app, "request-verification", json!({"email": bob.email})).await;
+    let token = smtp.mail_to(&bob.email, 1).await.token();
+    assert_eq!(users(&app, "confirm-verification", json!({ "token": token })).await.0, 204);
+    assert_eq!(accept().await, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

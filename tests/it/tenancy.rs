@@ -45,7 +45,7 @@ struct Fixture {
     slugs: Slugs,
     store: Arc<dyn Store>,
     now: OffsetDateTime,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Fixture {
@@ -61,8 +61,8 @@ impl Fixture {
 
     /// What a start over the same database finds.
     async fn restart(self) -> Self {
-        let Self { store, _folder, .. } = self;
-        Self::over(store, _folder, |_| ()).await
+        let Self { store, folder, .. } = self;
+        Self::over(store, folder, |_| ()).await
     }
 
     async fn over(
@@ -87,7 +87,7 @@ impl Fixture {
             can_verify: true,
         });
         let now = OffsetDateTime::now_utc();
-        Self { tenancy, tenants, members, invitations, slugs, store, now, _folder: folder }
+        Self { tenancy, tenants, members, invitations, slugs, store, now, folder }
     }
 
     async fn make(&self, owner: &str, slug: &str) -> Arc<Tenant> {
@@ -244,7 +244,7 @@ async fn a_workspace_keeps_an_owner_whoever_leaves_at_once() {
         it.join(&team, "cyd", MemberRole::Owner).await;
         let all = ["ada", "bob", "cyd"].map(|who| {
             let (tenancy, now) = (it.tenancy.clone(), it.now);
-            tokio::spawn(async move { tenancy.leave(&user(who), "team", now).await })
+            tokio::spawn(async move { tenancy.leave(&user(who), "team", |_| true, now).await })
         });
         let left = join_all(all).await.into_iter().filter(|left| left.as_ref().unwrap().is_ok()).count();
         let owners = ["ada", "bob", "cyd"].map(|who| it.role(&team, who)).into_iter().flatten().count();
@@ -260,15 +260,29 @@ async fn the_last_owner_cannot_go_before_handing_over() {
     let team = it.make("ada", "team").await;
     it.join(&team, "bob", MemberRole::Member).await;
     let (ada, bob) = (user("ada"), user("bob"));
-    assert!(matches!(it.tenancy.leave(&ada, "team", it.now).await, Err(Error::Conflict(_))));
+    assert!(matches!(it.tenancy.leave(&ada, "team", |_| true, it.now).await, Err(Error::Conflict(_))));
     let demoted = it.tenancy.change_role(&ada, "team", &ada, MemberRole::Guest, it.now).await;
     assert!(matches!(demoted, Err(Error::Conflict(_))));
-    it.tenancy.transfer(&ada, "team", &bob).await.unwrap();
+    it.tenancy.transfer(&ada, "team", &bob, |_| true).await.unwrap();
     assert_eq!((it.role(&team, "ada"), it.role(&team, "bob")), (Some(MemberRole::Owner), Some(MemberRole::Owner)));
-    assert!(matches!(it.tenancy.remove_member(&ada, "team", &bob, it.now).await, Err(Error::Conflict(_))));
-    it.tenancy.leave(&ada, "team", it.now).await.unwrap();
+    assert!(matches!(it.tenancy.remove_member(&ada, "team", &bob, |_| true, it.now).await, Err(Error::Conflict(_))));
+    it.tenancy.leave(&ada, "team", |_| true, it.now).await.unwrap();
     assert_eq!(it.role(&team, "ada"), None);
     assert!(matches!(it.tenancy.members(&ada, "team", None, 9), Err(Error::NotFound(_))));
+}
+
+#[tokio::test]
+async fn a_workspace_is_handed_to_nobody_whose_account_is_gone() {
+    let it = Fixture::new().await;
+    let team = it.make("ada", "team").await;
+    it.join(&team, "bob", MemberRole::Owner).await;
+    it.join(&team, "cyd", MemberRole::Owner).await;
+    let (ada, bob) = (user("ada"), user("bob"));
+    let handed = it.tenancy.transfer(&ada, "team", &bob, |user| *user != bob).await;
+    assert!(matches!(handed, Err(Error::NotFound("account"))));
+    assert!(matches!(it.tenancy.leave(&ada, "team", |user| *user == ada, it.now).await, Err(Error::Conflict(_))));
+    it.tenancy.leave(&ada, "team", |user| *user != bob, it.now).await.unwrap();
+    assert_eq!(it.tenants.find(&team.id).unwrap().owner, Some(user("cyd")));
 }
 
 #[tokio::test]
@@ -322,7 +336,7 @@ async fn an_invitation_lets_one_person_in() {
         MemberRole::Guest,
         "asking again changes nothing"
     );
-    it.tenancy.remove_member(&user("ada"), "team", &user("bob"), it.now).await.unwrap();
+    it.tenancy.remove_member(&user("ada"), "team", &user("bob"), |_| true, it.now).await.unwrap();
     assert!(matches!(accept("bob", "bob@example.com", it.now).await, Err(Error::NotFound(_))), "the removed stay out");
     assert_eq!(it.role(&team, "bob"), None);
 }
@@ -522,8 +536,8 @@ async fn what_belongs_to_a_tenant_whose_record_cannot_be_read_is_left_alone() {
     assert_eq!(it.members.len(), 2);
     assert!(it.invitations.find(&InvitationId::of(&token)).is_some());
     for name in ["crew", "team"] {
-        let taken = it.tenancy.create_workspace(&user("eve"), false, wanted(name), it.now + Duration::days(400)).await;
-        assert!(matches!(taken, Err(Error::Invalid(_))), "{name} was given away");
+        let asked = it.tenancy.create_workspace(&user("eve"), false, wanted(name), it.now + Duration::days(400)).await;
+        assert!(matches!(asked, Err(Error::Invalid(_))), "{name} was given away");
     }
 
     let entry = store.get(&key).await.unwrap().unwrap();

@@ -201,7 +201,7 @@ impl Accounts {
                 accounts.shared.verifier.accounts_changed();
             }
             let answer = answer?;
-            if let Some(account) = guessed.filter(|_| answer.status == 400 && complains(&answer, "password")) {
+            if let Some(account) = guessed.filter(|_| was_a_guess(&answer)) {
                 accounts.shared.gate.failed(&account, Instant::now());
             }
             // Only after success is the token known to be genuine, and so whose it is.
@@ -212,6 +212,12 @@ impl Accounts {
         })
         .await
     }
+}
+
+/// Whether a password was checked and wrong. With a token that does not hold, which anybody can make up, `PocketBase`
+/// complains about both and has checked nothing.
+fn was_a_guess(answer: &Answer) -> bool {
+    answer.status == 400 && complains(answer, "password") && !complains(answer, "token")
 }
 
 fn complains(answer: &Answer, field: &str) -> bool {
@@ -250,6 +256,14 @@ mod tests {
         for bad in ["", "x", "x.y.z", "..", &"x.".repeat(5000)] {
             assert!(Claims::of(bad).user.is_none());
         }
+    }
+
+    #[test]
+    fn a_password_beside_a_made_up_token_is_no_guess() {
+        let answer = |fields: Value| Answer { status: 400, body: json!({ "data": fields }).to_string().into() };
+        assert!(was_a_guess(&answer(json!({"password": {"code": "c"}}))));
+        assert!(!was_a_guess(&answer(json!({"password": {"code": "c"}, "token": {"code": "c"}}))));
+        assert!(!was_a_guess(&answer(json!({"token": {"code": "c"}}))));
     }
 
     #[test]
