@@ -480,8 +480,10 @@ mod tests {
         connection.execute("UPDATE _superusers SET password = 'x' WHERE email = ?1", [CONTROL_EMAIL]).unwrap();
         connection.close().unwrap();
         let shared = schema::Shared::of(&golden).unwrap();
-        edit(&own, Durability::Synced, |edit| edit.unshare(&shared, &known)).unwrap();
+        let settle = |edit: &Edit| edit.unshare(&shared, &known).and_then(|()| edit.lock_superusers());
+        edit(&own, Durability::Synced, settle).unwrap();
         assert_eq!(schema::superusers(&own).unwrap(), known);
+        assert_eq!(column(&own, "SELECT password FROM _superusers"), [""]);
         assert_eq!(signers(&own).unwrap().superuser.key, before.superuser.key, "its own secrets stay");
         let key = column(&own, "SELECT tokenKey FROM users WHERE id = 'seeded'");
         assert_eq!(key[0].len(), 50);
