@@ -89,6 +89,13 @@ impl Compression {
     /// Compresses an answer if that is asked for, allowed and worth it.
     pub(crate) fn apply(&self, wish: Wish, response: &mut Response<Body>) {
         let Some(level) = self.level else { return };
+        if response.status() == StatusCode::NOT_MODIFIED {
+            // It stands for an answer that would have said so (RFC 9110 15.4.5).
+            if !response.headers().get_all(header::CACHE_CONTROL).iter().any(forbids) {
+                response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+            }
+            return;
+        }
         if !is_eligible(response.status(), response.headers()) {
             return;
         }
@@ -419,6 +426,20 @@ mod tests {
             (&plain.headers()["etag"], &plain.headers()["content-length"]),
             (&"\"a\"".parse().unwrap(), &"5000".parse().unwrap())
         );
+    }
+
+    #[test]
+    fn what_has_not_changed_varies_as_the_answer_it_stands_for() {
+        let compression = Compression::new(&defaults());
+        let varies = |headers: &[(&'static str, &'static str)]| {
+            let mut response = answer(headers, Vec::new());
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            compression.apply(Wish::Gzip, &mut response);
+            assert!(!is_coded(&response));
+            response.headers().contains_key("vary")
+        };
+        assert!(varies(&[("etag", "\"a\"")]));
+        assert!(!varies(&[("cache-control", "no-store")]));
     }
 
     /// All frames that are ready.

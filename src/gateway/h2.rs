@@ -3,7 +3,9 @@
 //!
 //! On one connection many requests run at once, each a task of its own, so what HTTP/1 bounds per connection is bounded
 //! here twice: by the number of streams, and per stream. A client that opens no window for its answer makes no socket
-//! stall; `Flow` notices that the answer is not taken and ends that stream.
+//! stall; `Flow` notices that the answer is not taken and ends that stream. hyper's task of a request ends when the last
+//! part of the answer is queued, so the parts are small and the last one is a byte: it is queued only once the client has
+//! made room for everything before it, and nothing but the socket is left to wait for.
 //!
 //! h2 itself refuses, with a reset of the stream or the connection: connection-specific headers, `TE` other than
 //! `trailers`, upper-case names, pseudo-headers that are missing, doubled or misplaced, `:protocol`, a body that differs
@@ -12,6 +14,7 @@
 use std::cell::Cell;
 use std::cell::RefCell;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Context;
@@ -25,10 +28,14 @@ use http_body::Frame;
 use http_body::SizeHint;
 use hyper::HeaderMap;
 use hyper::Request;
+use hyper::Response;
 use hyper::Version;
 use hyper::header;
 use hyper::header::HeaderValue;
 use hyper::rt::Executor;
+use hyper::rt::Read;
+use hyper::rt::ReadBufCursor;
+use hyper::rt::Write;
 use hyper::server::conn::http2;
 use hyper_util::rt::TokioTimer;
 use tokio::sync::Notify;
@@ -52,6 +59,8 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Bytes of one answer that wait for the client.
 const SEND_BUFFER: usize = 64 * 1024;
+/// Bytes of an answer that are handed on at once.
+const PART: usize = 16 * 1024;
 /// Streams that the client reset before we took them up; more end the connection.
 const MAX_RESET_STREAMS: usize = 20;
 /// Resets of ours for errors of the client's; more end the connection.
@@ -131,6 +140,8 @@ pub(crate) struct Streams {
     finished: Cell<u32>,
     cancelled: Cell<u32>,
     abused: Notify,
+    /// Bytes wait for the client to read.
+    blocked: Cell<bool>,
 }
 
 impl Streams {
@@ -143,6 +154,7 @@ impl Streams {
             finished: Cell::new(0),
             cancelled: Cell::new(0),
             abused: Notify::new(),
+            blocked: Cell::new(false),
         })
     }
 
@@ -164,8 +176,20 @@ impl Streams {
         }
     }
 
+    /// Resolves when no request has run for `limit` and all answers are out. A client that stops reading is cut by its
+    /// socket.
+    pub(crate) async fn drained(&self, limit: Duration) {
+        loop {
+            self.touch();
+            self.idle(limit).await;
+            if !self.blocked.get() {
+                return;
+            }
+        }
+    }
+
     /// Counts as in use just now.
-    pub(crate) fn touch(&self) {
+    fn touch(&self) {
         self.idle_since.set(Instant::now());
     }
 
@@ -249,9 +273,10 @@ impl Flow {
 
     /// The head of the answer is there.
     pub(crate) fn answer(self: Rc<Self>, body: Body) -> Flowing {
-        self.finished.set(body.is_end_stream());
-        self.handed.set((!body.is_end_stream()).then_some(0));
-        Flowing { body, flow: self }
+        let ended = body.is_end_stream();
+        self.finished.set(ended);
+        self.handed.set((!ended).then_some(0));
+        Flowing { body, rest: Bytes::new(), ended, flow: self }
     }
 
     /// There is room for more: what was handed over has been taken.
@@ -273,7 +298,20 @@ impl Flow {
 #[derive(Debug)]
 pub(crate) struct Flowing {
     body: Body,
+    /// Taken from it and not yet handed on.
+    rest: Bytes,
+    ended: bool,
     flow: Rc<Flow>,
+}
+
+impl Flowing {
+    /// The next part: the last byte of what there is comes alone.
+    fn part(&mut self) -> Frame<Bytes> {
+        let length = self.rest.len();
+        let part = self.rest.split_to(length.saturating_sub(1).clamp(length.min(1), PART));
+        self.flow.handed.set(Some(part.len()));
+        Frame::data(part)
+    }
 }
 
 impl HttpBody for Flowing {
@@ -282,22 +320,94 @@ impl HttpBody for Flowing {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.flow.taken();
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame {
-            self.flow.handed.set(Some(frame.data_ref().map_or(0, Bytes::len)));
+        if !self.rest.is_empty() {
+            return Poll::Ready(Some(Ok(self.part())));
         }
-        if frame.is_none() || self.body.is_end_stream() {
-            self.flow.finished.set(true);
+        match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    self.rest = data;
+                    Poll::Ready(Some(Ok(self.part())))
+                }
+                Err(trailers) => Poll::Ready(Some(Ok(trailers))),
+            },
+            Some(Err(error)) => Poll::Ready(Some(Err(error))),
+            None => {
+                self.ended = true;
+                self.flow.finished.set(true);
+                Poll::Ready(None)
+            }
         }
-        Poll::Ready(frame)
     }
 
+    /// Not before the last part was taken.
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.ended
     }
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+/// The answer to HEAD: the length that GET would have, and no body. hyper sees to that for HTTP/1 only.
+pub(crate) fn without_body(response: &mut Response<Body>) {
+    let body = std::mem::replace(response.body_mut(), Body::Empty);
+    let length = body.size_hint().exact().filter(|length| *length > 0);
+    if let Some(length) = length.filter(|_| !response.headers().contains_key(header::CONTENT_LENGTH)) {
+        response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+}
+
+/// A connection's socket, which tells its [`Streams`] whether bytes wait for the client to read.
+#[derive(Debug)]
+pub(crate) struct Watched<T> {
+    io: T,
+    streams: Rc<Streams>,
+}
+
+impl<T> Watched<T> {
+    pub(crate) fn new(io: T, streams: &Rc<Streams>) -> Self {
+        Self { io, streams: Rc::clone(streams) }
+    }
+
+    fn watch<R>(&self, outcome: Poll<R>) -> Poll<R> {
+        self.streams.blocked.set(outcome.is_pending());
+        outcome
+    }
+}
+
+impl<T: Read + Unpin> Read for Watched<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<T: Write + Unpin> Write for Watched<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.watch(outcome)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.watch(outcome)
     }
 }
 
@@ -335,6 +445,29 @@ mod tests {
         let two = request("https://a/x", &[("content-length", "1"), ("content-length", "1")]);
         assert_eq!(code(&two), Err(Code::InvalidRequest));
         assert_eq!(code(&request("https://a/x", &[("a", "b"); 9])), Err(Code::HeadersTooLarge));
+    }
+
+    #[tokio::test]
+    async fn an_answer_goes_out_in_parts_of_which_the_last_byte_is_one_and_the_end_another() {
+        let mut flowing = Flow::new(defaults().writing()).answer(Body::Full(vec![7; 40_000].into()));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut sizes = Vec::new();
+        while let Poll::Ready(Some(frame)) = Pin::new(&mut flowing).poll_frame(&mut cx) {
+            sizes.push(frame.unwrap().into_data().unwrap().len());
+            assert!(!flowing.is_end_stream() && !flowing.flow.finished.get());
+        }
+        assert_eq!(sizes, [PART, PART, 7_231, 1]);
+        assert!(flowing.is_end_stream() && flowing.flow.finished.get());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_not_drained_while_the_client_has_to_read() {
+        let streams = Streams::new(defaults().writing());
+        streams.blocked.set(true);
+        let drained = |time| tokio::time::timeout(time, streams.drained(Duration::from_secs(1)));
+        assert!(drained(Duration::from_mins(5)).await.is_err());
+        streams.blocked.set(false);
+        assert!(drained(Duration::from_secs(2)).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

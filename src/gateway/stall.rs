@@ -63,18 +63,21 @@ impl Future for Wait {
 
 impl hyper::rt::Sleep for Wait {}
 
+/// Looks within a window.
+const LOOKS: u32 = 8;
+
 /// Watches one direction of one stream: fewer than `floor` bytes within `window` of waiting are a drip.
 ///
-/// Only the time counts in which somebody waited for the peer. A stream that has nothing to move, or whose other end
-/// is slow, is never cut.
+/// Only the time counts in which somebody waited for the peer, and whoever waits looks again and again: the timer sees to
+/// it. A stream that has nothing to move, or whose other end is slow, is never cut.
 #[derive(Debug)]
 pub(crate) struct Stall {
     window: Duration,
     floor: usize,
     moved: usize,
-    /// Time waited since the floor was last reached, without the wait under way.
+    /// Time waited since the floor was last reached, up to the last look.
     waited: Duration,
-    /// When the wait under way began.
+    /// When somebody who waits last looked.
     since: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -90,9 +93,7 @@ impl Stall {
     /// Bytes moved.
     pub(crate) fn moved(&mut self, bytes: usize) {
         self.moved = self.moved.saturating_add(bytes);
-        if let Some(since) = self.since.take() {
-            self.waited += since.elapsed();
-        }
+        self.count();
         if self.moved >= self.floor {
             self.moved = 0;
             self.waited = Duration::ZERO;
@@ -101,18 +102,38 @@ impl Stall {
 
     /// Nothing moves just now: ready when that has been so for too long.
     pub(crate) fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let since = *self.since.get_or_insert_with(Instant::now);
-        let deadline = since + self.window.saturating_sub(self.waited);
+        self.count();
+        let Some(left) = self.window.checked_sub(self.waited).filter(|left| !left.is_zero()) else {
+            return Poll::Ready(());
+        };
+        let now = Instant::now();
+        self.since = Some(now);
+        let next = now + left.min(self.look());
         let timer = match &mut self.timer {
             Some(timer) => {
-                if timer.deadline() != deadline {
-                    timer.as_mut().reset(deadline);
+                // Armed by an earlier look and still good: most looks cost no timer.
+                if timer.is_elapsed() || timer.deadline() > next || timer.deadline() <= now {
+                    timer.as_mut().reset(next);
                 }
                 timer
             }
-            empty => empty.insert(Box::pin(tokio::time::sleep_until(deadline))),
+            empty => empty.insert(Box::pin(tokio::time::sleep_until(next))),
         };
-        timer.as_mut().poll(cx)
+        if timer.as_mut().poll(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    /// The longest time between two looks of somebody who waits. What is longer was not all waiting.
+    fn look(&self) -> Duration {
+        self.window / LOOKS
+    }
+
+    fn count(&mut self) {
+        if let Some(since) = self.since.take() {
+            self.waited += since.elapsed().min(self.look());
+        }
     }
 }
 
@@ -151,6 +172,20 @@ mod tests {
         tokio::time::advance(Duration::from_mins(10)).await;
         assert!(!is_stalled_within(&mut stall, Duration::from_secs(8)).await);
         assert!(is_stalled_within(&mut stall, Duration::from_secs(2)).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_in_which_nobody_looked_is_none() {
+        let mut stall = Stall::with_rate(WINDOW, 100);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        for _ in 0..3 {
+            assert!(stall.poll_stalled(&mut cx).is_pending());
+            tokio::time::advance(Duration::from_mins(10)).await;
+        }
+        assert!(!is_stalled_within(&mut stall, Duration::from_secs(5)).await);
+        stall.moved(1);
+        tokio::time::advance(Duration::from_mins(10)).await;
+        assert!(is_stalled_within(&mut stall, Duration::from_secs(6)).await, "what was waiting still counts");
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use hyper::Method;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -30,6 +31,7 @@ use super::accept::Lane;
 use super::config::Config;
 use super::h2;
 use super::h2::Streams;
+use super::h2::Watched;
 use super::io::ClientIo;
 use super::io::Upgraded;
 use super::preface;
@@ -218,23 +220,27 @@ async fn serve_http2(
     let answer = service_fn(move |mut request: Request<Incoming>| {
         let (service, peer, flow) = (Rc::clone(&service), peer.stream(), flows.begin());
         h2::normalise(&mut request);
+        let is_head = request.method() == Method::HEAD;
         async move {
-            let response = service.serve(&peer, request).await;
+            let mut response = service.serve(&peer, request).await;
+            if is_head {
+                h2::without_body(&mut response);
+            }
             Ok::<_, Infallible>(response.map(|body| flow.answer(body)))
         }
     });
-    let mut serving = pin!(http.serve_connection(io, answer));
+    let mut serving = pin!(http.serve_connection(Watched::new(io, &streams), answer));
     tokio::select! {
         _ = serving.as_mut() => return,
         () = drain.cancelled() => {}
         () = streams.idle(limit) => {}
         () = streams.abused() => {}
     }
-    // No new requests from here on; those that run may finish. A client that does not close is not waited for.
+    // No new requests from here on; those that run may finish, and the client may read their answers. One that then does
+    // not close is not waited for.
     serving.as_mut().graceful_shutdown();
-    streams.touch();
     tokio::select! {
         _ = serving => {}
-        () = streams.idle(LAST_MOMENT) => {}
+        () = streams.drained(LAST_MOMENT) => {}
     }
 }

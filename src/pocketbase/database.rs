@@ -93,6 +93,28 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the machine was in the way and not what the file holds: a full or failing disk, a lock, no memory, no
+    /// descriptor.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Io { .. } => true,
+            Self::Sqlite { source, .. } => matches!(
+                source.sqlite_error_code(),
+                Some(
+                    ErrorCode::DiskFull
+                        | ErrorCode::SystemIoFailure
+                        | ErrorCode::DatabaseBusy
+                        | ErrorCode::DatabaseLocked
+                        | ErrorCode::OutOfMemory
+                        | ErrorCode::CannotOpen
+                )
+            ),
+            Self::NoFile { .. } | Self::NotADatabase { .. } | Self::Damaged { .. } | Self::Missing { .. } => false,
+        }
+    }
+}
+
 /// Whose tokens can be minted for one instance.
 #[derive(Debug, Clone)]
 pub struct Signers {
@@ -345,6 +367,7 @@ fn classify(path: &Path, source: rusqlite::Error) -> Error {
 mod tests {
     use std::fs;
 
+    use rusqlite::ffi;
     use serde_json::json;
 
     use super::*;
@@ -395,6 +418,20 @@ mod tests {
     }
 
     #[test]
+    fn a_full_disk_passes_and_a_broken_rule_of_the_schema_does_not() {
+        let error = |code| {
+            let source = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+            Error::Sqlite { path: PathBuf::new(), source }
+        };
+        for code in [ffi::SQLITE_FULL, ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_BUSY, ffi::SQLITE_LOCKED] {
+            assert!(error(code).may_pass(), "{code}");
+        }
+        for code in [ffi::SQLITE_CONSTRAINT, ffi::SQLITE_ERROR] {
+            assert!(!error(code).may_pass(), "{code}");
+        }
+    }
+
+    #[test]
     fn rotation_leaves_no_shared_secret_and_no_other_change() {
         let dir = tempfile::tempdir().unwrap();
         let path = fixture(dir.path());
@@ -439,9 +476,14 @@ mod tests {
         let connection = Connection::open(&golden).unwrap();
         connection.execute("UPDATE users SET tokenKey = 'x' WHERE id = 'seeded'", []).unwrap();
         connection.close().unwrap();
+        let connection = Connection::open(&own).unwrap();
+        connection.execute("UPDATE _superusers SET password = 'x' WHERE email = ?1", [CONTROL_EMAIL]).unwrap();
+        connection.close().unwrap();
         let shared = schema::Shared::of(&golden).unwrap();
-        edit(&own, Durability::Synced, |edit| edit.unshare(&shared, &known)).unwrap();
+        let settle = |edit: &Edit| edit.unshare(&shared, &known).and_then(|()| edit.lock_superusers());
+        edit(&own, Durability::Synced, settle).unwrap();
         assert_eq!(schema::superusers(&own).unwrap(), known);
+        assert_eq!(column(&own, "SELECT password FROM _superusers"), [""]);
         assert_eq!(signers(&own).unwrap().superuser.key, before.superuser.key, "its own secrets stay");
         let key = column(&own, "SELECT tokenKey FROM users WHERE id = 'seeded'");
         assert_eq!(key[0].len(), 50);

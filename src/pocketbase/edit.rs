@@ -171,7 +171,12 @@ impl Edit {
              VALUES (?1, ?2, FALSE, '', ?3, TRUE, ?4, ?4)",
             params![record_id(), CONTROL_EMAIL, secret(), now],
         )?;
-        // Nobody signs in as this superuser, so nothing may be mailed about it and no password is worth checking.
+        self.lock_superusers()
+    }
+
+    /// Nobody signs in as a superuser, so nothing may be mailed about one and no password is worth checking.
+    pub fn lock_superusers(&self) -> Result<(), EditError> {
+        self.connection.execute("UPDATE _superusers SET password = '' WHERE password <> ''", [])?;
         self.connection.execute(
             "UPDATE _collections SET options = json_set(CAST(options AS TEXT),
                  '$.authAlert.enabled', json('false'), '$.passwordAuth.enabled', json('false'))

@@ -229,7 +229,7 @@ impl Instance {
     /// Notes a failure for operators and says it once in the log.
     fn report(&mut self, failure: Failure, log_start: u64) -> Failure {
         let (reason, label) = match &failure {
-            Failure::Crash(reason) => (reason, "crash"),
+            Failure::Crash(reason) | Failure::Unclear(reason) => (reason, "crash"),
             Failure::Fatal(reason) => (reason, "fatal"),
             Failure::Outside(reason, _) => (reason, "outside"),
             Failure::NoRoom | Failure::Suspended => return failure,

@@ -170,7 +170,7 @@ async fn ensure_directory(fleet: &Arc<Fleet>, tenant: &Arc<Tenant>, golden: &Arc
         let owner = roster::owner(&fleet, &tenant).map_err(outside)?;
         // On disk before the epoch is: a power cut must not leave a tenant that ran and has no folder.
         std::fs::create_dir_all(&folder)
-            .and_then(|()| std::fs::write(folder.join(snapshot::VERSION), &golden.hash))
+            .and_then(|()| snapshot::set_version(&folder, &golden.hash))
             .and_then(|()| files::sync_folder(&fleet.layout.instances))
             .map_err(|error| outside(format!("make its folder: {error}")))?;
         provision::provision(&golden, &data, &fleet.layout.staging, owner.as_ref(), &fleet.public_url)
@@ -255,7 +255,7 @@ async fn attempt(
             // Somebody else answers where ours should. Whoever it is gets no traffic; another address will do.
             Ok((_, Err(health::Error::NotOurs))) => Setback::Again,
             Ok((_, Err(error))) => Failure::Crash(format!("its first health check failed: {error}")).into(),
-            Err(_) => Failure::Crash("it did not become healthy in time".to_owned()).into(),
+            Err(_) => Failure::Unclear("it did not become healthy in time".to_owned()).into(),
         },
         () = process.exited() => {
             let exit = process.bury();
@@ -352,7 +352,7 @@ pub(crate) fn classify(exit: Exit, lines: &[String]) -> Failure {
     }
     // A signal says nothing about the data, whatever was printed before it.
     if !matches!(exit, Exit::Code(_)) {
-        return Failure::Crash(reason);
+        return Failure::Unclear(reason);
     }
     if has("file is not a database") || has("disk image is malformed") {
         return Failure::Fatal(reason);
@@ -385,7 +385,7 @@ mod tests {
             matches!(classify(Exit::Code(0), &[]), Failure::Crash(_)),
             "leaving unasked is a crash, whatever the code"
         );
-        assert!(matches!(classify(Exit::Signal(9), &lines("file is not a database")), Failure::Crash(_)));
+        assert!(matches!(classify(Exit::Signal(9), &lines("file is not a database")), Failure::Unclear(_)));
     }
 
     #[test]

@@ -343,7 +343,7 @@ impl Supervisor {
             }
         }
         // Whoever uses it meanwhile keeps it awake, and it sleeps by itself later.
-        if !was_awake {
+        if !was_awake && self.fleet.tenants.find(tenant).is_none_or(|tenant| !tenant.pinned) {
             drop(self.sleep(tenant).await);
         }
         let version = self.fleet.versions.find(tenant);

@@ -33,7 +33,7 @@ const DATA: &str = "pb_data";
 /// What did not work, until it is removed.
 const FAILED: &str = "failed";
 /// File in an instance's folder with the hash of the template version it has.
-pub(super) const VERSION: &str = "template";
+const VERSION: &str = "template";
 /// Room that must be left on the disk beside the copy.
 const RESERVE: u64 = 32 << 20;
 
@@ -80,6 +80,8 @@ pub(super) fn recover(instance: &Path) -> io::Result<Found> {
         return Ok(Found::Nothing);
     };
     if version(instance).as_deref() == Some(&step.to) {
+        // Whoever wrote the version may have been stopped before it was certain to stay.
+        files::sync_folder(instance)?;
         discard(instance)?;
         return Ok(Found::Finished);
     }
@@ -104,7 +106,12 @@ pub(super) fn take(instance: &Path, step: &Step) -> io::Result<()> {
 
 /// Makes the new version the instance's own. From here on there is no way back.
 pub(super) fn commit(instance: &Path, step: &Step) -> io::Result<()> {
-    write_durably(instance, VERSION, step.to.as_bytes())
+    set_version(instance, &step.to)
+}
+
+/// Notes the version that the instance has, whole and durably.
+pub(super) fn set_version(instance: &Path, hash: &str) -> io::Result<()> {
+    write_durably(instance, VERSION, hash.as_bytes())
 }
 
 /// Puts the copy back. May be repeated after an interruption.
@@ -198,8 +205,10 @@ fn mirror(from: &Path, to: &Path, depth: Depth) -> io::Result<()> {
             if depth == Depth::Top && (is_companion(&source) || copy_database(&source, &target)?) {
                 continue;
             }
-            // A link may be impossible (another device, too many links); a copy is only slower.
-            if depth != Depth::Linked || fs::hard_link(&source, &target).is_err() {
+            // PocketBase writes a file's attributes anew in place. A link may be impossible (another device, too many
+            // links); a copy is only slower.
+            let is_linked = depth == Depth::Linked && source.extension().is_none_or(|extension| extension != "attrs");
+            if !is_linked || fs::hard_link(&source, &target).is_err() {
                 fs::copy(&source, &target)?;
                 File::open(&target)?.sync_all()?;
             }
@@ -240,6 +249,7 @@ mod tests {
         fs::write(instance.join("pb_data/data.db"), "old").unwrap();
         fs::write(instance.join("pb_data/data.db-shm"), "index").unwrap();
         fs::write(instance.join("pb_data/storage/c/r/f.png"), "picture").unwrap();
+        fs::write(instance.join("pb_data/storage/c/r/f.png.attrs"), "{}").unwrap();
         fs::write(instance.join(VERSION), "one\n").unwrap();
         instance
     }
@@ -259,7 +269,9 @@ mod tests {
         take(&instance, &step()).unwrap();
         let inode = |path: &str| fs::metadata(instance.join(path)).unwrap().ino();
         assert_eq!(inode("upgrade/pb_data/storage/c/r/f.png"), inode("pb_data/storage/c/r/f.png"));
-        assert_ne!(inode("upgrade/pb_data/data.db"), inode("pb_data/data.db"));
+        for copied in ["data.db", "storage/c/r/f.png.attrs"] {
+            assert_ne!(inode(&format!("upgrade/pb_data/{copied}")), inode(&format!("pb_data/{copied}")), "{copied}");
+        }
         let mut names: Vec<_> =
             fs::read_dir(instance.join("upgrade/pb_data")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();

@@ -74,6 +74,8 @@ impl State {
 pub enum Failure {
     /// The instance's own doing: counts towards quarantine.
     Crash(String),
+    /// The same, but the machine may be to blame: it was not ready in time, or a signal ended it.
+    Unclear(String),
     /// Retrying cannot help (a damaged database): quarantine at once.
     Fatal(String),
     /// Not its doing (full disk, missing binary, broken template, no room): not counted, tried again after the wait.
@@ -202,7 +204,7 @@ impl Machine {
     fn after(&mut self, failure: Failure, now: Instant, chance: f64) -> State {
         let retry_at = (self.recovery == Recovery::Periodic).then_some(now + GLOBAL_RETRY);
         match failure {
-            Failure::Crash(reason) => match self.history.failed(now, chance, &self.policy) {
+            Failure::Crash(reason) | Failure::Unclear(reason) => match self.history.failed(now, chance, &self.policy) {
                 Verdict::Wait(wait) => State::Backoff { until: now + wait, reason },
                 Verdict::Quarantine => State::Quarantined { reason, retry_at },
             },

@@ -4,7 +4,8 @@
 //! what the migrations made the same in every instance, serve it with the new hooks until the authenticated health
 //! check passes, note the new version. Any failure puts the copy back and starts what was there before, so whoever
 //! woke the instance is served either way. A failure of the instance's own is remembered and not tried again for the
-//! same version; one from outside (a full disk) is tried again after a while.
+//! same version; one from outside (a full disk) is tried again after a while, and so is one that may be either's (it was
+//! not ready in time), a few times.
 //!
 //! Invariants: no request reaches an upgraded instance before its version is on disk, so rolling back loses nothing; an
 //! interrupted upgrade is rolled back before anything else is done with the directory.
@@ -12,11 +13,14 @@
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use dashmap::DashMap;
 use dashmap::DashSet;
+use serde_json::json;
 use time::OffsetDateTime;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +33,7 @@ use crate::pocketbase::schema::Shared;
 use crate::store::tenants::Kind;
 use crate::store::tenants::Tenant;
 use crate::store::versions::FailedUpgrade;
+use crate::supervisor::Priority;
 use crate::supervisor::bake;
 use crate::supervisor::config::UpgradePolicy;
 use crate::supervisor::fleet::Fleet;
@@ -42,6 +47,7 @@ use crate::supervisor::process::Process;
 use crate::supervisor::slot::Running;
 use crate::supervisor::snapshot;
 use crate::supervisor::snapshot::Step;
+use crate::supervisor::starts::StartGate;
 use crate::supervisor::state::Failure;
 use crate::supervisor::template::Golden;
 use crate::supervisor::template::chain;
@@ -51,6 +57,8 @@ const OUTSIDE_RETRY: time::Duration = time::Duration::minutes(5);
 /// Log lines in the reason of a failure, and their most characters in all.
 const REASON_LINES: usize = 6;
 const REASON_CHARACTERS: usize = 1_000;
+/// Failures in a row that may be the machine's, before they count as the instance's own.
+const MAX_UNCLEAR: u32 = 3;
 /// News of upgrades that a slow listener may be behind.
 const NEWS: usize = 1_024;
 
@@ -61,11 +69,27 @@ pub(crate) struct Upgrades {
     /// Tenants that a rollout upgrades now, whatever the policy.
     pub(crate) asked: DashSet<TenantId>,
     pub(crate) done: broadcast::Sender<TenantId>,
+    /// Upgrades at once: a start gives its place back long before the steps of an upgrade are through.
+    gate: StartGate,
+    /// Failures in a row that may be the machine's, and the version that was tried.
+    unclear: DashMap<TenantId, (String, u32)>,
 }
 
 impl Upgrades {
     pub(crate) fn new(policy: UpgradePolicy) -> Self {
-        Self { policy, asked: DashSet::new(), done: broadcast::Sender::new(NEWS) }
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let (gate, unclear) = (StartGate::new(cores.max(2)), DashMap::new());
+        Self { policy, asked: DashSet::new(), done: broadcast::Sender::new(NEWS), gate, unclear }
+    }
+
+    /// Counts a failure that may be the machine's. Whether it is one too many.
+    fn is_too_often(&self, tenant: &TenantId, hash: &str) -> bool {
+        let mut entry = self.unclear.entry(tenant.clone()).or_default();
+        if entry.0 != hash {
+            *entry = (hash.to_owned(), 0);
+        }
+        entry.1 += 1;
+        entry.1 >= MAX_UNCLEAR
     }
 }
 
@@ -76,6 +100,8 @@ enum Trouble {
     Own(String),
     /// Something else; another time it may work.
     Outside(String),
+    /// Either's.
+    Unclear(String),
     /// The server is going down.
     Stopping,
     /// The data could not be put back. Nothing may be started on it.
@@ -86,6 +112,7 @@ impl From<Failure> for Trouble {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Crash(reason) | Failure::Fatal(reason) => Self::Own(reason),
+            Failure::Unclear(reason) => Self::Unclear(reason),
             Failure::Outside(reason, _) => Self::Outside(reason),
             Failure::NoRoom | Failure::Suspended => Self::Outside("it was refused".to_owned()),
         }
@@ -110,7 +137,7 @@ pub(crate) async fn start(
             Err(Trouble::Stopping) => return Err(outside("the server is shutting down")),
             Err(Trouble::Stuck(reason)) => return Err(outside(reason)),
             // Rolled back and noted.
-            Err(Trouble::Own(_) | Trouble::Outside(_)) => {}
+            Err(Trouble::Own(_) | Trouble::Outside(_) | Trouble::Unclear(_)) => {}
         }
     }
     let started = Box::pin(launch::attempts(fleet, tenant, golden, stop)).await?;
@@ -208,7 +235,7 @@ fn note(fleet: &Arc<Fleet>, tenant: &Arc<Tenant>, hash: String) {
 struct Upgrade<'a> {
     fleet: &'a Arc<Fleet>,
     tenant: &'a Arc<Tenant>,
-    folder: std::path::PathBuf,
+    folder: PathBuf,
     to: Arc<Golden>,
     step: Step,
     log_start: u64,
@@ -218,6 +245,15 @@ struct Upgrade<'a> {
 impl Upgrade<'_> {
     /// All of it. After an error the data is as before, unless it says [`Trouble::Stuck`].
     async fn run(self) -> Result<(Process, Running), Trouble> {
+        let priority = if self.fleet.upgrades.asked.contains(&self.tenant.id) && !self.tenant.id.is_global() {
+            Priority::Background
+        } else {
+            Priority::Client
+        };
+        let _permit = tokio::select! {
+            permit = self.fleet.upgrades.gate.enter(priority) => permit,
+            () = self.stop.cancelled() => return Err(Trouble::Stopping),
+        };
         let begun = Instant::now();
         let trouble = match Box::pin(self.steps()).await {
             Ok(started) => {
@@ -230,25 +266,45 @@ impl Upgrade<'_> {
         if let Err(error) = unlocked(self.fleet, &self.folder).await {
             return Err(Trouble::Stuck(error));
         }
-        if let Err(error) = blocking(&self.folder, |folder| snapshot::recover(folder).map(drop)).await {
-            return Err(Trouble::Stuck(format!("put its data back after a failed upgrade: {error}")));
+        match blocking(&self.folder, snapshot::recover).await {
+            Ok(snapshot::Found::Nothing | snapshot::Found::RolledBack(_)) => {}
+            // Noting the version failed after it was noted: the data is at the new one, and so must the process be.
+            Ok(snapshot::Found::Finished) => return self.serve_finished(begun).await,
+            Err(error) => {
+                return Err(Trouble::Stuck(format!("put its data back after a failed upgrade: {error}")));
+            }
         }
-        if !matches!(trouble, Trouble::Stopping) {
-            self.failed(reason, matches!(trouble, Trouble::Outside(_))).await;
-        }
+        let is_outside = match &trouble {
+            Trouble::Stopping => return Err(trouble),
+            Trouble::Unclear(_) => !self.fleet.upgrades.is_too_often(&self.tenant.id, &self.step.to),
+            other => matches!(other, Trouble::Outside(_)),
+        };
+        self.failed(reason, is_outside).await;
         Err(trouble)
+    }
+
+    async fn serve_finished(&self, begun: Instant) -> Result<(Process, Running), Trouble> {
+        match launch::attempts(self.fleet, self.tenant, &self.to, self.stop).await {
+            Ok(started) => {
+                self.succeeded(begun.elapsed()).await;
+                Ok(started)
+            }
+            Err(_) if self.stop.is_cancelled() => Err(Trouble::Stopping),
+            Err(failure) => Err(Trouble::Stuck(format!("it did not start after its upgrade: {failure:?}"))),
+        }
     }
 
     async fn steps(&self) -> Result<(Process, Running), Trouble> {
         unlocked(self.fleet, &self.folder).await.map_err(Trouble::Outside)?;
         let data = self.folder.join("pb_data").join("data.db");
         let superusers = schema::superusers(&data).map_err(|error| launch::unreadable(&error))?;
+        let had_owner = self.has_owner(data).await.map_err(|error| launch::unreadable(&error))?;
         let step = self.step.clone();
         blocking(&self.folder, move |folder| snapshot::take(folder, &step))
             .await
             .map_err(|why| Trouble::Outside(format!("copy its data before the upgrade: {why}")))?;
         self.migrate().await?;
-        self.settle(superusers).await?;
+        self.settle(superusers, had_owner).await?;
         let started = launch::attempts(self.fleet, self.tenant, &self.to, self.stop).await;
         let (process, running) = started.map_err(|failure| match Trouble::from(failure) {
             Trouble::Outside(_) if self.stop.is_cancelled() => Trouble::Stopping,
@@ -286,7 +342,7 @@ impl Upgrade<'_> {
             () = tokio::time::sleep(config.upgrade_timeout) => {
                 process.stop(config.stop_timeout).await;
                 let limit = config.upgrade_timeout;
-                return Err(Trouble::Own(format!("the migrations did not end within {limit:?} (instances.upgrade_timeout)")));
+                return Err(Trouble::Unclear(format!("the migrations did not end within {limit:?} (instances.upgrade_timeout)")));
             }
         }
         match process.bury() {
@@ -324,35 +380,49 @@ impl Upgrade<'_> {
         Process::spawn(&process::own_program(), &spec, &log, nowhere, &self.fleet.binary.sha256)
     }
 
+    /// Whether the owner of a personal instance has a row in it. The rows of a workspace's members are brought in step at
+    /// each start.
+    async fn has_owner(&self, data: PathBuf) -> Result<bool, database::Error> {
+        let Some(owner) = self.tenant.owner.clone().filter(|_| self.tenant.kind == Kind::Personal) else {
+            return Ok(false);
+        };
+        let work = tokio::task::spawn_blocking(move || Ok(database::signers(&data)?.users.contains_key(&owner)));
+        work.await.unwrap_or(Ok(false))
+    }
+
     /// What provisioning does to a copy, done to what the migrations changed; the database is one synced file then.
-    async fn settle(&self, superusers: Vec<String>) -> Result<(), Trouble> {
-        let (data, to, tenant) =
-            (self.folder.join("pb_data").join("data.db"), Arc::clone(&self.to), Arc::clone(self.tenant));
+    async fn settle(&self, superusers: Vec<String>, had_owner: bool) -> Result<(), Trouble> {
+        let (data, to) = (self.folder.join("pb_data").join("data.db"), Arc::clone(&self.to));
+        let mut settings = bake::settings(&to.app_name);
+        if !self.fleet.public_url.is_empty() {
+            settings.push(("/meta/appURL", json!(self.fleet.public_url)));
+        }
+        let path = data.clone();
         let work = move || {
             let shared = Shared::of(&to.dir.join("data.db"))?;
-            database::edit(&data, Durability::Synced, |edit| {
+            database::edit(&path, Durability::Synced, |edit| {
                 edit.unshare(&shared, &superusers)?;
-                edit.apply_settings(&bake::settings(&to.app_name))
-            })?;
-            // The rows of a workspace's members are brought in step at each start.
-            let Some(owner) = tenant.owner.as_ref().filter(|_| tenant.kind == Kind::Personal) else { return Ok(true) };
-            Ok(database::signers(&data)?.users.contains_key(owner))
+                edit.lock_superusers()?;
+                edit.apply_settings(&settings)
+            })
         };
-        let done: Result<bool, database::Error> =
+        let done =
             tokio::task::spawn_blocking(work).await.map_err(|_| Trouble::Outside("the task failed".to_owned()))?;
-        match done {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Trouble::Own("the migrations removed the owner's row from `users`".to_owned())),
-            Err(error) => Err(match Trouble::from(launch::unreadable(&error)) {
-                // Of a database that was fine before the migrations.
-                Trouble::Outside(_) if matches!(error, database::Error::Sqlite { .. }) => Trouble::Own(chain(&error)),
-                other => other,
-            }),
+        // Of a database that was fine before the migrations.
+        let trouble = |error: database::Error| {
+            if error.may_pass() { Trouble::Outside(chain(&error)) } else { Trouble::Own(chain(&error)) }
+        };
+        done.map_err(trouble)?;
+        if had_owner && !self.has_owner(data).await.map_err(trouble)? {
+            return Err(Trouble::Own("the migrations removed the owner's row from `users`".to_owned()));
         }
+        Ok(())
     }
 
     fn reason(&self, trouble: &Trouble) -> String {
-        let (Trouble::Own(reason) | Trouble::Outside(reason) | Trouble::Stuck(reason)) = trouble else {
+        let (Trouble::Own(reason) | Trouble::Outside(reason) | Trouble::Unclear(reason) | Trouble::Stuck(reason)) =
+            trouble
+        else {
             return String::new();
         };
         let lines = logs::tail_since(&self.folder, self.log_start, REASON_LINES);
@@ -363,6 +433,7 @@ impl Upgrade<'_> {
 
     async fn succeeded(&self, took: Duration) {
         let id = &self.tenant.id;
+        self.fleet.upgrades.unclear.remove(id);
         tracing::info!(
             tenant.id = %id, template.name = self.tenant.template, version = short(&self.step.to),
             from = short(&self.step.from), duration_ms = took.as_millis(), "upgraded an instance"
@@ -380,6 +451,9 @@ impl Upgrade<'_> {
 
     async fn failed(&self, reason: String, is_outside: bool) {
         let id = &self.tenant.id;
+        if !is_outside {
+            self.fleet.upgrades.unclear.remove(id);
+        }
         tracing::warn!(
             tenant.id = %id, template.name = self.tenant.template, version = short(&self.step.to), %reason,
             "an upgrade failed; the instance stays at its version"
@@ -395,4 +469,18 @@ impl Upgrade<'_> {
 /// The part of a hash that people see.
 pub(crate) fn short(hash: &str) -> &str {
     hash.get(..12).unwrap_or(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_that_may_be_the_machines_count_as_the_instances_own_after_a_few_of_one_version() {
+        let upgrades = Upgrades::new(UpgradePolicy::Wake);
+        let tenant = TenantId::global();
+        let tries = |hash: &str| [(); 3].map(|()| upgrades.is_too_often(&tenant, hash));
+        assert_eq!(tries("one"), [false, false, true]);
+        assert_eq!(tries("two"), [false, false, true], "another version begins anew");
+    }
 }

@@ -299,6 +299,31 @@ async fn an_answer_that_is_not_taken_is_given_up_and_the_instance_let_go() {
     // The connection itself goes on.
     raw.send(&get(3, "/nowhere", &[])).await;
     assert_eq!(raw.answer(3).await.unwrap().status(), 404);
+
+    // A window for the beginning, and none for the rest.
+    let mut raw = Raw::open(&app.base, &[(4, 10)]).await;
+    raw.send(&get(1, NOTES, &[("authorization", &ada.token)])).await;
+    let end = raw.until(|frame| frame.kind == RST_STREAM || frame.kind == GOAWAY).await;
+    assert_eq!(end.map(|frame| (frame.kind, frame.stream)), Some((RST_STREAM, 1)));
+    eventually("the instance is let go", async || (app.tenant(&ada.id)["in_flight"] == 0).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_to_head_has_the_length_of_the_other_and_no_body() {
+    let app = TestApp::start().await;
+    let ada = app.user("ada").await;
+    ada.note("x").await;
+    let (sender, _connection) = client(&app.base).await;
+    for (path, user, status) in [(NOTES, Some(&ada), 200), (NOTES, None, 401), ("/nowhere", None, 404)] {
+        let (answer, body) = send(&sender, request(&app, "HEAD", path, user), None).await;
+        assert_eq!((answer.status().as_u16(), body.len()), (status, 0), "{path}");
+        let get = send(&sender, request(&app, "GET", path, user), None).await.1;
+        if let Some(length) = answer.headers().get("content-length") {
+            assert_eq!(length.to_str().unwrap(), get.len().to_string(), "{path}");
+        } else {
+            assert_eq!(status, 200, "only an instance may keep the length to itself");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
