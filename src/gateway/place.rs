@@ -22,6 +22,8 @@ pub(crate) enum Place<'a> {
     Home,
     /// One tenant, which the address names.
     Tenant(Named<'a>),
+    /// A tenant's path address without the slash that its relative links need.
+    Bare,
     /// Below our domain or prefix, and nothing that could be a tenant.
     Nowhere,
 }
@@ -101,14 +103,20 @@ fn by_path<'a>(uri: &'a Uri, path: &'a str) -> Place<'a> {
     let Some(rest) = path.strip_prefix(PREFIX) else {
         return if path == "/t" { Place::Nowhere } else { Place::Home };
     };
-    let Some((name, _)) = rest.split_once('/') else { return Place::Nowhere };
+    let Some((name, _)) = rest.split_once('/') else {
+        return if is_plain(rest) && uri.path() == path { Place::Bare } else { Place::Nowhere };
+    };
     let cut = PREFIX.len() + name.len();
     // The name must be spelled plainly: the same number of bytes is cut off the raw path.
-    if !is_name(name) || name.bytes().any(|byte| byte.is_ascii_uppercase()) || uri.path().get(..cut) != path.get(..cut)
-    {
+    if !is_plain(name) || uri.path().get(..cut) != path.get(..cut) {
         return Place::Nowhere;
     }
     Place::Tenant(Named { name: Cow::Borrowed(name), path: path.get(cut..).unwrap_or("/"), cut })
+}
+
+/// The same in lower case, as paths have to spell it.
+fn is_plain(name: &str) -> bool {
+    is_name(name) && !name.bytes().any(|byte| byte.is_ascii_uppercase())
 }
 
 /// What slugs and ids may look like, without a look at whether there is one.
@@ -135,8 +143,14 @@ mod tests {
         match Domain::new(domain).place(&headers, &uri, &decoded) {
             Place::Home => None,
             Place::Nowhere => Some(String::new()),
+            Place::Bare => Some("bare".to_owned()),
             Place::Tenant(named) => Some(format!("{} {} {}", named.name, named.path, named.cut)),
         }
+    }
+
+    #[test]
+    fn a_tenants_address_wants_its_slash() {
+        assert_eq!(place("", "h", "/t/acme?a=b"), Some("bare".to_owned()));
     }
 
     #[test]
@@ -145,7 +159,7 @@ mod tests {
         assert_eq!(place("", "h", "/t/acme/"), Some("acme / 7".to_owned()));
         assert_eq!(place("", "h", "/t/a-b/%61"), Some("a-b /a 6".to_owned()));
         let nowhere = Some(String::new());
-        for path in ["/t", "/t/", "/t/acme", "/t/%61cme/", "/t/ACME/x", "/t/-a/", "/t/a-/", "/t/a_b/", "/t/a.b/"] {
+        for path in ["/t", "/t/", "/t/%61cme", "/t/%61cme/", "/t/ACME/x", "/t/-a/", "/t/a-/", "/t/a_b/", "/t/a.b/"] {
             assert_eq!(place("", "h", path), nowhere, "{path}");
         }
         assert_eq!(place("", "h", &format!("/t/{}/", "a".repeat(33))), nowhere);

@@ -205,7 +205,8 @@ impl Service {
                 let named = named.detach();
                 return self.named(peer, tag, request, &named, seen).await;
             }
-            Place::Nowhere => {
+            Place::Bare if is_read(request.method()) => return Ok(with_slash(uri)),
+            Place::Bare | Place::Nowhere => {
                 seen.shape = Shape::PocketBase;
                 return Err(not_found());
             }
@@ -416,6 +417,17 @@ fn origin_form(uri: &Uri) -> Uri {
         return uri.clone();
     }
     uri.path_and_query().cloned().map_or_else(|| Uri::from_static("/"), Uri::from)
+}
+
+/// Sends a browser to the address below which relative links work, whether or not there is such a tenant.
+fn with_slash(uri: &Uri) -> Response<Body> {
+    let mut response = Response::new(Body::Empty);
+    let query = uri.query().map_or_else(String::new, |query| format!("?{query}"));
+    if let Ok(location) = HeaderValue::try_from(format!("{}/{query}", uri.path())) {
+        *response.status_mut() = StatusCode::PERMANENT_REDIRECT;
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
 }
 
 /// Whether a query can hold a `token`, however it is spelled: most do not, and are passed on as they are.

@@ -235,6 +235,7 @@ async fn pocketbase_paths_are_allow_listed_in_pocketbase_shape() {
         (404, "/api/collections/_superusers/records"),
         (404, "/api/collections/%5fsuperusers/records"),
         (404, "/t/acme/api/collections/notes/records"),
+        (404, "/t/ACME"),
         (200, "/api/health"),
         (200, "/api/v1/sql"),
     ] {
@@ -245,6 +246,8 @@ async fn pocketbase_paths_are_allow_listed_in_pocketbase_shape() {
             assert!(answer.contains("x-pocketfleet-error: "), "{answer}");
         }
     }
+    let answer = gateway.exchange(get("/t/acme?a=b", "")).await;
+    assert!(status(&answer) == 308 && answer.contains("location: /t/acme/?a=b"), "{answer}");
     let answer = gateway
         .exchange("POST /api/collections/_pb_users_auth_/auth-refresh?a=b HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
         .await;
