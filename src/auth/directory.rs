@@ -372,3 +372,23 @@ fn json(column: &str, value: ValueRef<'_>) -> Value {
         ValueRef::Null | ValueRef::Blob(_) => Value::from(""),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_of_the_log_that_is_gone_is_noticed_and_the_database_opened_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data.db");
+        let writer = Connection::open(&path).unwrap();
+        writer.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE users (id TEXT, role TEXT)").unwrap();
+        let directory = Directory::new(path, Duration::ZERO);
+        assert!(!directory.any_admin().unwrap());
+        drop(writer);
+        let index = folder.path().join("data.db-shm");
+        fs::rename(&index, folder.path().join("old")).unwrap();
+        assert!(!directory.any_admin().unwrap());
+        assert!(index.exists(), "whoever opens the database makes it");
+    }
+}

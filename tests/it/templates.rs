@@ -351,39 +351,6 @@ async fn the_global_instance_is_upgraded_at_start_and_survives_a_bad_one() {
     assert!(!app.cli(&["template", "rollout", "global", "--yes"]).status.success());
 }
 
-/// The accounts are read through a connection that is open the whole time.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_account_that_changes_after_an_upgrade_of_the_global_instance_is_read_anew() {
-    let templates = Templates::new();
-    let mut app = TestApp::prepare(&templates.keys());
-    app.expect_log("instance failed");
-    app.launch().await;
-    let ada = app.user("ada").await;
-    // The next pocketfleet adopts the instance with its version.
-    app.kill();
-    let field = "migrate((app) => {
-      const users = app.findCollectionByNameOrId('users')
-      users.fields.add(new TextField({ name: 'motto' }))
-      app.save(users)
-    }, () => {})";
-    templates.write("global/pb_migrations/1900000001_motto.js", field);
-    app.launch().await;
-    let ada = ada.at(&app);
-    let old = made_from(&app, "global");
-    ada.note("x").await;
-    let pid = i32::try_from(app.tenant("global")["pid"].as_i64().unwrap()).unwrap();
-    crate::support::signal(pid, "KILL");
-    eventually("it is upgraded", async || (made_from(&app, "global") != old).then_some(())).await;
-    eventually("it runs again", async || (app.tenant("global")["state"] == "awake").then_some(())).await;
-    assert_eq!(ada.titles().await, ["x"]);
-    let accounts = rusqlite::Connection::open(folder(&app, "global").join("pb_data/data.db")).unwrap();
-    accounts.busy_timeout(crate::support::PATIENCE).unwrap();
-    let sql = "UPDATE users SET tokenKey = 'another key of fifty characters, as long as others' WHERE id = ?1";
-    assert_eq!(accounts.execute(sql, [&ada.id]).unwrap(), 1);
-    let notes = "/api/collections/notes/records";
-    eventually("the token is refused", async || (ada.get(notes).await.status() == 401).then_some(())).await;
-}
-
 /// `template check` of a folder with these files; exit code and report.
 fn check(files: &[(&str, &str)]) -> (bool, Value) {
     let dir = tempfile::tempdir().unwrap();
