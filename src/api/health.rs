@@ -74,7 +74,7 @@ pub(crate) struct Readiness {
 }
 
 impl Readiness {
-    /// Looks at what every request needs: the accounts, the templates, and that we are not about to stop.
+    /// Looks at what every request needs: the accounts, and that we are not about to stop.
     pub(crate) fn of(supervisor: &Supervisor, shutdown: &Shutdown) -> Self {
         let mut reasons = Vec::new();
         if shutdown.has_begun() {
@@ -85,14 +85,12 @@ impl Readiness {
             Ok(global) => reasons.push(format!("the global instance is {}", global.state)),
             Err(_) => reasons.push("the global instance has not been started".to_owned()),
         }
-        // The error itself quotes files and goes to admins only.
-        let broken = supervisor.fleet().broken_templates;
-        reasons.extend(broken.iter().map(|(name, _)| format!("the template `{name}` could not be baked")));
+        // A broken template is no reason: everybody who is there is served. `/health/pb` tells of it.
         Self { ready: reasons.is_empty(), reasons }
     }
 }
 
-/// Whether requests should be sent here: the accounts answer, every template is good, and no shutdown has begun.
+/// Whether requests should be sent here: the accounts answer, and no shutdown has begun.
 #[utoipa::path(get, path = "/ready", tag = "operators",
     responses((status = 200, description = "Send requests.", body = Readiness),
         (status = 503, description = "Not now; `reasons` says why.", body = Readiness)))]

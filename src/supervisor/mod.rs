@@ -415,8 +415,10 @@ impl Supervisor {
                 let (supervisor, id) = (self.clone(), tenant.id.clone());
                 self.fleet.tasks.spawn_on(
                     async move {
-                        if let Err(error) = supervisor.wake(&id).await {
-                            tracing::warn!(tenant.id = %id, %error, "wake a pinned instance");
+                        match supervisor.wake(&id).await {
+                            // Whoever waits there already wakes it.
+                            Ok(()) | Err(Error::TenantBusy) => {}
+                            Err(error) => tracing::warn!(tenant.id = %id, %error, "wake a pinned instance"),
                         }
                     },
                     &self.fleet.runtime,
