@@ -14,7 +14,12 @@ async fn stock_python_client_finds_one_ordinary_pocketbase() {
     let app = TestApp::with("instances.idle_timeout = \"1s\"\n").await;
     let base = app.base.clone();
     let run = tokio::task::spawn_blocking(move || {
-        command("python3").arg("client_test.py").current_dir(folder).env("POCKETFLEET_URL", base).output().unwrap()
+        command("timeout")
+            .args(["300", "python3", "client_test.py"])
+            .current_dir(folder)
+            .env("POCKETFLEET_URL", base)
+            .output()
+            .unwrap()
     });
     let output = run.await.unwrap();
     let text = String::from_utf8_lossy(&output.stderr);

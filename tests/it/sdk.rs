@@ -24,8 +24,8 @@ async fn run(app: &TestApp, file: &'static str) {
     }
     let base = app.base.clone();
     let run = tokio::task::spawn_blocking(move || {
-        command("node")
-            .args(["--test", "--test-reporter=spec", file])
+        command("timeout")
+            .args(["300", "node", "--test", "--test-reporter=spec", file])
             .current_dir(folder)
             .env("POCKETFLEET_URL", base)
             .output()

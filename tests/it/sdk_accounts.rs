@@ -25,8 +25,8 @@ async fn stock_sdk_signs_in_every_way_and_follows_its_mails() {
     app.configured().await;
     let (base, mails_at) = (app.base.clone(), mails.path().to_owned());
     let run = tokio::task::spawn_blocking(move || {
-        command("node")
-            .args(["--test", "--test-reporter=spec", "accounts.test.mjs"])
+        command("timeout")
+            .args(["300", "node", "--test", "--test-reporter=spec", "accounts.test.mjs"])
             .current_dir(folder)
             .env("POCKETFLEET_URL", base)
             .env("MAIL_FOLDER", mails_at)

@@ -39,8 +39,8 @@ async fn run(app: &TestApp, file: &'static str) {
     assert!(folder.join("node_modules/eventsource").is_dir(), "the SDK is not installed: run `npm ci` in tests/sdk");
     let base = app.base.clone();
     let run = tokio::task::spawn_blocking(move || {
-        command("node")
-            .args(["--test", "--test-reporter=spec", file])
+        command("timeout")
+            .args(["300", "node", "--test", "--test-reporter=spec", file])
             .current_dir(folder)
             .env("POCKETFLEET_URL", base)
             .output()
@@ -117,6 +117,7 @@ async fn stock_sdk_hears_of_a_write_once_across_sleep_and_crash() {
     signal(i32::try_from(pid).unwrap(), "KILL");
     eventually("the crash is noticed", async || (app.tenant(&ada.id)["pid"] != pid).then_some(())).await;
     write(&writer, "crashed").await;
+    assert_eq!(node.until("crashed").await, ["asleep", "crashed"]);
     write(&writer, "end").await;
     assert_eq!(node.until("end").await, ["asleep", "crashed", "end"]);
     assert_eq!(node.connects(), 1, "its stream was never cut");
