@@ -35,6 +35,9 @@ async fn a_write_that_wakes_the_tenant_is_told_once_to_all_who_slept() {
     let elsewhere = app.sign_in(&ada.email, &ada.password).await;
     for title in ["one", "two", "three"] {
         elsewhere.note(title).await;
+        // PocketBase sends each event on its own: two at once may come in either order.
+        early.until(title).await;
+        late.until(title).await;
     }
     for stream in [&early, &late] {
         assert_eq!(stream.until("three").await, ["one", "two", "three"]);
@@ -45,6 +48,7 @@ async fn a_write_that_wakes_the_tenant_is_told_once_to_all_who_slept() {
         app.put_to_sleep(&ada.id);
         elsewhere.note(&format!("round {round}")).await;
         early.until(&format!("round {round}")).await;
+        late.until(&format!("round {round}")).await;
     }
     let told = late.until("round 2").await;
     assert_eq!(told, ["one", "two", "three", "round 0", "round 1", "round 2"]);
@@ -131,6 +135,8 @@ async fn two_streams_of_one_user_each_get_the_shape_they_asked_for() {
     for title in ["drop this", "keep this"] {
         let note = json!({ "title": title, "notebook": notebook["id"] });
         assert_eq!(ada.post("/api/collections/notes/records", note).await.status(), 200);
+        plain.until(title).await;
+        narrow_stream.until(title).await;
     }
     assert_eq!(plain.until("keep this").await, ["drop this", "keep this"]);
     assert_eq!(narrow_stream.until("keep this").await, ["drop this", "keep this"]);
