@@ -1,6 +1,7 @@
 //! Templates and their versions on the control socket: what there is, who is at which version, and rollouts.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::Router;
@@ -79,7 +80,7 @@ struct TemplateView {
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     #[serde(flatten)]
-    traits: Option<Traits>,
+    traits: Option<Arc<Traits>>,
     /// Tenants that name the template.
     tenants: usize,
     /// How many of them are at which version.

@@ -266,7 +266,7 @@ async fn create_tenant(
         slug: body.slug,
         template,
         identity,
-        public_read: body.public_read.unwrap_or(traits.public_read),
+        public_read: body.public_read.unwrap_or_else(|| traits.public_read.clone()),
     };
     let made = to_its_end(&shutdown, async move {
         let is_admin = user.principal.role == Role::Admin;

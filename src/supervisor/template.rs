@@ -320,7 +320,7 @@ fn app_name(copy: &Path) -> Option<String> {
 struct Known {
     golden: Result<Arc<Golden>, String>,
     /// None when it could not even be read.
-    traits: Option<Traits>,
+    traits: Option<Arc<Traits>>,
 }
 
 /// Every template of an installation, baked. A cheap clone speaks of the same ones.
@@ -347,7 +347,7 @@ impl Templates {
             let (golden, traits) = match Template::load(&locations.templates, &name, &locations.version) {
                 Ok(template) => {
                     let golden = bake::golden(&template, locations).await.map(Arc::new).map_err(|e| chain(&e));
-                    (golden, Some(template.traits))
+                    (golden, Some(Arc::new(template.traits)))
                 }
                 Err(error) => (Err(chain(&error)), None),
             };
@@ -363,7 +363,7 @@ impl Templates {
     }
 
     /// What a template says of itself; none for one that does not exist or cannot be read.
-    pub fn traits(&self, name: &str) -> Option<Traits> {
+    pub fn traits(&self, name: &str) -> Option<Arc<Traits>> {
         self.known.get(name)?.traits.clone()
     }
 

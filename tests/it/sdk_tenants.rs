@@ -11,6 +11,7 @@ use crate::support::User;
 use crate::support::command;
 use crate::support::eventually;
 use crate::support::node::Node;
+use crate::support::node::run_tests;
 use crate::support::oidc::CLIENT_ID;
 use crate::support::oidc::CLIENT_SECRET;
 use crate::support::oidc::Oidc;
@@ -34,28 +35,10 @@ async fn start(keys: &str, template: &str, migration: &str) -> TestApp {
     app
 }
 
-async fn run(app: &TestApp, file: &'static str) {
-    let folder = root().join("tests/sdk");
-    assert!(folder.join("node_modules/eventsource").is_dir(), "the SDK is not installed: run `npm ci` in tests/sdk");
-    let base = app.base.clone();
-    let run = tokio::task::spawn_blocking(move || {
-        command("timeout")
-            .args(["300", "node", "--test", "--test-reporter=spec", file])
-            .current_dir(folder)
-            .env("POCKETFLEET_URL", base)
-            .output()
-            .unwrap()
-    });
-    let output = run.await.unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains("fail 0"), "{text}");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn stock_sdk_works_at_tenants_addresses_by_path_and_by_host() {
     let app = start("server.domain = \"fleet.example\"\n", "workspace", SECRET).await;
-    run(&app, "workspaces.test.mjs").await;
+    run_tests(&app, "workspaces.test.mjs", Vec::new()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,7 +57,7 @@ async fn stock_sdk_signs_in_through_another_services_window() {
     );
     let app = start(&oidc.keys(), "hosted", &migration).await;
     app.configured().await;
-    run(&app, "oauth2.test.mjs").await;
+    run_tests(&app, "oauth2.test.mjs", Vec::new()).await;
 }
 
 /// Waits until this many streams are bound to a tenant.

@@ -7,8 +7,6 @@
 //! - No connection is reused: the instance may be another process at the next call, and a stale connection would turn
 //!   a restart into a failed sign-in. A loopback connection costs nothing beside a password check.
 
-use std::net::IpAddr;
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,6 +25,7 @@ use super::Answer;
 use super::Client;
 use super::Error;
 use crate::ids::TenantId;
+use crate::pocketbase::client::forwarded_for;
 use crate::supervisor::Lease;
 use crate::supervisor::Priority;
 use crate::supervisor::Supervisor;
@@ -37,9 +36,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Largest answer that is taken.
 const MAX_ANSWER_BYTES: usize = 8 * 1024 * 1024;
-
-/// Stands for a client on this machine (TEST-NET-1, RFC 5737): an address that nobody has.
-const LOCAL_CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
@@ -67,7 +63,7 @@ impl Call {
     /// A call for a client. `path` is relative to the users collection.
     pub(super) fn user(method: Method, path: &str, client: &Client) -> Self {
         let mut headers = HeaderMap::new();
-        if let Ok(address) = HeaderValue::from_str(&forwarded(client.ip).to_string()) {
+        if let Some(address) = forwarded_for(client.ip) {
             headers.insert(FORWARDED_FOR, address);
         }
         if let Ok(device) = HeaderValue::from_str(&client.device) {
@@ -172,11 +168,6 @@ impl Upstream {
 
 fn source(error: &Error) -> String {
     std::error::Error::source(error).map(ToString::to_string).unwrap_or_default()
-}
-
-fn forwarded(client: IpAddr) -> IpAddr {
-    let client = client.to_canonical();
-    if client.is_loopback() || client.is_unspecified() { LOCAL_CLIENT } else { client }
 }
 
 /// Adds what we need to each `fields` parameter of a query; a query without one asks for everything.

@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use serde_json::Value;
 use serde_json::json;
 
+use super::TestApp;
 use super::User;
 use super::command;
 use super::eventually;
@@ -101,4 +102,29 @@ impl Drop for Node {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Runs a file of node tests against an app, to its end and no longer than five minutes.
+pub(crate) async fn run_tests(app: &TestApp, file: &'static str, more: Vec<(&'static str, std::path::PathBuf)>) {
+    let folder = root().join("tests/sdk");
+    for package in ["pocketbase", "eventsource"] {
+        assert!(
+            folder.join("node_modules").join(package).is_dir(),
+            "the SDK is not installed: run `npm ci` in tests/sdk (scripts/check does)"
+        );
+    }
+    let base = app.base.clone();
+    let run = tokio::task::spawn_blocking(move || {
+        command("timeout")
+            .args(["300", "node", "--test", "--test-reporter=spec", file])
+            .current_dir(folder)
+            .env("POCKETFLEET_URL", base)
+            .envs(more)
+            .output()
+            .unwrap()
+    });
+    let output = run.await.unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("fail 0"), "{text}");
 }
