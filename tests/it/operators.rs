@@ -38,6 +38,8 @@ async fn health_readiness_and_metrics_tell_the_state() {
 async fn readiness_says_no_while_the_global_instance_is_away() {
     let mut app = TestApp::with("instances.backoff_base = \"30s\"\n").await;
     app.expect_log("instance failed");
+    // The sign-in below may be on its way when the instance is first known to be gone.
+    app.expect_log("a call to the accounts service failed");
     let pid = i32::try_from(app.tenant("global")["pid"].as_i64().unwrap()).unwrap();
     crate::support::signal(pid, "KILL");
     let answer = eventually("not ready", async || {
