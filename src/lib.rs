@@ -3,19 +3,34 @@
 //! `ARCHITECTURE.md` is the map: what each module owns, what it may import, and what must always hold.
 
 pub mod error;
+pub mod failpoint;
 pub mod ids;
 pub mod shutdown;
 pub mod telemetry;
 
 pub mod limits;
+pub mod outbound;
 pub mod pocketbase;
 pub mod store;
+
+pub mod audit;
+pub mod queue;
+pub mod vault;
+
+pub mod integrations;
+pub mod webhooks;
 
 pub mod supervisor;
 pub mod tenancy;
 
 pub mod auth;
+pub mod events;
 pub mod realtime;
+pub mod records;
+
+pub mod meetings;
+
+pub mod jobs;
 
 pub mod gateway;
 

@@ -12,5 +12,10 @@ fn main() -> ExitCode {
         let spec = args.next().and_then(|spec| spec.into_string().ok()).unwrap_or_default();
         return ExitCode::from(jail::run(&spec));
     }
+    #[cfg(feature = "testing")]
+    if let Ok(step) = std::env::var("PF_FAILPOINT") {
+        let (step, nth) = step.split_once(':').unwrap_or((&step, "1"));
+        pocketfleet::failpoint::arm(step, nth.parse().unwrap_or(1));
+    }
     cli::run(std::env::args_os())
 }

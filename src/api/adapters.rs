@@ -13,6 +13,7 @@ use crate::api::oauth2_redirect::Deliver;
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
 use crate::gateway::Dashboards;
+use crate::records::Records;
 use crate::shutdown::Shutdown;
 use crate::store::sessions::Sessions;
 use crate::store::tenants::Tenants;
@@ -45,3 +46,16 @@ part!(limits: Limits);
 part!(account_bodies: AccountBodies);
 part!(about: Arc<About>);
 part!(oauth2: Deliver);
+
+/// Implements `FromRef` for one service.
+macro_rules! service {
+    ($field:ident: $part:ty) => {
+        impl FromRef<AppState> for $part {
+            fn from_ref(state: &AppState) -> Self {
+                state.services.$field.clone()
+            }
+        }
+    };
+}
+
+service!(records: Records);

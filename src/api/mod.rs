@@ -30,6 +30,7 @@ pub mod oauth2_redirect;
 pub mod openapi;
 pub mod pocketbase;
 pub mod router;
+mod services;
 pub mod sessions;
 pub mod tenants;
 pub mod welcome;
@@ -52,6 +53,7 @@ use crate::telemetry::Metrics;
 use crate::tenancy::Tenancy;
 
 pub use addresses::Addresses;
+pub use services::Services;
 
 /// Largest bodies that handlers take, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +115,8 @@ pub struct AppState {
     pub addresses: Addresses,
     /// The instances.
     pub supervisor: Supervisor,
+    /// What serves users beyond their instances.
+    pub services: Services,
     /// The tenants' records.
     pub tenants: Tenants,
     /// The sessions' records.

@@ -268,11 +268,12 @@ async fn a_closed_standard_error_does_not_stop_the_server() {
         eventually("it listens", async || std::fs::read_to_string(dir.path().join("data/run/address")).ok()).await;
     let base = format!("http://{address}");
     eventually("it is ready", async || {
-        (reqwest::get(format!("{base}/ready")).await.ok()?.status() == 200).then_some(())
+        (crate::support::http().build().unwrap().get(format!("{base}/ready")).send().await.ok()?.status() == 200)
+            .then_some(())
     })
     .await;
     let body = serde_json::json!({"email": "a@example.com", "password": "correct horse"});
-    let http = reqwest::Client::new();
+    let http = crate::support::http().build().unwrap();
     assert_eq!(http.post(format!("{base}/auth/register")).json(&body).send().await.unwrap().status(), 201);
     signal(i32::try_from(child.0.id()).unwrap(), "TERM");
     let ended = tokio::task::spawn_blocking(move || child.0.wait().unwrap()).await.unwrap();

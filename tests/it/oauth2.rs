@@ -28,7 +28,7 @@ async fn code(app: &TestApp) -> Value {
     assert_eq!((&provider["name"], &provider["displayName"]), (&json!("oidc"), &json!("Tests")), "{methods}");
     let redirect = format!("{}/api/oauth2-redirect", app.base);
     let url = format!("{}{redirect}", provider["authURL"].as_str().unwrap());
-    let browser = reqwest::Client::builder().redirect(Policy::none()).build().unwrap();
+    let browser = crate::support::http().redirect(Policy::none()).build().unwrap();
     let answer = browser.get(url).send().await.unwrap();
     assert_eq!(answer.status(), 302, "{}", answer.text().await.unwrap());
     let back = Url::parse(answer.headers()["location"].to_str().unwrap()).unwrap();

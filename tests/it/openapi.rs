@@ -23,6 +23,8 @@ use pocketfleet::api::later::UNDOCUMENTED;
 use pocketfleet::api::oauth2_redirect::Deliver;
 use pocketfleet::api::router::document;
 use pocketfleet::api::router::router;
+use pocketfleet::app::services;
+use pocketfleet::app::services::Given;
 use pocketfleet::auth::Verifier;
 use pocketfleet::auth::accounts;
 use pocketfleet::auth::accounts::Accounts;
@@ -90,7 +92,7 @@ async fn state() -> (AppState, TempDir) {
         tenants: tenants.clone(),
         members: Members::open(Arc::clone(&store)).await.unwrap(),
         invitations: Invitations::open(Arc::clone(&store)).await.unwrap(),
-        slugs: Slugs::open(store).await.unwrap(),
+        slugs: Slugs::open(Arc::clone(&store)).await.unwrap(),
         config: config.workspaces.clone(),
         personal_template: "personal".to_owned(),
         can_verify: false,
@@ -103,9 +105,27 @@ async fn state() -> (AppState, TempDir) {
         tenancy: tenancy.clone(),
         metrics: Arc::clone(&metrics),
         shutdown: shutdown.clone(),
-        operator: accounts::Operator { mail: config.mail, accounts: config.accounts, public_url: String::new() },
+        operator: accounts::Operator {
+            mail: config.mail.clone(),
+            accounts: config.accounts.clone(),
+            public_url: String::new(),
+        },
     };
+    let services = services::open(Given {
+        config: &config,
+        data: dir.path(),
+        store,
+        supervisor: supervisor.clone(),
+        verifier: verifier.clone(),
+        tenancy: tenancy.clone(),
+        settle: Arc::new(|_| Box::pin(async {})),
+        metrics: Arc::clone(&metrics),
+        shutdown: shutdown.clone(),
+    })
+    .await
+    .unwrap();
     let state = AppState {
+        services,
         accounts: Accounts::new(&config.auth, parts).unwrap(),
         verifier,
         dashboards: Dashboards::new(DashboardMode::Off, Duration::from_mins(1)),

@@ -25,6 +25,7 @@ use super::Answer;
 use super::Client;
 use super::Error;
 use crate::ids::TenantId;
+use crate::outbound;
 use crate::pocketbase::client::forwarded_for;
 use crate::supervisor::Lease;
 use crate::supervisor::Priority;
@@ -124,9 +125,7 @@ pub(super) struct Upstream {
 
 impl Upstream {
     pub(super) fn new(supervisor: Supervisor) -> Result<Self, Error> {
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
+        let http = outbound::client()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(CALL_TIMEOUT)
             .pool_max_idle_per_host(0)

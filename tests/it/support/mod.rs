@@ -60,6 +60,12 @@ pub(crate) fn pocketfleet() -> Command {
     command
 }
 
+/// A client to build on, with the TLS provider that it needs even for plain HTTP.
+pub(crate) fn http() -> reqwest::ClientBuilder {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    reqwest::Client::builder()
+}
+
 /// Waits until `condition` gives something, polling; panics with `what` after [`PATIENCE`].
 pub(crate) async fn eventually<T, F>(what: &str, mut condition: impl FnMut() -> F) -> T
 where
@@ -143,7 +149,7 @@ impl TestApp {
         }
         text.push_str(keys);
         std::fs::write(&config, text).unwrap();
-        let http = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
+        let http = http().timeout(PATIENCE).build().unwrap();
         Self { child: None, base: String::new(), http, config, expected: Vec::new(), dir }
     }
 

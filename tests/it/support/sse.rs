@@ -45,7 +45,7 @@ impl Stream {
 
     /// The same at a base address of one's own, such as a tenant's.
     pub(crate) async fn at(base: &str) -> Self {
-        let http = reqwest::Client::new();
+        let http = crate::support::http().build().unwrap();
         let answer = http.get(format!("{base}/api/realtime")).send().await.unwrap();
         assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
         assert_eq!(answer.headers()["content-type"], "text/event-stream");

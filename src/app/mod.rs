@@ -4,6 +4,8 @@
 //! instance, the gateway, the control socket. Stop: no new connections, requests drain, tenants stop, the global
 //! instance stops, the control database closes.
 
+pub mod services;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::net::SocketAddr;
@@ -31,6 +33,7 @@ use crate::api::Limits;
 use crate::api::control_socket;
 use crate::api::control_socket::ControlSocket;
 use crate::api::oauth2_redirect::Deliver;
+use crate::app::services::Given;
 use crate::auth::Verifier;
 use crate::auth::accounts;
 use crate::auth::accounts::Accounts;
@@ -46,6 +49,7 @@ use crate::pocketbase::roster::Roster;
 use crate::pocketbase::roster::Row;
 use crate::realtime;
 use crate::realtime::Hub;
+use crate::records::Settle;
 use crate::shutdown::Shutdown;
 use crate::store::Store;
 use crate::store::invitations::Invitations;
@@ -214,6 +218,7 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
     outcome
 }
 
+#[expect(clippy::too_many_lines, reason = "one list: what is built on what, in order")]
 async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow::Result<Running> {
     let shutdown = Shutdown::new();
     let metrics = Metrics::new();
@@ -263,6 +268,18 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
     )?;
     let hub = relay(config, &supervisor, &verifier, &tenancy, &metrics, &shutdown);
     shutdown.spawn(reconnect_upgraded(supervisor.clone(), hub.clone(), shutdown.clone()));
+    let services = services::open(Given {
+        config,
+        data: &folders.root,
+        store,
+        supervisor: supervisor.clone(),
+        verifier: verifier.clone(),
+        tenancy: tenancy.clone(),
+        settle: settle(hub.clone()),
+        metrics: Arc::clone(&metrics),
+        shutdown: shutdown.clone(),
+    })
+    .await?;
     let dashboards = Dashboards::new(config.server.dashboard, config.server.dashboard_ttl);
     let state = AppState {
         dashboards: dashboards.clone(),
@@ -271,6 +288,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         verifier: verifier.clone(),
         supervisor: supervisor.clone(),
         tenancy: tenancy.clone(),
+        services,
         tenants,
         sessions,
         metrics: Arc::clone(&metrics),
@@ -307,6 +325,14 @@ fn limits(config: &Config) -> anyhow::Result<Limits> {
     Ok(Limits {
         json: usize::try_from(config.server.max_json_bytes)?,
         account: usize::try_from(config.server.max_account_bytes)?,
+    })
+}
+
+/// How our own writes to an instance wait until everybody who listens there is attached.
+fn settle(hub: Hub) -> Settle {
+    Arc::new(move |lease| {
+        let hub = hub.clone();
+        Box::pin(async move { hub.settle(lease).await })
     })
 }
 

@@ -1,0 +1,1 @@
+//! What happens here, told to browsers and programs as it happens.

@@ -1,0 +1,1 @@
+//! Users' meetings, kept in their own instances.

@@ -1,0 +1,230 @@
+//! Our own calls to a tenant's instance: what jobs and our API keep in the user's own `PocketBase`.
+//!
+//! Invariants:
+//! - A call holds a lease, so it wakes the instance and the instance does not sleep under it.
+//! - Before the first write of an [`Instance`], subscribers that are parked are attached, so that they hear of it.
+//! - Calls are a superuser's, from loopback and without `X-Forwarded-For`; no connection is reused, because the
+//!   instance may be another process at the next call.
+//!
+//! Deliberately absent: what the records mean, and requests of users (`gateway` forwards those).
+
+mod error;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use bytes::BytesMut;
+use hyper::Method;
+use hyper::header::AUTHORIZATION;
+use hyper::header::CONTENT_TYPE;
+use reqwest::Url;
+use serde_json::Value;
+use serde_json::json;
+
+use crate::ids::TenantId;
+use crate::outbound;
+use crate::supervisor::Lease;
+use crate::supervisor::Priority;
+use crate::supervisor::Supervisor;
+
+pub use error::Error;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest that one call may take.
+const CALL_TIMEOUT: Duration = Duration::from_mins(1);
+/// Largest answer that is taken.
+const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
+/// Most writes in one batch; `PocketBase`'s own setting in golden directories allows more.
+const BATCH: usize = 50;
+
+/// Attaches who listens to a tenant before something is written there.
+pub type Settle = Arc<dyn for<'a> Fn(&'a Lease) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> + Send + Sync>;
+
+/// The way to tenants' records. Cheap to clone.
+#[derive(Clone)]
+pub struct Records {
+    supervisor: Supervisor,
+    settle: Settle,
+    http: reqwest::Client,
+}
+
+impl fmt::Debug for Records {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Records").finish_non_exhaustive()
+    }
+}
+
+/// A tenant's awake instance, held for as long as this exists.
+pub struct Instance {
+    lease: Lease,
+    settle: Settle,
+    is_settled: AtomicBool,
+    http: reqwest::Client,
+}
+
+impl fmt::Debug for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Instance").field("tenant", self.lease.tenant()).finish_non_exhaustive()
+    }
+}
+
+/// Which records of a collection, and what of them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Query<'a> {
+    /// A filter in `PocketBase`'s language. Values from outside go through [`quoted`].
+    pub filter: &'a str,
+    /// Fields to sort by, such as `-created`.
+    pub sort: &'a str,
+    /// Which fields to send; empty = all.
+    pub fields: &'a str,
+    /// Most records, 1 to 1,000; 0 = `PocketBase`'s 30.
+    pub limit: usize,
+}
+
+impl Records {
+    /// `settle` is called before the first write of each [`Instance`].
+    pub fn new(supervisor: Supervisor, settle: Settle) -> Result<Self, Error> {
+        let client = outbound::client().connect_timeout(CONNECT_TIMEOUT).timeout(CALL_TIMEOUT);
+        Ok(Self { supervisor, settle, http: client.pool_max_idle_per_host(0).build()? })
+    }
+
+    /// Wakes the tenant's instance, waiting like any request.
+    pub async fn open(&self, tenant: &TenantId, priority: Priority) -> Result<Instance, Error> {
+        let lease = self.supervisor.lease(tenant, priority).await?;
+        let (settle, http) = (Arc::clone(&self.settle), self.http.clone());
+        Ok(Instance { lease, settle, is_settled: AtomicBool::new(false), http })
+    }
+}
+
+impl Instance {
+    /// The records that match, without a count of all.
+    pub async fn list(&self, collection: &str, query: &Query<'_>) -> Result<Vec<Value>, Error> {
+        let mut pairs = vec![("skipTotal", "1".to_owned())];
+        let given = [("filter", query.filter), ("sort", query.sort), ("fields", query.fields)];
+        pairs
+            .extend(given.into_iter().filter(|(_, text)| !text.is_empty()).map(|(name, text)| (name, text.to_owned())));
+        if query.limit > 0 {
+            pairs.push(("perPage", query.limit.to_string()));
+        }
+        let mut page = self.call(Method::GET, &records(collection), &pairs, None).await?;
+        match page.get_mut("items").map(Value::take) {
+            Some(Value::Array(items)) => Ok(items),
+            _ => Err(Error::Unexpected),
+        }
+    }
+
+    /// One record, if there is one.
+    pub async fn find(&self, collection: &str, id: &str) -> Result<Option<Value>, Error> {
+        absent_is_none(self.call(Method::GET, &record(collection, id), &[], None).await)
+    }
+
+    /// Creates a record and returns it as stored.
+    pub async fn create(&self, collection: &str, value: &Value) -> Result<Value, Error> {
+        self.call(Method::POST, &records(collection), &[], Some(value)).await
+    }
+
+    /// Changes the given fields of a record and returns it as stored; none when it does not exist.
+    pub async fn update(&self, collection: &str, id: &str, value: &Value) -> Result<Option<Value>, Error> {
+        absent_is_none(self.call(Method::PATCH, &record(collection, id), &[], Some(value)).await)
+    }
+
+    /// Deletes a record; false when it did not exist.
+    pub async fn delete(&self, collection: &str, id: &str) -> Result<bool, Error> {
+        Ok(absent_is_none(self.call(Method::DELETE, &record(collection, id), &[], None).await)?.is_some())
+    }
+
+    /// Creates the records, or changes those whose `id` exists, some dozens at once. Each group is written whole or not
+    /// at all; the groups before one that fails stay.
+    pub async fn upsert(&self, collection: &str, values: &[Value]) -> Result<(), Error> {
+        for group in values.chunks(BATCH) {
+            let url = records(collection);
+            let requests: Vec<Value> =
+                group.iter().map(|value| json!({ "method": "PUT", "url": url, "body": value })).collect();
+            self.call(Method::POST, "/api/batch", &[], Some(&json!({ "requests": requests }))).await?;
+        }
+        Ok(())
+    }
+
+    /// Any call of `PocketBase`'s API that answers JSON or nothing (null then).
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, String)],
+        body: Option<&Value>,
+    ) -> Result<Value, Error> {
+        let body = body.map(|body| ("application/json".to_owned(), Bytes::from(body.to_string())));
+        let answer = self.send(method, path, query, body).await?;
+        if answer.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&answer).map_err(|_| Error::Unexpected) }
+    }
+
+    /// Any call with a body of any type.
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, String)],
+        body: Option<(String, Bytes)>,
+    ) -> Result<Bytes, Error> {
+        if method != Method::GET && !self.is_settled.swap(true, Ordering::AcqRel) {
+            (self.settle)(&self.lease).await;
+        }
+        let mut url = Url::parse(&self.lease.base_url()).map_err(|_| Error::Unexpected)?;
+        url.set_path(path);
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let mut request = self.http.request(method, url).header(AUTHORIZATION, self.lease.superuser_authorization());
+        if let Some((content_type, body)) = body {
+            request = request.header(CONTENT_TYPE, content_type).body(body);
+        }
+        let mut response = request.send().await?;
+        self.lease.answered();
+        let status = response.status();
+        let mut body = BytesMut::new();
+        while let Some(chunk) = response.chunk().await? {
+            if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+                return Err(Error::Unexpected);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        if status.is_success() {
+            return Ok(body.freeze());
+        }
+        let value: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let message = value.get("message").and_then(Value::as_str).unwrap_or_default().to_owned();
+        Err(Error::Refused { status: status.as_u16(), message })
+    }
+
+    /// The hold on the process, for what needs its address or a token.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+}
+
+/// A text as a literal of `PocketBase`'s filter language.
+pub fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+fn records(collection: &str) -> String {
+    format!("/api/collections/{collection}/records")
+}
+
+fn record(collection: &str, id: &str) -> String {
+    format!("/api/collections/{collection}/records/{id}")
+}
+
+fn absent_is_none(answer: Result<Value, Error>) -> Result<Option<Value>, Error> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(Error::Refused { status: 404, .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,1 @@
+//! Users' third-party credentials, encrypted.
