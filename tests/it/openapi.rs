@@ -59,6 +59,7 @@ use tempfile::TempDir;
 use tower::ServiceExt;
 
 /// Real parts over an empty control database; no instance ever runs. The folder goes when the test ends.
+#[expect(clippy::too_many_lines, reason = "one list: what is built on what, in order")]
 async fn state() -> (AppState, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
