@@ -22,12 +22,13 @@ use crate::realtime;
 use crate::supervisor;
 use crate::telemetry;
 use crate::tenancy;
+use crate::vault;
 
 /// The defaults, which are also the documentation of every key.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
 
 /// How the names of keys end that are secrets.
-const SECRETS: [&str; 3] = ["admin_password", "smtp_password", "client_secret"];
+const SECRETS: [&str; 5] = ["admin_password", "smtp_password", "client_secret", "key", "passphrase"];
 
 /// What the command line may override.
 #[derive(Debug, Clone, Default)]
@@ -92,6 +93,8 @@ pub struct Config {
     pub accounts: accounts::config::Settings,
     /// `[realtime]`
     pub realtime: realtime::Config,
+    /// `[vault]`
+    pub vault: vault::Config,
     /// `PATH` of the environment, for finding the binary.
     #[serde(skip)]
     pub search_path: String,
@@ -186,6 +189,7 @@ impl Config {
         self.server.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         accounts::config::check(&self.mail, &self.accounts).map_err(|error| Error::Invalid(error.to_string()))?;
         self.realtime.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.vault.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         let i = &self.instances;
         let s = &self.server;
         let a = &self.auth;
