@@ -274,7 +274,8 @@ mod tests {
         ] {
             assert_eq!(guard.parse(url).map(|url| url.to_string()), Err(refusal), "{url}");
         }
-        for url in ["https://example.com/x?y=z", "https://example.com:8443/", "https://1.1.1.1/", "HTTPS://EXAMPLE.COM"] {
+        for url in ["https://example.com/x?y=z", "https://example.com:8443/", "https://1.1.1.1/", "HTTPS://EXAMPLE.COM"]
+        {
             assert!(guard.parse(url).is_ok(), "{url}");
         }
     }
@@ -322,7 +323,9 @@ mod tests {
     #[tokio::test]
     async fn of_several_addresses_only_public_ones_are_given_out() {
         let lookup: Lookup = Arc::new(|_| {
-            Box::pin(async { Ok(vec!["127.0.0.1".parse().unwrap(), "1.1.1.1".parse().unwrap(), "::1".parse().unwrap()]) })
+            Box::pin(async {
+                Ok(vec!["127.0.0.1".parse().unwrap(), "1.1.1.1".parse().unwrap(), "::1".parse().unwrap()])
+            })
         });
         let timeout = std::time::Duration::from_secs(1);
         let resolver = Resolver { lookup, exempt: Arc::default(), timeout };
