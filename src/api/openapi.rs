@@ -82,6 +82,7 @@ pub fn base() -> OpenApi {
             "workspaces",
             "Instances that several people share, or that have users of their own; members and invitations.",
         ),
+        ("api keys", "Credentials of programs that act for an account."),
         ("pocketbase", "The accounts part of PocketBase's own API, for its SDKs."),
         ("pages", "Pages that links in mails lead to."),
         ("operators", "Health, readiness, metrics, this document."),

@@ -9,6 +9,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::api::AppState;
 use crate::api::account_pages;
+use crate::api::api_keys;
 use crate::api::auth;
 use crate::api::dashboard;
 use crate::api::error::ApiError;
@@ -45,6 +46,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .nest(AUTH, auth())
         .nest("/auth", alias(auth(), "alias", AUTH))
         .nest(V1, tenants::router().merge(members::router()).merge(invitations::router()))
+        .nest(V1, api_keys::router())
         .nest(USERS, users())
         .nest(USERS_BY_ID, alias(users(), "by_collection_id", USERS))
         .merge(pocketbase::health_router())

@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use crate::api::Services;
 use crate::auth::Verifier;
+use crate::auth::api_keys::ApiKeys;
 use crate::config::Config;
 use crate::records::Records;
 use crate::records::Settle;
 use crate::shutdown::Shutdown;
+use crate::store;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
@@ -41,10 +43,9 @@ pub struct Given<'a> {
 }
 
 /// Builds them.
-#[expect(clippy::unused_async, reason = "services load their records here")]
 pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
-    let Given { config: _, data: _, store: _, supervisor, verifier: _, tenancy: _, settle, metrics: _, shutdown: _ } =
-        given;
+    let Given { config: _, data: _, store, supervisor, verifier, tenancy: _, settle, metrics: _, shutdown: _ } = given;
     let records = Records::new(supervisor, settle)?;
-    Ok(Services { records })
+    let api_keys = ApiKeys::new(store::api_keys::ApiKeys::open(store).await?, verifier);
+    Ok(Services { records, api_keys })
 }
