@@ -12,6 +12,7 @@ use crate::api::Limits;
 use crate::api::oauth2_redirect::Deliver;
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
+use crate::events::Events;
 use crate::gateway::Dashboards;
 use crate::records::Records;
 use crate::shutdown::Shutdown;
@@ -59,3 +60,4 @@ macro_rules! service {
 }
 
 service!(records: Records);
+service!(events: Events);

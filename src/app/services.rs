@@ -5,15 +5,23 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::Context;
+
 use crate::api::Services;
 use crate::auth::Verifier;
 use crate::config::Config;
+use crate::events;
+use crate::events::Events;
+use crate::events::Owns;
+use crate::ids::TenantId;
+use crate::ids::UserId;
 use crate::records::Records;
 use crate::records::Settle;
 use crate::shutdown::Shutdown;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
+use crate::tenancy::MemberRole;
 use crate::tenancy::Tenancy;
 
 /// What services stand on.
@@ -41,10 +49,26 @@ pub struct Given<'a> {
 }
 
 /// Builds them.
-#[expect(clippy::unused_async, reason = "services load their records here")]
 pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
-    let Given { config: _, data: _, store: _, supervisor, verifier: _, tenancy: _, settle, metrics: _, shutdown: _ } =
-        given;
+    let Given { config, data: _, store, supervisor, verifier, tenancy, settle, metrics, shutdown } = given;
     let records = Records::new(supervisor, settle)?;
-    Ok(Services { records })
+    let events = Events::open(events::Parts {
+        config: config.events.clone(),
+        store,
+        verifier,
+        owns: owns(tenancy),
+        metrics,
+        shutdown,
+    })
+    .await
+    .context("open the log of events")?;
+    Ok(Services { records, events })
+}
+
+/// Who owns which tenant; nobody owns one that is suspended.
+fn owns(tenancy: Tenancy) -> Owns {
+    Arc::new(move |user: &UserId, tenant: &TenantId| {
+        let found = tenancy.resolve(tenant.as_str()).filter(|found| !found.suspended && found.id == *tenant);
+        found.is_some_and(|found| tenancy.role(&found, user) == Some(MemberRole::Owner))
+    })
 }
