@@ -17,6 +17,7 @@ use serde::Deserialize;
 
 use crate::auth;
 use crate::auth::accounts;
+use crate::events;
 use crate::gateway;
 use crate::integrations::fathom;
 use crate::outbound;
@@ -101,6 +102,8 @@ pub struct Config {
     pub outbound: outbound::Config,
     /// `[fathom]`
     pub fathom: fathom::Config,
+    /// `[events]`
+    pub events: events::Config,
     /// `PATH` of the environment, for finding the binary.
     #[serde(skip)]
     pub search_path: String,
@@ -198,6 +201,7 @@ impl Config {
         self.vault.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.outbound.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.fathom.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.events.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         let i = &self.instances;
         let s = &self.server;
         let a = &self.auth;

@@ -13,6 +13,7 @@ use crate::api::oauth2_redirect::Deliver;
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
 use crate::auth::api_keys::ApiKeys;
+use crate::events::Events;
 use crate::gateway::Dashboards;
 use crate::records::Records;
 use crate::shutdown::Shutdown;
@@ -61,3 +62,4 @@ macro_rules! service {
 
 service!(records: Records);
 service!(api_keys: ApiKeys);
+service!(events: Events);

@@ -1,6 +1,7 @@
 //! The domains behind the routes that serve users beyond their instances. `app::services` builds them.
 
 use crate::auth::api_keys::ApiKeys;
+use crate::events::Events;
 use crate::records::Records;
 
 /// One handle of each; cheap to clone.
@@ -10,4 +11,6 @@ pub struct Services {
     pub records: Records,
     /// Credentials of programs.
     pub api_keys: ApiKeys,
+    /// What happens, told as it happens.
+    pub events: Events,
 }

@@ -5,10 +5,17 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::Context;
+
 use crate::api::Services;
 use crate::auth::Verifier;
 use crate::auth::api_keys::ApiKeys;
 use crate::config::Config;
+use crate::events;
+use crate::events::Events;
+use crate::events::Owns;
+use crate::ids::TenantId;
+use crate::ids::UserId;
 use crate::records::Records;
 use crate::records::Settle;
 use crate::shutdown::Shutdown;
@@ -16,6 +23,7 @@ use crate::store;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
+use crate::tenancy::MemberRole;
 use crate::tenancy::Tenancy;
 
 /// What services stand on.
@@ -48,4 +56,24 @@ pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
     let records = Records::new(supervisor, settle)?;
     let api_keys = ApiKeys::new(store::api_keys::ApiKeys::open(store).await?, verifier);
     Ok(Services { records, api_keys })
+    let Given { config, data: _, store, supervisor, verifier, tenancy, settle, metrics, shutdown } = given;
+    let events = Events::open(events::Parts {
+        config: config.events.clone(),
+        store,
+        verifier,
+        owns: owns(tenancy),
+        metrics,
+        shutdown,
+    })
+    .await
+    .context("open the log of events")?;
+    Ok(Services { records, events })
+}
+
+/// Who owns which tenant; nobody owns one that is suspended.
+fn owns(tenancy: Tenancy) -> Owns {
+    Arc::new(move |user: &UserId, tenant: &TenantId| {
+        let found = tenancy.resolve(tenant.as_str()).filter(|found| !found.suspended && found.id == *tenant);
+        found.is_some_and(|found| tenancy.role(&found, user) == Some(MemberRole::Owner))
+    })
 }
