@@ -52,11 +52,9 @@ pub struct Given<'a> {
 
 /// Builds them.
 pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
-    let Given { config: _, data: _, store, supervisor, verifier, tenancy: _, settle, metrics: _, shutdown: _ } = given;
-    let records = Records::new(supervisor, settle)?;
-    let api_keys = ApiKeys::new(store::api_keys::ApiKeys::open(store).await?, verifier);
-    Ok(Services { records, api_keys })
     let Given { config, data: _, store, supervisor, verifier, tenancy, settle, metrics, shutdown } = given;
+    let records = Records::new(supervisor, settle)?;
+    let api_keys = ApiKeys::new(store::api_keys::ApiKeys::open(Arc::clone(&store)).await?, verifier.clone());
     let events = Events::open(events::Parts {
         config: config.events.clone(),
         store,
@@ -67,7 +65,7 @@ pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
     })
     .await
     .context("open the log of events")?;
-    Ok(Services { records, events })
+    Ok(Services { records, api_keys, events })
 }
 
 /// Who owns which tenant; nobody owns one that is suspended.
