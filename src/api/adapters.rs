@@ -10,6 +10,7 @@ use crate::api::Addresses;
 use crate::api::AppState;
 use crate::api::Limits;
 use crate::api::oauth2_redirect::Deliver;
+use crate::audit::Audit;
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
 use crate::gateway::Dashboards;
@@ -20,6 +21,7 @@ use crate::store::tenants::Tenants;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
 use crate::tenancy::Tenancy;
+use crate::vault::Vault;
 
 /// Implements `FromRef` for one field.
 macro_rules! part {
@@ -59,3 +61,5 @@ macro_rules! service {
 }
 
 service!(records: Records);
+service!(audit: Audit);
+service!(vault: Vault);

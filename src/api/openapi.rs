@@ -83,6 +83,7 @@ pub fn base() -> OpenApi {
             "Instances that several people share, or that have users of their own; members and invitations.",
         ),
         ("pocketbase", "The accounts part of PocketBase's own API, for its SDKs."),
+        ("vault", "Credentials for other services, encrypted: stored, used by jobs, shown only when it has to be."),
         ("pages", "Pages that links in mails lead to."),
         ("operators", "Health, readiness, metrics, this document."),
     ];

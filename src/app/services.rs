@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::api::Services;
+use crate::audit::Audit;
 use crate::auth::Verifier;
 use crate::config::Config;
 use crate::records::Records;
@@ -15,9 +16,12 @@ use crate::store::Store;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
 use crate::tenancy::Tenancy;
+use crate::vault;
+use crate::vault::Checks;
+use crate::vault::Unlocked;
+use crate::vault::Vault;
 
 /// What services stand on.
-#[derive(Clone)]
 #[expect(missing_debug_implementations, reason = "it lives for one call and holds closures")]
 pub struct Given<'a> {
     /// The whole configuration.
@@ -26,6 +30,8 @@ pub struct Given<'a> {
     pub data: &'a Path,
     /// The control plane's records.
     pub store: Arc<dyn Store>,
+    /// The keys of the vault.
+    pub unlocked: Unlocked,
     /// The instances.
     pub supervisor: Supervisor,
     /// Who a token speaks for.
@@ -41,10 +47,23 @@ pub struct Given<'a> {
 }
 
 /// Builds them.
-#[expect(clippy::unused_async, reason = "services load their records here")]
 pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
-    let Given { config: _, data: _, store: _, supervisor, verifier: _, tenancy: _, settle, metrics: _, shutdown: _ } =
+    let Given { config, data: _, store, unlocked, supervisor, verifier: _, tenancy: _, settle, metrics: _, shutdown } =
         given;
     let records = Records::new(supervisor, settle)?;
-    Ok(Services { records })
+    let audit = Audit::open(store).await?;
+    let parts = vault::Parts {
+        config: config.vault.clone(),
+        unlocked,
+        audit: audit.clone(),
+        checks: checks(),
+        shutdown: shutdown.clone(),
+    };
+    let vault = Vault::new(parts).await?;
+    Ok(Services { records, audit, vault })
+}
+
+/// Which services are asked about a secret before it is stored.
+fn checks() -> Checks {
+    Checks::new()
 }
