@@ -17,7 +17,10 @@ use serde::Deserialize;
 
 use crate::auth;
 use crate::auth::accounts;
+use crate::events;
 use crate::gateway;
+use crate::integrations::fathom;
+use crate::outbound;
 use crate::realtime;
 use crate::supervisor;
 use crate::telemetry;
@@ -95,6 +98,12 @@ pub struct Config {
     pub realtime: realtime::Config,
     /// `[vault]`
     pub vault: vault::Config,
+    /// `[outbound]`
+    pub outbound: outbound::Config,
+    /// `[fathom]`
+    pub fathom: fathom::Config,
+    /// `[events]`
+    pub events: events::Config,
     /// `PATH` of the environment, for finding the binary.
     #[serde(skip)]
     pub search_path: String,
@@ -190,6 +199,9 @@ impl Config {
         accounts::config::check(&self.mail, &self.accounts).map_err(|error| Error::Invalid(error.to_string()))?;
         self.realtime.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.vault.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.outbound.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.fathom.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.events.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         let i = &self.instances;
         let s = &self.server;
         let a = &self.auth;

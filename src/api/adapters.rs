@@ -13,6 +13,8 @@ use crate::api::oauth2_redirect::Deliver;
 use crate::audit::Audit;
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
+use crate::auth::api_keys::ApiKeys;
+use crate::events::Events;
 use crate::gateway::Dashboards;
 use crate::records::Records;
 use crate::shutdown::Shutdown;
@@ -63,3 +65,5 @@ macro_rules! service {
 service!(records: Records);
 service!(audit: Audit);
 service!(vault: Vault);
+service!(api_keys: ApiKeys);
+service!(events: Events);

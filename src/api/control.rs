@@ -19,6 +19,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 
 use crate::api::AppState;
+use crate::api::control_api_keys;
 use crate::api::control_socket::ControlSocket;
 use crate::api::control_templates;
 use crate::api::control_templates::VersionView;
@@ -71,7 +72,8 @@ pub fn router(state: AppState) -> Router {
         .route("/vault/rotate", post(control_vault::rotate))
         .route("/audit", get(control_vault::entries))
         .route("/audit/verify", get(control_vault::verify))
-        .merge(control_templates::routes());
+        .merge(control_templates::routes())
+        .merge(control_api_keys::routes());
     framed(router.with_state(state))
 }
 

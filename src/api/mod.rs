@@ -8,9 +8,12 @@
 pub mod account_pages;
 pub mod adapters;
 mod addresses;
+pub mod api_keys;
 pub mod audit;
 pub mod auth;
+pub mod bearer;
 pub mod control;
+pub mod control_api_keys;
 pub mod control_socket;
 pub mod control_templates;
 pub mod control_vault;

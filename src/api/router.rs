@@ -9,6 +9,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::api::AppState;
 use crate::api::account_pages;
+use crate::api::api_keys;
 use crate::api::audit;
 use crate::api::auth;
 use crate::api::dashboard;
@@ -51,6 +52,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .nest(V1, audit::router())
         .nest(VAULT, vault::router())
         .nest("/api/keys", alias(vault::router(), "keys", VAULT))
+        .nest(V1, api_keys::router())
         .nest(USERS, users())
         .nest(USERS_BY_ID, alias(users(), "by_collection_id", USERS))
         .merge(pocketbase::health_router())

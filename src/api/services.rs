@@ -1,6 +1,8 @@
 //! The domains behind the routes that serve users beyond their instances. `app::services` builds them.
 
 use crate::audit::Audit;
+use crate::auth::api_keys::ApiKeys;
+use crate::events::Events;
 use crate::records::Records;
 use crate::vault::Vault;
 
@@ -13,4 +15,8 @@ pub struct Services {
     pub audit: Audit,
     /// Users' secrets for other services.
     pub vault: Vault,
+    /// Credentials of programs.
+    pub api_keys: ApiKeys,
+    /// What happens, told as it happens.
+    pub events: Events,
 }

@@ -5,6 +5,7 @@
 //! 2 wrong usage.
 
 pub mod admin;
+pub mod api_keys;
 pub mod audit;
 pub mod client;
 pub mod doctor;
@@ -85,6 +86,9 @@ enum Command {
     /// The audit log: checking and exporting it.
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Make, list and revoke API keys.
+    #[command(subcommand)]
+    ApiKeys(api_keys::Command),
     /// Manage administrators.
     #[command(subcommand)]
     Admin(admin::Command),
@@ -137,6 +141,10 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
         Command::Template(command) => {
             let config = Config::load(&flags(None))?;
             on_runtime(templates::run(command, &config, output, cli.global.json))
+        }
+        Command::ApiKeys(command) => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(api_keys::run(command, &control, output))
         }
         Command::Admin(command) => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);

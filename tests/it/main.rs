@@ -3,6 +3,7 @@
 
 mod accounts;
 mod answers;
+mod api_keys;
 mod architecture;
 mod bad_input;
 mod dashboard;
