@@ -10,6 +10,7 @@ use crate::api::Addresses;
 use crate::api::AppState;
 use crate::api::Limits;
 use crate::api::oauth2_redirect::Deliver;
+use crate::audit::Audit;
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
 use crate::auth::api_keys::ApiKeys;
@@ -22,6 +23,7 @@ use crate::store::tenants::Tenants;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
 use crate::tenancy::Tenancy;
+use crate::vault::Vault;
 
 /// Implements `FromRef` for one field.
 macro_rules! part {
@@ -61,5 +63,7 @@ macro_rules! service {
 }
 
 service!(records: Records);
+service!(audit: Audit);
+service!(vault: Vault);
 service!(api_keys: ApiKeys);
 service!(events: Events);

@@ -84,6 +84,7 @@ pub fn base() -> OpenApi {
         ),
         ("api keys", "Credentials of programs that act for an account."),
         ("pocketbase", "The accounts part of PocketBase's own API, for its SDKs."),
+        ("vault", "Credentials for other services, encrypted: stored, used by jobs, shown only when it has to be."),
         ("pages", "Pages that links in mails lead to."),
         ("operators", "Health, readiness, metrics, this document."),
     ];

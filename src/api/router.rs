@@ -10,6 +10,7 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::api::AppState;
 use crate::api::account_pages;
 use crate::api::api_keys;
+use crate::api::audit;
 use crate::api::auth;
 use crate::api::dashboard;
 use crate::api::error::ApiError;
@@ -28,12 +29,14 @@ use crate::api::openapi::alias;
 use crate::api::pocketbase;
 use crate::api::sessions;
 use crate::api::tenants;
+use crate::api::vault;
 use crate::api::welcome;
 use crate::error::Code;
 use crate::error::Problem;
 
 const AUTH: &str = "/api/v1/auth";
 const V1: &str = "/api/v1";
+const VAULT: &str = "/api/v1/vault";
 const USERS: &str = "/api/collections/users";
 /// The id of the `users` collection, which SDKs may use in place of its name.
 const USERS_BY_ID: &str = "/api/collections/_pb_users_auth_";
@@ -46,6 +49,9 @@ fn routes() -> OpenApiRouter<AppState> {
         .nest(AUTH, auth())
         .nest("/auth", alias(auth(), "alias", AUTH))
         .nest(V1, tenants::router().merge(members::router()).merge(invitations::router()))
+        .nest(V1, audit::router())
+        .nest(VAULT, vault::router())
+        .nest("/api/keys", alias(vault::router(), "keys", VAULT))
         .nest(V1, api_keys::router())
         .nest(USERS, users())
         .nest(USERS_BY_ID, alias(users(), "by_collection_id", USERS))
