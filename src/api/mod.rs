@@ -28,6 +28,7 @@ pub mod members;
 pub mod metrics;
 pub mod oauth2_redirect;
 pub mod openapi;
+mod page;
 pub mod pocketbase;
 pub mod router;
 mod services;

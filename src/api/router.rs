@@ -24,6 +24,7 @@ use crate::api::oauth2_redirect;
 use crate::api::openapi;
 use crate::api::openapi::Document;
 use crate::api::openapi::alias;
+use crate::api::page;
 use crate::api::pocketbase;
 use crate::api::sessions;
 use crate::api::tenants;
@@ -70,7 +71,9 @@ pub fn document() -> OpenApi {
 pub fn router(state: AppState) -> Router {
     let document = serde_json::to_vec(&document()).unwrap_or_default();
     let (router, _) = routes().split_for_parts();
-    framed(router.layer(Extension(Document(Bytes::from(document)))).with_state(state))
+    let verifier = state.verifier.clone();
+    let api = router.layer(Extension(Document(Bytes::from(document)))).with_state(state);
+    framed(api.clone().merge(page::router(api, verifier)))
 }
 
 /// Adds the answers for wrong paths and methods, and the frame around everything.
