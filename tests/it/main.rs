@@ -3,6 +3,7 @@
 
 mod accounts;
 mod answers;
+mod app_page;
 mod architecture;
 mod bad_input;
 mod dashboard;

@@ -18,8 +18,6 @@ use crate::api::page::layout::Notice;
 use crate::api::page::layout::sentence;
 use crate::api::page::queue::Panel;
 use crate::api::page::session::Visitor;
-use crate::api::page::views::Destination;
-use crate::api::page::views::Items;
 use crate::api::page::views::Meetings;
 use crate::error::Code;
 use crate::error::Problem;
@@ -34,7 +32,6 @@ pub(super) struct HomePage {
     pub(super) frame: Frame,
     pub(super) list: List,
     pub(super) panel: Panel,
-    pub(super) destinations: Vec<Destination>,
 }
 
 /// The meetings that are shown, and where others are.
@@ -84,19 +81,14 @@ fn asked(search: &str, cursor: Option<&str>) -> String {
 pub(super) async fn home(visitor: Visitor, Query(params): Params) -> Response {
     let search = params.get("search").map_or("", |text| text.trim());
     let cursor = params.get("cursor").map(String::as_str).filter(|cursor| !cursor.is_empty());
-    let (list, panel, destinations) = tokio::join!(
-        List::read(&visitor.api, search, cursor),
-        Panel::read(&visitor.api),
-        visitor.api.read::<Items<Destination>>("/api/v1/destinations"),
-    );
+    let (list, panel) = tokio::join!(List::read(&visitor.api, search, cursor), Panel::read(&visitor.api));
     let (list, panel) = match (list, panel) {
         (Ok(list), Ok(panel)) => (list, panel),
         (Err(problem), _) | (_, Err(problem)) => return layout::failure(&problem),
     };
     let notice = Notice::said(params.get("said").map(String::as_str));
     let frame = Frame::new("Meetings", &visitor.principal.email, notice);
-    let destinations = destinations.map(|found| found.items).unwrap_or_default();
-    layout::page(StatusCode::OK, &HomePage { frame, list, panel, destinations })
+    layout::page(StatusCode::OK, &HomePage { frame, list, panel })
 }
 
 /// Looks for new meetings.

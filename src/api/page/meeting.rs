@@ -11,11 +11,9 @@ use crate::api::page::api::encoded;
 use crate::api::page::layout;
 use crate::api::page::layout::Frame;
 use crate::api::page::layout::Notice;
-use crate::api::page::queue::Item;
 use crate::api::page::queue::Panel;
 use crate::api::page::session::Visitor;
 use crate::api::page::views::Artifact;
-use crate::api::page::views::Destination;
 use crate::api::page::views::Items;
 use crate::api::page::views::Whole;
 
@@ -26,8 +24,7 @@ pub(super) struct MeetingPage {
     pub(super) whole: Whole,
     pub(super) artifacts: Vec<Artifact>,
     /// What the queue does with it.
-    pub(super) items: Vec<Item>,
-    pub(super) destinations: Vec<Destination>,
+    pub(super) panel: Panel,
     pub(super) here: String,
 }
 
@@ -36,22 +33,17 @@ pub(super) async fn meeting(visitor: Visitor, Path(recording): Path<String>, Que
     let name = encoded(&recording);
     let api = &visitor.api;
     let (files, whole) = (format!("/api/v1/meetings/{name}/artifacts"), format!("/api/v1/meetings/{name}"));
-    let (whole, artifacts, panel, destinations) = tokio::join!(
-        api.read::<Whole>(&whole),
-        api.read::<Items<Artifact>>(&files),
-        Panel::read(api),
-        api.read::<Items<Destination>>("/api/v1/destinations"),
-    );
+    let (whole, artifacts, panel) =
+        tokio::join!(api.read::<Whole>(&whole), api.read::<Items<Artifact>>(&files), Panel::read(api),);
     let mut whole = match whole {
         Ok(whole) => whole,
         Err(problem) => return layout::failure(&problem),
     };
     let known = whole.artifacts.take().unwrap_or_default();
     let artifacts = artifacts.map_or(known, |found| found.items);
-    let items = panel.map(|panel| panel.items_of(&whole.meeting.recording_id)).unwrap_or_default();
+    let panel = panel.map(|panel| panel.of(&whole.meeting.recording_id)).unwrap_or_default();
     let notice = Notice::said(params.get("said").map(String::as_str));
     let frame = Frame::new("Meeting", &visitor.principal.email, notice);
-    let destinations = destinations.map(|found| found.items).unwrap_or_default();
     let here = format!("/app/meetings/{name}");
-    layout::page(StatusCode::OK, &MeetingPage { frame, whole, artifacts, items, destinations, here })
+    layout::page(StatusCode::OK, &MeetingPage { frame, whole, artifacts, panel, here })
 }

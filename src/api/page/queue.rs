@@ -23,6 +23,7 @@ use crate::api::page::layout::sentence;
 use crate::api::page::markdown;
 use crate::api::page::session::Visitor;
 use crate::api::page::views::Artifact;
+use crate::api::page::views::Destination;
 use crate::api::page::views::Id;
 use crate::api::page::views::Items;
 use crate::api::page::views::When;
@@ -30,8 +31,11 @@ use crate::api::page::views::or_untitled;
 use crate::error::Code;
 use crate::error::Problem;
 
-/// Finished jobs on one page.
-const HISTORY: usize = 25;
+/// Jobs that are looked at for one page of history.
+const HISTORY: usize = 50;
+
+/// Longest line that the queue takes for people, in characters.
+const LONGEST_TOPIC: usize = 500;
 
 /// How far a job is.
 #[derive(Debug, Default, Deserialize)]
@@ -55,8 +59,14 @@ pub(super) struct Item {
     pub(super) topic: Option<String>,
     #[serde(default)]
     pub(super) recording_id: Option<Id>,
+    /// What a job lists in place of the two around it.
+    #[serde(default)]
+    payload: Value,
     #[serde(default)]
     pub(super) destination: Option<String>,
+    /// What it waits for, in words.
+    #[serde(default)]
+    pub(super) waits_for: Option<String>,
     #[serde(default)]
     pub(super) attempts: u32,
     #[serde(default)]
@@ -78,10 +88,29 @@ impl Item {
         or_untitled(self.topic.as_deref().unwrap_or_default())
     }
 
+    /// The recording it is about.
+    fn recording(&self) -> Option<Id> {
+        let payload = self.payload.get("recording_id").and_then(Value::as_u64);
+        let id = self.recording_id.clone().or_else(|| payload.map(|number| Id(number.to_string())));
+        id.filter(|id| !id.0.is_empty())
+    }
+
     /// The page of its meeting.
     pub(super) fn meeting(&self) -> Option<String> {
-        let id = self.recording_id.as_ref().filter(|id| !id.0.is_empty())?;
-        Some(format!("/app/meetings/{}", encoded(&id.0)))
+        self.recording().map(|id| format!("/app/meetings/{}", encoded(&id.0)))
+    }
+
+    fn is_finished(&self) -> bool {
+        matches!(self.state.as_str(), "done" | "dead" | "cancelled")
+    }
+
+    /// Shows destinations by the names that their owner gave them.
+    fn name_destination(&mut self, known: &[Destination]) {
+        let id = self.destination.take().or_else(|| self.payload.get("destination")?.as_str().map(str::to_owned));
+        self.destination = id.map(|id| {
+            let found = known.iter().find(|destination| destination.id == id);
+            found.map_or(id, |destination| destination.name.clone())
+        });
     }
 
     pub(super) fn label(&self) -> &str {
@@ -151,22 +180,33 @@ pub(super) struct Panel {
     /// Why nothing is known, when it is not.
     #[serde(skip)]
     pub(super) failed: Option<String>,
+    /// Where things can go.
+    #[serde(skip)]
+    pub(super) destinations: Vec<Destination>,
 }
 
 impl Panel {
     /// Reads it; only a session that ended is an error.
     pub(super) async fn read(api: &Caller) -> Result<Self, Problem> {
-        match api.read("/api/v1/queue").await {
+        let (panel, destinations) =
+            tokio::join!(api.read::<Self>("/api/v1/queue"), api.read::<Items<Destination>>("/api/v1/destinations"),);
+        let mut panel = match panel {
             Err(problem) if problem.code != Code::Unauthorized => {
-                Ok(Self { failed: Some(sentence(&problem)), ..Self::default() })
+                Self { failed: Some(sentence(&problem)), ..Self::default() }
             }
-            read => read,
+            read => read?,
+        };
+        panel.destinations = destinations.map(|found| found.items).unwrap_or_default();
+        for item in &mut panel.items {
+            item.name_destination(&panel.destinations);
         }
+        Ok(panel)
     }
 
     /// Only what concerns one meeting.
-    pub(super) fn items_of(self, recording: &Id) -> Vec<Item> {
-        self.items.into_iter().filter(|item| item.recording_id.as_ref() == Some(recording)).collect()
+    pub(super) fn of(mut self, recording: &Id) -> Self {
+        self.items.retain(|item| item.recording().as_ref() == Some(recording));
+        self
     }
 
     pub(super) fn is_busy(&self) -> bool {
@@ -196,14 +236,20 @@ struct QueuePage {
 pub(super) async fn queue(visitor: Visitor, Query(params): Params) -> Response {
     let cursor = params.get("cursor").filter(|cursor| !cursor.is_empty());
     let cursor = cursor.map_or_else(String::new, |cursor| format!("&cursor={}", encoded(cursor)));
-    let finished = format!("/api/v1/jobs?state=done,dead,cancelled&kind=deliver_meeting&limit={HISTORY}{cursor}");
+    let finished = format!("/api/v1/jobs?kind=deliver_meeting&limit={HISTORY}{cursor}");
     let (panel, history) = tokio::join!(Panel::read(&visitor.api), visitor.api.read::<Items<Item>>(&finished));
     let panel = match panel {
         Ok(panel) => panel,
         Err(problem) => return layout::failure(&problem),
     };
     let (history, failed) = match history {
-        Ok(history) => (history, None),
+        Ok(mut history) => {
+            history.items.retain(Item::is_finished);
+            for item in &mut history.items {
+                item.name_destination(&panel.destinations);
+            }
+            (history, None)
+        }
         Err(problem) => (Items::default(), Some(sentence(&problem))),
     };
     let next = history.next_cursor.as_deref().map(|cursor| format!("/app/queue?cursor={}", encoded(cursor)));
@@ -235,6 +281,10 @@ pub(super) async fn add(visitor: Visitor, fields: Fields) -> Response {
         .map(|id| {
             // Services number their recordings.
             let mut item = json!({ "recording_id": id.parse::<u64>().map_or_else(|_| Value::from(id), Value::from) });
+            let title = fields.text(&format!("title-{id}"));
+            if !title.is_empty() {
+                item["topic"] = Value::from(title.chars().take(LONGEST_TOPIC).collect::<String>());
+            }
             if !destination.is_empty() {
                 item["destination"] = Value::from(destination);
             }
@@ -301,7 +351,7 @@ pub(super) async fn video(visitor: Visitor, Path(id): Path<String>) -> Response 
 async fn video_of(api: &Caller, id: &str) -> Result<String, Problem> {
     let item: Item = api.read(&format!("/api/v1/queue/{}", encoded(id))).await?;
     let gone = || Problem::new(Code::NotFound);
-    let recording = item.recording_id.ok_or_else(gone)?;
+    let recording = item.recording().ok_or_else(gone)?;
     let artifacts: Items<Artifact> = api.read(&format!("/api/v1/meetings/{}/artifacts", encoded(&recording.0))).await?;
     let video = artifacts.items.iter().find(|artifact| artifact.kind == "video").and_then(Artifact::link);
     video.map(str::to_owned).ok_or_else(gone)

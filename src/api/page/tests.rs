@@ -46,10 +46,9 @@ fn frame() -> Frame {
 
 fn pages() -> Vec<String> {
     let meetings = json!({"items": [evil_meeting()], "next_cursor": EVIL, "sync": {"state": EVIL, "error": EVIL}});
-    let destinations = || {
-        let one = json!({"id": EVIL, "name": EVIL, "kind": EVIL, "settings": {EVIL: EVIL}, "is_default": false});
-        serde_json::from_value(json!([one])).unwrap()
-    };
+    let one = json!({"id": EVIL, "name": EVIL, "kind": EVIL, "settings": {EVIL: EVIL}, "is_default": false});
+    let destinations = || serde_json::from_value(json!([one])).unwrap();
+    let panel = || Panel { destinations: destinations(), ..evil_panel() };
     let list = List {
         meetings: serde_json::from_value(meetings).unwrap(),
         failed: Some(EVIL.to_owned()),
@@ -58,13 +57,12 @@ fn pages() -> Vec<String> {
         next: Some(EVIL.to_owned()),
         is_first: false,
     };
-    let home = HomePage { frame: frame(), list, panel: evil_panel(), destinations: destinations() };
+    let home = HomePage { frame: frame(), list, panel: panel() };
     let meeting = MeetingPage {
         frame: frame(),
         artifacts: serde_json::from_value(evil_meeting()["artifacts"].clone()).unwrap(),
         whole: serde_json::from_value(evil_meeting()).unwrap(),
-        items: evil_panel().items,
-        destinations: destinations(),
+        panel: panel(),
         here: EVIL.to_owned(),
     };
     let key = json!({"key_id": EVIL, "service": EVIL, "label": EVIL, "hint": EVIL, "state": EVIL});
