@@ -25,6 +25,7 @@ mod realtime_limits;
 mod sdk;
 mod sdk_accounts;
 mod sdk_tenants;
+mod seed_samples;
 mod slow_clients;
 mod startup;
 mod store;

@@ -118,7 +118,11 @@ impl Caller {
             return Err(problem);
         }
         if !parts.status.is_success() {
-            let code = if parts.status.is_client_error() { Code::InvalidRequest } else { Code::Internal };
+            let code = match parts.status {
+                StatusCode::NOT_FOUND => Code::NotFound,
+                status if status.is_client_error() => Code::InvalidRequest,
+                _ => Code::Internal,
+            };
             return Err(Problem::new(code));
         }
         let read = Limited::new(body, LARGEST).collect().await.map_err(|error| unread(path, &error))?;
