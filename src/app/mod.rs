@@ -498,7 +498,7 @@ fn welcome(config: &Config, folders: &Folders, listen: SocketAddr) {
         format!("Data directory: {data}\n")
     };
     let text = format!(
-        "\npocketfleet {version} listens on {url}\n{made}\n\
+        "\npocketfleet {version} listens on {url}\nThe page for people is {url}/app\n{made}\n\
          Try:\n  curl -X POST {url}/auth/register -H 'Content-Type: application/json' \\\n    \
          -d '{{\"email\":\"ada@example.com\",\"password\":\"correct horse\",\"name\":\"Ada\"}}'\n  \
          pocketfleet --data {data} tenants list\n  pocketfleet --data {data} admin create --email you@example.com\n  \

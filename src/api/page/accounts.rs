@@ -20,10 +20,10 @@ use serde_json::json;
 use time::OffsetDateTime;
 
 use crate::api::error::status_of;
-use crate::api::page::Fields;
 use crate::api::page::PageState;
 use crate::api::page::Params;
 use crate::api::page::api::Caller;
+use crate::api::page::fields::Fields;
 use crate::api::page::layout;
 use crate::api::page::layout::Frame;
 use crate::api::page::layout::Notice;

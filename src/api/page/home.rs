@@ -8,15 +8,16 @@ use axum::response::Response;
 use serde_json::Value;
 use serde_json::json;
 
-use crate::api::page::Fields;
 use crate::api::page::Params;
 use crate::api::page::api::Caller;
 use crate::api::page::api::encoded;
+use crate::api::page::fields::Fields;
 use crate::api::page::layout;
 use crate::api::page::layout::Frame;
 use crate::api::page::layout::Notice;
 use crate::api::page::layout::sentence;
 use crate::api::page::queue::Panel;
+use crate::api::page::queue::read_panel;
 use crate::api::page::session::Visitor;
 use crate::api::page::views::Meetings;
 use crate::error::Code;
@@ -81,7 +82,7 @@ fn asked(search: &str, cursor: Option<&str>) -> String {
 pub(super) async fn home(visitor: Visitor, Query(params): Params) -> Response {
     let search = params.get("search").map_or("", |text| text.trim());
     let cursor = params.get("cursor").map(String::as_str).filter(|cursor| !cursor.is_empty());
-    let (list, panel) = tokio::join!(List::read(&visitor.api, search, cursor), Panel::read(&visitor.api));
+    let (list, panel) = tokio::join!(List::read(&visitor.api, search, cursor), read_panel(&visitor.api));
     let (list, panel) = match (list, panel) {
         (Ok(list), Ok(panel)) => (list, panel),
         (Err(problem), _) | (_, Err(problem)) => return layout::failure(&problem),

@@ -89,11 +89,11 @@ pub(super) fn sentence(problem: &Problem) -> String {
     };
     for (field, what) in problem.details.as_object().into_iter().flatten() {
         if let Some(message) = what.get("message").and_then(serde_json::Value::as_str) {
-            text.push_str(&format!(" {}: {}", capitalised_word(field), capitalised(message)));
+            text.extend([" ", &capitalised_word(field), ": ", &capitalised(message)]);
         }
     }
     if let Some(seconds) = problem.retry_after_seconds() {
-        text.push_str(&format!(" Try again in {seconds} s."));
+        text.extend([" Try again in ", &seconds.to_string(), " s."]);
     }
     text
 }

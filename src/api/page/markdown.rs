@@ -36,20 +36,30 @@ impl Open {
     }
 }
 
+/// By level.
+const HEADINGS: [(&str, &str); 6] = [
+    ("<h1>", "</h1>\n"),
+    ("<h2>", "</h2>\n"),
+    ("<h3>", "</h3>\n"),
+    ("<h4>", "</h4>\n"),
+    ("<h5>", "</h5>\n"),
+    ("<h6>", "</h6>\n"),
+];
+
 /// Renders a text.
 pub(super) fn render(text: &str) -> Markup {
     let mut out = String::with_capacity(text.len() * 5 / 4);
     let mut open = Open::Nothing;
-    for line in text.lines().map(str::trim) {
+    for line in first(text, LONGEST).lines().map(str::trim) {
         if line.is_empty() {
             turn(&mut out, &mut open, Open::Nothing, "");
         } else if let Some((level, rest)) = heading(line) {
             turn(&mut out, &mut open, Open::Nothing, "");
             // The page has its own first and second level.
-            let level = (level + 2).min(6);
-            out.push_str(&format!("<h{level}>"));
+            let (start, end) = HEADINGS.get(level + 1).copied().unwrap_or(("<h6>", "</h6>\n"));
+            out.push_str(start);
             inline(&mut out, rest);
-            out.push_str(&format!("</h{level}>\n"));
+            out.push_str(end);
         } else if let Some(rest) = ["- ", "* ", "+ ", "• "].iter().find_map(|mark| line.strip_prefix(mark)) {
             turn(&mut out, &mut open, Open::Bullets, "<ul>\n");
             item(&mut out, rest);
@@ -112,21 +122,39 @@ fn inline(out: &mut String, text: &str) {
     escape(out, rest);
 }
 
+/// How far the end of a mark is looked for, in bytes: a line of nothing but beginnings must not cost its square.
+const REACH: usize = 1_000;
+/// The longest text that is rendered, in bytes; a summary has a few thousand.
+const LONGEST: usize = 200_000;
+
+/// The first bytes of a text, whole characters only.
+fn first(text: &str, most: usize) -> &str {
+    text.get(..text.floor_char_boundary(most)).unwrap_or(text)
+}
+
+/// What stands before and after an end that is not too far.
+fn until<'a>(text: &'a str, end: &str) -> Option<(&'a str, &'a str)> {
+    let at = first(text, REACH).find(end)?;
+    Some((text.get(..at)?, text.get(at + end.len()..)?))
+}
+
 /// Writes what a mark at the start of `text` encloses, and gives what follows. `None`: it encloses nothing.
 fn mark<'a>(out: &mut String, text: &'a str) -> Option<&'a str> {
-    for (sign, tag) in [("**", "strong"), ("__", "strong"), ("*", "em"), ("_", "em")] {
+    const STRONG: (&str, &str) = ("<strong>", "</strong>");
+    const EM: (&str, &str) = ("<em>", "</em>");
+    for (sign, (start, end)) in [("**", STRONG), ("__", STRONG), ("*", EM), ("_", EM)] {
         let Some(inner) = text.strip_prefix(sign) else { continue };
-        let (inside, after) = inner.split_once(sign)?;
+        let (inside, after) = until(inner, sign)?;
         if inside.is_empty() || inside.starts_with(' ') || inside.ends_with(' ') {
             return None;
         }
-        out.push_str(&format!("<{tag}>"));
+        out.push_str(start);
         inline(out, inside);
-        out.push_str(&format!("</{tag}>"));
+        out.push_str(end);
         return Some(after);
     }
     if let Some(inner) = text.strip_prefix('`') {
-        let (inside, after) = inner.split_once('`')?;
+        let (inside, after) = until(inner, "`")?;
         out.push_str("<code>");
         escape(out, inside);
         out.push_str("</code>");
@@ -141,8 +169,8 @@ fn mark<'a>(out: &mut String, text: &'a str) -> Option<&'a str> {
 }
 
 fn link<'a>(out: &mut String, text: &'a str) -> Option<&'a str> {
-    let (label, rest) = text.strip_prefix('[')?.split_once("](")?;
-    let (address, after) = rest.split_once(')')?;
+    let (label, rest) = until(text.strip_prefix('[')?, "](")?;
+    let (address, after) = until(rest, ")")?;
     if label.is_empty() || label.contains(['[', ']']) || !is_web(address) {
         return None;
     }
@@ -217,6 +245,16 @@ mod tests {
                 assert!(!html.contains(raw), "{bad} gave {html}");
             }
         }
+    }
+
+    #[test]
+    fn beginnings_without_an_end_are_not_looked_through_again_and_again() {
+        let begun = std::time::Instant::now();
+        for mark in ["[", "*", "_a ", "`", "[a](", "**b "] {
+            let html = render(&mark.repeat(1_000_000)).to_string();
+            assert!(html.len() > LONGEST / 2, "{mark}");
+        }
+        assert!(begun.elapsed().as_secs() < 30, "{:?}", begun.elapsed());
     }
 
     proptest! {

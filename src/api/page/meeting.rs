@@ -12,6 +12,7 @@ use crate::api::page::layout;
 use crate::api::page::layout::Frame;
 use crate::api::page::layout::Notice;
 use crate::api::page::queue::Panel;
+use crate::api::page::queue::read_panel;
 use crate::api::page::session::Visitor;
 use crate::api::page::views::Artifact;
 use crate::api::page::views::Items;
@@ -34,7 +35,7 @@ pub(super) async fn meeting(visitor: Visitor, Path(recording): Path<String>, Que
     let api = &visitor.api;
     let (files, whole) = (format!("/api/v1/meetings/{name}/artifacts"), format!("/api/v1/meetings/{name}"));
     let (whole, artifacts, panel) =
-        tokio::join!(api.read::<Whole>(&whole), api.read::<Items<Artifact>>(&files), Panel::read(api),);
+        tokio::join!(api.read::<Whole>(&whole), api.read::<Items<Artifact>>(&files), read_panel(api),);
     let mut whole = match whole {
         Ok(whole) => whole,
         Err(problem) => return layout::failure(&problem),

@@ -12,6 +12,7 @@
 mod accounts;
 mod api;
 mod assets;
+mod fields;
 mod home;
 mod layout;
 mod markdown;
@@ -29,7 +30,6 @@ use axum::Router;
 use axum::extract::Query;
 use axum::middleware::from_fn;
 use axum::middleware::from_fn_with_state;
-use axum::response::IntoResponse;
 use axum::response::Redirect;
 use axum::response::Response;
 use axum::routing::get;
@@ -87,72 +87,3 @@ async fn absent() -> Response {
 
 /// The parameters of an address.
 type Params = Query<HashMap<String, String>>;
-
-/// What was filled in, in the order of the form; a name may come more than once.
-#[derive(Debug)]
-struct Fields(Vec<(String, String)>);
-
-impl Fields {
-    /// The first of a name, without the blanks around it; empty when absent.
-    fn text(&self, name: &str) -> &str {
-        self.0.iter().find(|(field, _)| field == name).map_or("", |(_, value)| value.trim())
-    }
-
-    /// The first of a name as it was typed: a password may begin with a blank.
-    fn exact(&self, name: &str) -> &str {
-        self.0.iter().find(|(field, _)| field == name).map_or("", |(_, value)| value)
-    }
-
-    /// All of a name.
-    fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a str> {
-        self.0.iter().filter(move |(field, _)| field == name).map(|(_, value)| value.trim())
-    }
-
-    /// Which page of ours the form stands on; the first page when it does not say so properly.
-    fn page(&self) -> &str {
-        let path = self.text("page");
-        let is_ours = path == "/app" || path.starts_with("/app/") || path.starts_with("/app?");
-        let is_plain = path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-_?=&%.+".contains(&byte));
-        if is_ours && is_plain && !path.contains("//") { path } else { "/app" }
-    }
-}
-
-impl<S: Send + Sync> axum::extract::FromRequest<S> for Fields {
-    type Rejection = Response;
-
-    async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Response> {
-        match axum::Form::from_request(request, state).await {
-            Ok(axum::Form(fields)) => Ok(Self(fields)),
-            Err(_) => {
-                let problem = Problem::new(Code::InvalidBody).message("this is not what the form of this page sends");
-                Err(layout::failure(&problem).into_response())
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod field_tests {
-    use super::*;
-
-    #[test]
-    fn a_form_leads_back_to_pages_of_ours_only() {
-        let back = |page: &str| Fields(vec![("page".to_owned(), page.to_owned())]).page().to_owned();
-        for ours in ["/app", "/app/queue", "/app?search=a%20b&cursor=x", "/app/meetings/17"] {
-            assert_eq!(back(ours), ours);
-        }
-        for other in
-            ["", "https://evil.example", "//evil.example", "/app//evil.example", "/apple", "/app/\r\nx: y", "/api"]
-        {
-            assert_eq!(back(other), "/app", "{other}");
-        }
-    }
-
-    #[test]
-    fn fields_are_found_by_name() {
-        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        let fields = Fields(vec![pair("a", " 1 "), pair("a", "2"), pair("b", "")]);
-        assert_eq!((fields.text("a"), fields.exact("a"), fields.text("c")), ("1", " 1 ", ""));
-        assert_eq!(fields.all("a").collect::<Vec<_>>(), ["1", "2"]);
-    }
-}

@@ -12,10 +12,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::json;
 
-use crate::api::page::Fields;
 use crate::api::page::Params;
 use crate::api::page::api::Caller;
 use crate::api::page::api::encoded;
+use crate::api::page::fields::Fields;
 use crate::api::page::layout;
 use crate::api::page::layout::Frame;
 use crate::api::page::layout::Notice;
@@ -186,23 +186,6 @@ pub(super) struct Panel {
 }
 
 impl Panel {
-    /// Reads it; only a session that ended is an error.
-    pub(super) async fn read(api: &Caller) -> Result<Self, Problem> {
-        let (panel, destinations) =
-            tokio::join!(api.read::<Self>("/api/v1/queue"), api.read::<Items<Destination>>("/api/v1/destinations"),);
-        let mut panel = match panel {
-            Err(problem) if problem.code != Code::Unauthorized => {
-                Self { failed: Some(sentence(&problem)), ..Self::default() }
-            }
-            read => read?,
-        };
-        panel.destinations = destinations.map(|found| found.items).unwrap_or_default();
-        for item in &mut panel.items {
-            item.name_destination(&panel.destinations);
-        }
-        Ok(panel)
-    }
-
     /// Only what concerns one meeting.
     pub(super) fn of(mut self, recording: &Id) -> Self {
         self.items.retain(|item| item.recording().as_ref() == Some(recording));
@@ -212,6 +195,23 @@ impl Panel {
     pub(super) fn is_busy(&self) -> bool {
         self.items.iter().any(|item| item.is("running"))
     }
+}
+
+/// Reads the queue; only a session that ended is an error.
+pub(super) async fn read_panel(api: &Caller) -> Result<Panel, Problem> {
+    let (panel, destinations) =
+        tokio::join!(api.read::<Panel>("/api/v1/queue"), api.read::<Items<Destination>>("/api/v1/destinations"),);
+    let mut panel = match panel {
+        Err(problem) if problem.code != Code::Unauthorized => {
+            Panel { failed: Some(sentence(&problem)), ..Panel::default() }
+        }
+        read => read?,
+    };
+    panel.destinations = destinations.map(|found| found.items).unwrap_or_default();
+    for item in &mut panel.items {
+        item.name_destination(&panel.destinations);
+    }
+    Ok(panel)
 }
 
 #[derive(Template)]
@@ -237,7 +237,7 @@ pub(super) async fn queue(visitor: Visitor, Query(params): Params) -> Response {
     let cursor = params.get("cursor").filter(|cursor| !cursor.is_empty());
     let cursor = cursor.map_or_else(String::new, |cursor| format!("&cursor={}", encoded(cursor)));
     let finished = format!("/api/v1/jobs?kind=deliver_meeting&limit={HISTORY}{cursor}");
-    let (panel, history) = tokio::join!(Panel::read(&visitor.api), visitor.api.read::<Items<Item>>(&finished));
+    let (panel, history) = tokio::join!(read_panel(&visitor.api), visitor.api.read::<Items<Item>>(&finished));
     let panel = match panel {
         Ok(panel) => panel,
         Err(problem) => return layout::failure(&problem),
@@ -262,7 +262,7 @@ pub(super) async fn queue(visitor: Visitor, Query(params): Params) -> Response {
 pub(super) async fn panel(visitor: Visitor, Query(params): Params) -> Response {
     let page = params.get("page").cloned().unwrap_or_default();
     let here = Fields(vec![("page".to_owned(), page)]).page().to_owned();
-    match Panel::read(&visitor.api).await {
+    match read_panel(&visitor.api).await {
         Ok(panel) => layout::page(StatusCode::OK, &PanelPart { panel, here }),
         Err(problem) => layout::failure(&problem),
     }

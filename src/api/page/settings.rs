@@ -15,9 +15,9 @@ use time::macros::format_description;
 
 use crate::api::error::status_of;
 use crate::api::json::invalid_field;
-use crate::api::page::Fields;
 use crate::api::page::Params;
 use crate::api::page::api::encoded;
+use crate::api::page::fields::Fields;
 use crate::api::page::layout;
 use crate::api::page::layout::Frame;
 use crate::api::page::layout::Notice;

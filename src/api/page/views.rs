@@ -70,7 +70,8 @@ impl<'de> Deserialize<'de> for Id {
 /// A key in the vault, without its secret.
 #[derive(Debug, Deserialize)]
 pub(super) struct Key {
-    pub(super) key_id: String,
+    #[serde(rename = "key_id")]
+    pub(super) id: String,
     pub(super) service: String,
     pub(super) label: String,
     #[serde(default)]
