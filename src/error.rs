@@ -94,6 +94,12 @@ codes! {
     HeadersTooLarge = "HEADERS_TOO_LARGE", 431, Client, "the request has too many or too large headers";
     /// An error of ours that nobody planned.
     Internal = "INTERNAL_ERROR", 500, Server, "something went wrong on our side; quote the request id";
+    /// A destination of deliveries that cannot be one; the message says why.
+    InvalidDestination = "INVALID_DESTINATION", 400, Client, "this cannot be a destination; the message says why";
+    /// The key of a destination is missing or refused there.
+    DestinationKey = "DESTINATION_KEY", 409, Client, "the destination's key does not work; store a working one in the vault";
+    /// A destination does not do its part.
+    DestinationFailed = "DESTINATION_FAILED", 424, Client, "the destination did not take it; see the message";
     /// Not built yet.
     NotImplemented = "NOT_IMPLEMENTED", 501, Server, "this part is not available yet";
     /// Mails cannot be sent, because the operator has not said how.

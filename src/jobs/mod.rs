@@ -1,1 +1,4 @@
-//! The kinds of work that the queue runs.
+//! What the queue's workers do: the kinds of jobs, one folder each, and the destinations they deliver to.
+
+pub mod deliver;
+pub mod destinations;

@@ -74,6 +74,7 @@ impl From<reqwest::Error> for Error {
 pub struct Guard {
     rules: Arc<Rules>,
     http: reqwest::Client,
+    uploads: reqwest::Client,
 }
 
 struct Rules {
@@ -114,13 +115,15 @@ impl Guard {
         let hosts: Arc<HashSet<String>> = Arc::new(origins.iter().map(|(_, host, _)| host.clone()).collect());
         let timeout = config.connect_timeout;
         let resolver = Resolver { lookup, exempt: Arc::clone(&hosts), timeout };
-        let http = client()
-            .connect_timeout(timeout)
-            .read_timeout(config.idle_timeout)
-            .dns_resolver(resolver)
-            .user_agent(concat!("pocketfleet/", env!("CARGO_PKG_VERSION")))
-            .build()?;
-        Ok(Self { rules: Arc::new(Rules { ports: config.ports.clone(), origins, hosts }), http })
+        let builder = || {
+            client()
+                .connect_timeout(timeout)
+                .dns_resolver(resolver.clone())
+                .user_agent(concat!("pocketfleet/", env!("CARGO_PKG_VERSION")))
+        };
+        let http = builder().read_timeout(config.idle_timeout).build()?;
+        let uploads = builder().build()?;
+        Ok(Self { rules: Arc::new(Rules { ports: config.ports.clone(), origins, hosts }), http, uploads })
     }
 
     /// Whether a URL may be called, as far as it says so itself. What its name resolves to is looked at by
@@ -166,6 +169,12 @@ impl Guard {
     /// and, for short answers, a deadline.
     pub fn client(&self) -> &reqwest::Client {
         &self.http
+    }
+
+    /// The same client for requests with long bodies: it waits for the head of an answer as long as the request's own
+    /// timeout says, which has to be set, because an answer stands still for as long as its request is being sent.
+    pub fn uploads(&self) -> &reqwest::Client {
+        &self.uploads
     }
 
     /// Gets a URL, following at most `redirects` redirects that each pass the same check and `accepts`. Headers that
@@ -274,7 +283,8 @@ mod tests {
         ] {
             assert_eq!(guard.parse(url).map(|url| url.to_string()), Err(refusal), "{url}");
         }
-        for url in ["https://example.com/x?y=z", "https://example.com:8443/", "https://1.1.1.1/", "HTTPS://EXAMPLE.COM"] {
+        for url in ["https://example.com/x?y=z", "https://example.com:8443/", "https://1.1.1.1/", "HTTPS://EXAMPLE.COM"]
+        {
             assert!(guard.parse(url).is_ok(), "{url}");
         }
     }
@@ -322,7 +332,9 @@ mod tests {
     #[tokio::test]
     async fn of_several_addresses_only_public_ones_are_given_out() {
         let lookup: Lookup = Arc::new(|_| {
-            Box::pin(async { Ok(vec!["127.0.0.1".parse().unwrap(), "1.1.1.1".parse().unwrap(), "::1".parse().unwrap()]) })
+            Box::pin(async {
+                Ok(vec!["127.0.0.1".parse().unwrap(), "1.1.1.1".parse().unwrap(), "::1".parse().unwrap()])
+            })
         });
         let timeout = std::time::Duration::from_secs(1);
         let resolver = Resolver { lookup, exempt: Arc::default(), timeout };

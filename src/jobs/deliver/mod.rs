@@ -1,0 +1,4 @@
+//! deliver
+pub mod names;
+pub mod render;
+pub mod staging;
