@@ -5,7 +5,6 @@
 //! overwritten by a job that did not deliver.
 
 use bytes::Bytes;
-use hyper::Method;
 use serde_json::Value;
 use serde_json::json;
 use sha2::Digest;
@@ -19,6 +18,9 @@ use super::checkpoint::Subject;
 use crate::jobs::destinations::Delivered;
 use crate::records::Error;
 use crate::records::Instance;
+use crate::records::Query;
+use crate::records::Upload;
+use crate::records::quoted;
 
 const DELIVERIES: &str = "deliveries";
 const ARTIFACTS: &str = "artifacts";
@@ -154,66 +156,34 @@ pub async fn artifact(instance: &Instance, subject: &Subject, job: &str, file: A
         row["id"] = id.into();
         return instance.upsert(ARTIFACTS, &[row]).await;
     };
-    let exists = instance.find(ARTIFACTS, &id).await?;
-    if let Some(row) = &exists
-        && row.get("sha256") == fields.get("sha256")
-        && row.get("file").and_then(Value::as_str).is_some_and(|name| !name.is_empty())
-    {
-        return instance.update(ARTIFACTS, &id, &fields).await.map(drop);
+    if let Some(row) = instance.find(ARTIFACTS, &id).await? {
+        let is_kept = row.get("file").and_then(Value::as_str).is_some_and(|name| !name.is_empty());
+        if is_kept && row.get("sha256") == fields.get("sha256") {
+            return instance.update(ARTIFACTS, &id, &fields).await.map(drop);
+        }
+        instance.delete(ARTIFACTS, &id).await?;
     }
-    let form = Form::new(if exists.is_none() { Some(&id) } else { None }, &fields, &file.staged.name, &content);
-    let (method, path) = match exists {
-        Some(_) => (Method::PATCH, format!("/api/collections/{ARTIFACTS}/records/{id}")),
-        None => (Method::POST, format!("/api/collections/{ARTIFACTS}/records")),
+    let mut row = fields;
+    row["id"] = id.into();
+    let upload = Upload {
+        field: "file",
+        name: &file.staged.file,
+        content_type: &file.staged.content_type,
+        bytes: &content,
     };
-    instance.send(method, &path, &[], Some(form)).await.map(drop)
+    instance.create_with_file(ARTIFACTS, &row, &upload).await.map(drop)
 }
 
 /// The files of a recording.
 pub async fn artifacts(instance: &Instance, recording_id: u64) -> Result<Vec<Value>, Error> {
-    let filter = format!("recording_id = {}", crate::records::quoted(&recording_id.to_string()));
-    let query = crate::records::Query { filter: &filter, sort: "destination,kind", limit: 200, ..Default::default() };
+    let filter = format!("recording_id = {}", quoted(&recording_id.to_string()));
+    let query = Query { filter: &filter, sort: "destination,kind", limit: 200, ..Query::default() };
     instance.list(ARTIFACTS, &query).await
 }
 
 /// One file.
 pub async fn one_artifact(instance: &Instance, id: &str) -> Result<Option<Value>, Error> {
     instance.find(ARTIFACTS, id).await
-}
-
-/// A form with one file, as `multipart/form-data`.
-struct Form;
-
-impl Form {
-    #[expect(clippy::new_ret_no_self, reason = "the form is its bytes")]
-    fn new(id: Option<&str>, fields: &Value, name: &str, content: &[u8]) -> (String, Bytes) {
-        let boundary = format!("pocketfleet-{:032x}", rand::random::<u128>());
-        let mut body = Vec::with_capacity(content.len() + 4096);
-        let mut part = |name: &str, value: &str| {
-            body.extend_from_slice(
-                format!("--{boundary}\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n").as_bytes(),
-            );
-        };
-        if let Some(id) = id {
-            part("id", id);
-        }
-        for (field, value) in fields.as_object().into_iter().flatten() {
-            match value {
-                Value::String(text) => part(field, text),
-                other => part(field, &other.to_string()),
-            }
-        }
-        // Names of ours have none of what would have to be escaped; a title may.
-        let name: String = name.chars().map(|c| if c == '"' || c == '\\' || c.is_control() { '-' } else { c }).collect();
-        let head = format!(
-            "--{boundary}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\
-             Content-Type: application/octet-stream\r\n\r\n"
-        );
-        body.extend_from_slice(head.as_bytes());
-        body.extend_from_slice(content);
-        body.extend_from_slice(format!("\r\n--{boundary}--\r\n").as_bytes());
-        (format!("multipart/form-data; boundary={boundary}"), body.into())
-    }
 }
 
 #[cfg(test)]
