@@ -25,6 +25,8 @@ use bytes::Bytes;
 pub mod blobs;
 pub mod bus;
 mod error;
+pub mod hooks;
+pub mod inbox;
 pub mod invitations;
 mod keys;
 pub mod members;
