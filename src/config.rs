@@ -18,6 +18,8 @@ use serde::Deserialize;
 use crate::auth;
 use crate::auth::accounts;
 use crate::gateway;
+use crate::integrations::fathom;
+use crate::outbound;
 use crate::realtime;
 use crate::supervisor;
 use crate::telemetry;
@@ -92,6 +94,10 @@ pub struct Config {
     pub accounts: accounts::config::Settings,
     /// `[realtime]`
     pub realtime: realtime::Config,
+    /// `[outbound]`
+    pub outbound: outbound::Config,
+    /// `[fathom]`
+    pub fathom: fathom::Config,
     /// `PATH` of the environment, for finding the binary.
     #[serde(skip)]
     pub search_path: String,
@@ -186,6 +192,8 @@ impl Config {
         self.server.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         accounts::config::check(&self.mail, &self.accounts).map_err(|error| Error::Invalid(error.to_string()))?;
         self.realtime.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.outbound.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.fathom.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         let i = &self.instances;
         let s = &self.server;
         let a = &self.auth;

@@ -1,1 +1,5 @@
-//! Users' third-party credentials, encrypted.
+//! Users' third-party credentials, sealed.
+
+mod secret;
+
+pub use secret::Secret;
