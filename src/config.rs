@@ -19,6 +19,7 @@ use crate::auth;
 use crate::auth::accounts;
 use crate::gateway;
 use crate::integrations::fathom;
+use crate::meetings;
 use crate::outbound;
 use crate::realtime;
 use crate::supervisor;
@@ -98,6 +99,8 @@ pub struct Config {
     pub outbound: outbound::Config,
     /// `[fathom]`
     pub fathom: fathom::Config,
+    /// `[meetings]`
+    pub meetings: meetings::Config,
     /// `PATH` of the environment, for finding the binary.
     #[serde(skip)]
     pub search_path: String,
@@ -194,6 +197,11 @@ impl Config {
         self.realtime.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.outbound.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.fathom.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.meetings.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        if self.meetings.max_hook_bytes > self.server.max_account_bytes.max(self.server.max_json_bytes) {
+            let (key, value) = ("meetings.max_hook_bytes", self.meetings.max_hook_bytes);
+            return Err(rule(key, value, "not above server.max_account_bytes, which no request of ours may exceed"));
+        }
         let i = &self.instances;
         let s = &self.server;
         let a = &self.auth;

@@ -118,6 +118,18 @@ codes! {
     AccountsUnavailable = "ACCOUNTS_UNAVAILABLE", 503, Server, "the accounts service is away; try again soon";
     /// Shutting down.
     ShuttingDown = "SHUTTING_DOWN", 503, Server, "the server is shutting down; try again soon";
+    /// The user has not stored a key of Fathom's, or it is over.
+    FathomKeyMissing = "FATHOM_KEY_MISSING", 409, Client, "store a key of Fathom first: PUT /api/v1/vault with service \"fathom\"";
+    /// Fathom does not accept the user's key.
+    FathomKeyRefused = "FATHOM_KEY_REFUSED", 409, Client, "Fathom does not accept your key; store a valid one";
+    /// Fathom does not let the owner of the key do this.
+    FathomRefused = "FATHOM_REFUSED", 409, Client, "Fathom does not let the owner of this key do that";
+    /// The limits of the user's key at Fathom are reached.
+    FathomBusy = "FATHOM_BUSY", 503, Limit, "Fathom's limit for your key is reached; try again as Retry-After says";
+    /// Fathom did not answer, or not with what its document says.
+    FathomUnavailable = "FATHOM_UNAVAILABLE", 502, Server, "Fathom did not answer as it should; try again";
+    /// Nobody outside can reach this server, as far as it knows.
+    WebhooksNotConfigured = "WEBHOOKS_NOT_CONFIGURED", 501, Server, "this server does not know its public URL; ask its operator to set server.public_url";
     /// No answer in time.
     GatewayTimeout = "GATEWAY_TIMEOUT", 504, Server, "the instance did not answer in time";
 }

@@ -69,10 +69,31 @@ impl From<Error> for Problem {
             Error::Busy => Problem::new(Code::Conflict).message(said),
             Error::NotAMeeting => Problem::new(Code::InvalidBody).message(said),
             Error::InboxFull => Problem::new(Code::Overloaded).retry_after(std::time::Duration::from_secs(60)),
+            Error::Vault(vault::Error::NotFound | vault::Error::Expired | vault::Error::Revoked) => {
+                Problem::new(Code::FathomKeyMissing)
+            }
             Error::Vault(error) => error.into(),
-            Error::Fathom(error) => error.into(),
+            Error::Fathom(error) => problem_of(error),
             Error::Records(error) => error.into(),
             Error::Store(error) => error.into(),
         }
+    }
+}
+
+fn problem_of(error: fathom::Error) -> Problem {
+    match error {
+        fathom::Error::Unauthorized => Problem::new(Code::FathomKeyRefused),
+        fathom::Error::Forbidden | fathom::Error::Rejected { .. } | fathom::Error::NoMedia => {
+            Problem::new(Code::FathomRefused)
+        }
+        fathom::Error::NotFound => Problem::new(Code::NotFound),
+        fathom::Error::RateLimited { retry_after } => Problem::new(Code::FathomBusy).retry_after(retry_after),
+        fathom::Error::Server { .. }
+        | fathom::Error::Malformed(_)
+        | fathom::Error::Unreachable(_)
+        | fathom::Error::Refused(_)
+        | fathom::Error::LinkExpired
+        | fathom::Error::NotSaved(_)
+        | fathom::Error::NoApp => Problem::new(Code::FathomUnavailable),
     }
 }

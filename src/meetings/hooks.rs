@@ -138,7 +138,7 @@ impl Meetings {
             }
         };
         let kept = match parts.vault.seal(tenant, &seal_context(&hook.id), &made.secret).await {
-            Ok(sealed) => self.activate(&hook.id, &made.id, sealed.as_str()).await,
+            Ok(sealed) => self.activate(&hook.id, &made.id, &sealed.0).await,
             Err(error) => Err(error.into()),
         };
         if let Err(error) = kept {

@@ -13,6 +13,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
+use hyper::HeaderMap;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
@@ -32,6 +33,7 @@ use crate::store::hooks::HookStatus;
 use crate::store::inbox::Letter;
 use crate::store::inbox::LetterId;
 use crate::store::inbox::LetterStatus;
+use crate::vault::Sealed;
 use crate::webhooks::standard;
 
 /// Hooks and addresses whose calls are counted.
@@ -69,14 +71,10 @@ impl Limits {
 /// What Fathom sent. The body is what was signed, byte by byte.
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
-    /// `webhook-id`, the same at each attempt.
-    pub id: &'a str,
-    /// `webhook-timestamp`
-    pub timestamp: &'a str,
-    /// `webhook-signature`
-    pub signature: &'a str,
+    /// Its headers, with the signature.
+    pub headers: &'a HeaderMap,
     /// The body.
-    pub body: &'a [u8],
+    pub body: &'a Bytes,
 }
 
 impl Meetings {
@@ -102,11 +100,11 @@ impl Meetings {
         let parts = &self.inner.parts;
         let hook = parts.hooks.find(hook).ok_or(Error::Forged)?;
         let HookStatus::Active { secret, .. } = &hook.status else { return Err(Error::Forged) };
-        let sealed = crate::vault::Sealed::new(secret.clone());
+        let sealed = Sealed(secret.clone());
         let secret = parts.vault.unseal(&hook.tenant, &seal_context(&hook.id), &sealed).await?;
-        let headers = standard::Headers { id: call.id, timestamp: call.timestamp, signature: call.signature };
-        standard::verify(&[&secret], &headers, call.body, now).map_err(|_| Error::Forged)?;
-        let letter = LetterId::of(&hook.id, call.id);
+        let key = standard::Key::read(&secret).map_err(|_| Error::Forged)?;
+        let verified = standard::verify(&[key], call.headers, call.body, now).map_err(|_| Error::Forged)?;
+        let letter = LetterId::of(&hook.id, &verified.id);
         if parts.inbox.find(&letter).is_some() {
             return Ok(());
         }
@@ -117,7 +115,7 @@ impl Meetings {
         if parts.inbox.waiting(parts.config.max_inbox).len() >= parts.config.max_inbox {
             return Err(Error::InboxFull);
         }
-        match parts.blobs.put(&letter.blob(), Bytes::copy_from_slice(call.body)).await {
+        match parts.blobs.put(&letter.blob(), call.body.clone()).await {
             // Of an attempt that was interrupted; the same name says the same.
             Ok(()) | Err(store::Error::Exists) => {}
             Err(error) => return Err(error.into()),

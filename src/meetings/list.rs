@@ -131,11 +131,11 @@ impl Meetings {
     pub async fn page(&self, tenant: &TenantId, filter: &Filter, now: OffsetDateTime) -> Result<Listing, Error> {
         let instance = self.inner.parts.records.open(tenant, Priority::Client).await?;
         let mut found = look(&instance, filter).await?;
-        let verdict = self.judge(tenant, &found.row, now).await?;
+        let verdict = self.judge(tenant, &found.row, now);
         let mut state = verdict.state;
         if self.refresh(tenant, verdict).await {
             found = look(&instance, filter).await?;
-            state = self.judge(tenant, &found.row, OffsetDateTime::now_utc()).await?.state;
+            state = self.judge(tenant, &found.row, OffsetDateTime::now_utc()).state;
         }
         let limit = filter.limit.clamp(1, MAX_LIMIT);
         let more = found.items.len() > limit;
@@ -148,7 +148,7 @@ impl Meetings {
     pub async fn sync_state(&self, tenant: &TenantId, now: OffsetDateTime) -> Result<SyncView, Error> {
         let instance = self.inner.parts.records.open(tenant, Priority::Client).await?;
         let row = row_of(&instance).await?;
-        let verdict = self.judge(tenant, &row, now).await?;
+        let verdict = self.judge(tenant, &row, now);
         Ok(self.standing(&row, verdict.state))
     }
 
@@ -160,10 +160,10 @@ impl Meetings {
         SyncView { state, synced_at: dates::shown(&row.synced_at), error }
     }
 
-    async fn judge(&self, tenant: &TenantId, row: &Row, now: OffsetDateTime) -> Result<Verdict, Error> {
-        let key = self.key_version(tenant, now).await?;
+    fn judge(&self, tenant: &TenantId, row: &Row, now: OffsetDateTime) -> Verdict {
+        let key = self.key_version(tenant, now);
         let around = Circumstances { key: key.as_deref(), is_running: self.inner.flights.is_running(tenant) };
-        Ok(judge(row, around, now, &self.inner.parts.config))
+        judge(row, around, now, &self.inner.parts.config)
     }
 
     /// Begins what the verdict says; true when it was waited for, so that a second look is worth it.
@@ -187,7 +187,7 @@ impl Meetings {
         let mut found = instance.find("meetings", &id).await?;
         if found.is_none() {
             let row = row_of(&instance).await?;
-            let verdict = self.judge(tenant, &row, now).await?;
+            let verdict = self.judge(tenant, &row, now);
             if self.refresh(tenant, Verdict { wait: true, ..verdict }).await {
                 found = instance.find("meetings", &id).await?;
             }

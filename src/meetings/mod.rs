@@ -43,6 +43,7 @@ use crate::store::BoxFuture;
 use crate::store::blobs::Blobs;
 use crate::store::hooks::Hooks;
 use crate::store::inbox::Inbox;
+use crate::vault;
 use crate::vault::Secret;
 use crate::vault::Vault;
 
@@ -158,12 +159,21 @@ impl Meetings {
         meetings
     }
 
-    /// Calls in the name of a user, and which key is used for them.
+    /// Calls in the name of a user, and which version of which key is used for them.
     async fn session(&self, tenant: &TenantId, purpose: &'static str) -> Result<(fathom::Session, String), Error> {
-        let parts = &self.inner.parts;
-        let opened = parts.vault.open(tenant, SERVICE, None, purpose, OffsetDateTime::now_utc()).await?;
-        let version = opened.version();
+        let (parts, now) = (&self.inner.parts, OffsetDateTime::now_utc());
+        // Before it is opened: a key that is exchanged meanwhile is then another one, and is tried anew.
+        let version = self.key_version(tenant, now).unwrap_or_default();
+        let opened = parts.vault.open(tenant, SERVICE, None, purpose, now).await?;
         Ok((parts.fathom.as_user(fathom::Auth::ApiKey(opened.secret)), version))
+    }
+
+    /// Which version of which key would be used; none if there is none that can be. No I/O.
+    fn key_version(&self, tenant: &TenantId, now: OffsetDateTime) -> Option<String> {
+        let keys = self.inner.parts.vault.list(tenant, now).into_iter();
+        let usable = keys.filter(|key| key.service == SERVICE && key.state != vault::State::Expired);
+        let best = usable.max_by_key(|key| (key.label == vault::DEFAULT_LABEL, key.updated_at))?;
+        Some(format!("{}.{}", best.key_id, best.updated_at.unix_timestamp_nanos()))
     }
 }
 

@@ -35,7 +35,6 @@ use crate::records::Instance;
 use crate::records::Put;
 use crate::records::sql_text;
 use crate::supervisor::Priority;
-use crate::vault;
 
 /// Refreshes that are under way or wait for their turn.
 const MAX_FLIGHTS: usize = 10_000;
@@ -174,15 +173,6 @@ impl Meetings {
         };
         if let Err(error) = noted.await {
             tracing::info!(tenant.id = %tenant, %error, "a failure to sync could not be noted");
-        }
-    }
-
-    /// Which version of the key is there; none if there is none that can be used.
-    pub(super) async fn key_version(&self, tenant: &TenantId, now: OffsetDateTime) -> Result<Option<String>, Error> {
-        match self.inner.parts.vault.version(tenant, super::SERVICE, now).await {
-            Ok(version) => Ok(version),
-            Err(vault::Error::NotFound | vault::Error::Expired | vault::Error::Revoked) => Ok(None),
-            Err(error) => Err(error.into()),
         }
     }
 
