@@ -25,12 +25,13 @@ use crate::realtime;
 use crate::supervisor;
 use crate::telemetry;
 use crate::tenancy;
+use crate::vault;
 
 /// The defaults, which are also the documentation of every key.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
 
 /// How the names of keys end that are secrets.
-const SECRETS: [&str; 3] = ["admin_password", "smtp_password", "client_secret"];
+const SECRETS: [&str; 5] = ["admin_password", "smtp_password", "client_secret", "key", "passphrase"];
 
 /// What the command line may override.
 #[derive(Debug, Clone, Default)]
@@ -101,6 +102,8 @@ pub struct Config {
     pub fathom: fathom::Config,
     /// `[meetings]`
     pub meetings: meetings::Config,
+    /// `[vault]`
+    pub vault: vault::Config,
     /// `PATH` of the environment, for finding the binary.
     #[serde(skip)]
     pub search_path: String,
@@ -202,6 +205,7 @@ impl Config {
             let (key, value) = ("meetings.max_hook_bytes", self.meetings.max_hook_bytes);
             return Err(rule(key, value, "not above server.max_account_bytes, which no request of ours may exceed"));
         }
+        self.vault.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         let i = &self.instances;
         let s = &self.server;
         let a = &self.auth;

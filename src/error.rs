@@ -72,10 +72,14 @@ codes! {
     Forbidden = "FORBIDDEN", 403, Client, "this account may not do that";
     /// Nothing here, or nothing that the caller may know of.
     NotFound = "NOT_FOUND", 404, Client, "there is nothing at this address";
+    /// Showing a secret needs a sign-in of the last minutes; a refreshed token is not one.
+    SignInAgain = "SIGN_IN_AGAIN", 403, Client, "sign in again to see this; the sign-in is too old";
     /// The path exists, the method does not.
     MethodNotAllowed = "METHOD_NOT_ALLOWED", 405, Client, "this path does not take this method";
     /// The state of the thing does not allow it.
     Conflict = "CONFLICT", 409, Client, "the current state does not allow this";
+    /// The secret's time is over.
+    SecretExpired = "SECRET_EXPIRED", 409, Client, "this secret has expired; store a new one";
     /// An account with this e-mail address exists.
     EmailTaken = "EMAIL_TAKEN", 400, Client, "an account with this e-mail address exists; sign in instead";
     /// The body is larger than the route takes.
@@ -94,6 +98,8 @@ codes! {
     HeadersTooLarge = "HEADERS_TOO_LARGE", 431, Client, "the request has too many or too large headers";
     /// An error of ours that nobody planned.
     Internal = "INTERNAL_ERROR", 500, Server, "something went wrong on our side; quote the request id";
+    /// A stored secret cannot be opened.
+    SecretUnreadable = "SECRET_UNREADABLE", 500, Server, "this secret cannot be read any more; store it again";
     /// Not built yet.
     NotImplemented = "NOT_IMPLEMENTED", 501, Server, "this part is not available yet";
     /// Mails cannot be sent, because the operator has not said how.
@@ -114,6 +120,8 @@ codes! {
     TenantSuspended = "TENANT_SUSPENDED", 403, Client, "this instance is suspended; ask the operator";
     /// As many instances are awake as may be, and none can sleep.
     CapacityReached = "CAPACITY_REACHED", 503, Limit, "no room for another awake instance; try again soon";
+    /// Another service had to be asked and did not answer.
+    ServiceUnreachable = "SERVICE_UNREACHABLE", 503, Server, "the other service could not be asked; try again, or send `\"verify\": false` to store it unchecked";
     /// The global instance, which holds the accounts, is away.
     AccountsUnavailable = "ACCOUNTS_UNAVAILABLE", 503, Server, "the accounts service is away; try again soon";
     /// Shutting down.
