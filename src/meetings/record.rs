@@ -14,7 +14,6 @@ use sha2::Sha256;
 use time::OffsetDateTime;
 
 use super::dates;
-use crate::integrations::fathom::ActionItem;
 use crate::integrations::fathom::Meeting;
 use crate::integrations::fathom::Summary;
 use crate::integrations::fathom::TranscriptLine;
@@ -162,7 +161,7 @@ fn differing(meeting: &Meeting, known: Option<&str>, meta: Option<Value>, now: O
     if let Some(items) = &meeting.action_items {
         new.actions = hash(items);
         if new.actions != old.actions {
-            record.insert("action_items".to_owned(), bounded::<Vec<ActionItem>>(items, ACTIONS_BYTES));
+            record.insert("action_items".to_owned(), bounded(items, ACTIONS_BYTES));
         }
     }
     if let Some(lines) = meeting.transcript.as_ref().filter(|lines| !lines.is_empty()) {
