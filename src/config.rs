@@ -19,17 +19,19 @@ use crate::auth;
 use crate::auth::accounts;
 use crate::gateway;
 use crate::integrations::fathom;
+use crate::meetings;
 use crate::outbound;
 use crate::realtime;
 use crate::supervisor;
 use crate::telemetry;
 use crate::tenancy;
+use crate::vault;
 
 /// The defaults, which are also the documentation of every key.
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
 
 /// How the names of keys end that are secrets.
-const SECRETS: [&str; 3] = ["admin_password", "smtp_password", "client_secret"];
+const SECRETS: [&str; 5] = ["admin_password", "smtp_password", "client_secret", "key", "passphrase"];
 
 /// What the command line may override.
 #[derive(Debug, Clone, Default)]
@@ -98,6 +100,10 @@ pub struct Config {
     pub outbound: outbound::Config,
     /// `[fathom]`
     pub fathom: fathom::Config,
+    /// `[meetings]`
+    pub meetings: meetings::Config,
+    /// `[vault]`
+    pub vault: vault::Config,
     /// `PATH` of the environment, for finding the binary.
     #[serde(skip)]
     pub search_path: String,
@@ -194,6 +200,12 @@ impl Config {
         self.realtime.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.outbound.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.fathom.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.meetings.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        if self.meetings.max_hook_bytes > self.server.max_account_bytes.max(self.server.max_json_bytes) {
+            let (key, value) = ("meetings.max_hook_bytes", self.meetings.max_hook_bytes);
+            return Err(rule(key, value, "not above server.max_account_bytes, which no request of ours may exceed"));
+        }
+        self.vault.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         let i = &self.instances;
         let s = &self.server;
         let a = &self.auth;

@@ -4,7 +4,7 @@
 //! again" (at most once, never the only copy of anything), [`Blobs`](blobs::Blobs) keeps objects that are written
 //! once. Each has an embedded form here: one `SQLite` file, in-process queues, a folder. Typed records with live
 //! views stand on top: [`tenants`], [`members`], [`invitations`], [`slugs`], [`placements`], [`sessions`],
-//! [`versions`].
+//! [`versions`], [`secrets`], [`vault_keys`].
 //!
 //! Invariants:
 //! - A write is on disk before its call returns, and its revision is larger than that of every write before it.
@@ -25,15 +25,19 @@ use bytes::Bytes;
 pub mod blobs;
 pub mod bus;
 mod error;
+pub mod hooks;
+pub mod inbox;
 pub mod invitations;
 mod keys;
 pub mod members;
 pub mod placements;
+pub mod secrets;
 pub mod sessions;
 pub mod slugs;
 pub mod sqlite;
 mod table;
 pub mod tenants;
+pub mod vault_keys;
 pub mod versions;
 mod view;
 mod watch;
