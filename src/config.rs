@@ -20,6 +20,8 @@ use crate::auth::accounts;
 use crate::gateway;
 use crate::integrations::fathom;
 use crate::meetings;
+use crate::jobs::deliver;
+use crate::jobs::destinations::loom;
 use crate::outbound;
 use crate::realtime;
 use crate::supervisor;
@@ -104,6 +106,10 @@ pub struct Config {
     pub meetings: meetings::Config,
     /// `[vault]`
     pub vault: vault::Config,
+    /// `[delivery]`
+    pub delivery: deliver::Config,
+    /// `[loom]`
+    pub loom: loom::Config,
     /// `PATH` of the environment, for finding the binary.
     #[serde(skip)]
     pub search_path: String,
@@ -206,6 +212,7 @@ impl Config {
             return Err(rule(key, value, "not above server.max_account_bytes, which no request of ours may exceed"));
         }
         self.vault.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.delivery.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         let i = &self.instances;
         let s = &self.server;
         let a = &self.auth;

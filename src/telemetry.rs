@@ -150,6 +150,10 @@ pub struct Metrics {
     pub streams_ended: Family<ReasonLabels, Counter>,
     /// Events passed on to clients.
     pub events: Counter,
+    /// Finished deliveries, by kind of destination.
+    pub deliveries: Family<ReasonLabels, Counter>,
+    /// Bytes of recordings, `fetched` and `sent`.
+    pub delivery_bytes: Family<ReasonLabels, Counter>,
 }
 
 impl Metrics {
@@ -174,6 +178,8 @@ impl Metrics {
             streams: Family::default(),
             streams_ended: Family::default(),
             events: Counter::default(),
+            deliveries: Family::default(),
+            delivery_bytes: Family::default(),
         };
         metrics.register();
         for outcome in [Arrival::warm, Arrival::woken, Arrival::queued, Arrival::timed_out, Arrival::refused] {
@@ -202,6 +208,8 @@ impl Metrics {
         r.register("realtime_streams", "Open event streams by state", self.streams.clone());
         r.register("realtime_ended", "Event streams that the server ended", self.streams_ended.clone());
         r.register("realtime_events", "Events passed on to clients", self.events.clone());
+        r.register("deliveries", "Finished deliveries by kind of destination", self.deliveries.clone());
+        r.register("delivery_bytes", "Bytes of recordings that were fetched and sent", self.delivery_bytes.clone());
     }
 
     /// Notes how a request came to its instance.

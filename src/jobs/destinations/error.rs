@@ -9,6 +9,8 @@ use rustix::io::Errno;
 use crate::error::Code;
 use crate::error::Problem;
 use crate::outbound;
+use crate::records;
+use crate::vault;
 
 /// Why a destination did not take a file.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +27,9 @@ pub enum Error {
     /// The address may not be called.
     #[error("the destination's address is refused: {0}")]
     Refused(#[from] outbound::Refused),
+    /// The vault holds no usable key for it.
+    #[error("the destination has no usable key: {0}")]
+    Key(#[from] vault::Error),
     /// The key in the vault is not what this kind takes.
     #[error("the destination's key is not usable: {0}")]
     MalformedKey(&'static str),
@@ -68,7 +73,7 @@ pub enum Error {
     NoSuchVideo,
     /// The user's own instance, where destinations are kept, is away.
     #[error("the instance with the destinations cannot be used: {0}")]
-    Records(#[from] crate::records::Error),
+    Records(#[from] records::Error),
     /// Reading or writing here.
     #[error("read or write a file: {0}")]
     Io(io::Error),
@@ -100,6 +105,7 @@ impl Error {
             | Self::NotOffered
             | Self::Unknown
             | Self::Refused(_)
+            | Self::Key(_)
             | Self::MalformedKey(_)
             | Self::Unauthorized(_)
             | Self::TooLarge
@@ -160,7 +166,10 @@ impl From<Error> for Problem {
             Error::Refused(_) | Error::NotOffered => Self::new(Code::InvalidDestination).message(message),
             Error::Unknown => Self::new(Code::NotFound).message(message),
             Error::Records(error) => error.into(),
-            Error::MalformedKey(_) | Error::Unauthorized(_) => Self::new(Code::DestinationKey).message(message),
+            Error::Key(vault::Error::NotFound | vault::Error::Revoked | vault::Error::Expired)
+            | Error::MalformedKey(_)
+            | Error::Unauthorized(_) => Self::new(Code::DestinationKey).message(message),
+            Error::Key(error) => error.into(),
             Error::TooLarge
             | Error::Rejected(_)
             | Error::Unavailable { .. }

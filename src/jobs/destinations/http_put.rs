@@ -26,8 +26,8 @@ use super::Resume;
 use super::Upload;
 use super::error::Error;
 use super::parts;
+use super::registry::Credential;
 use crate::outbound::Guard;
-use crate::vault::Secret;
 
 /// How often progress is reported.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
@@ -36,7 +36,7 @@ const REPORT_EVERY: Duration = Duration::from_millis(500);
 pub struct HttpPut {
     guard: Guard,
     base: Url,
-    bearer: Option<Secret>,
+    credential: Option<Credential>,
 }
 
 impl fmt::Debug for HttpPut {
@@ -46,10 +46,10 @@ impl fmt::Debug for HttpPut {
 }
 
 impl HttpPut {
-    /// Files go below `base`, with `bearer` as credential if there is one.
-    pub fn new(guard: Guard, base: &str, bearer: Option<Secret>) -> Result<Self, Error> {
+    /// Files go below `base`, with `credential` if there is one.
+    pub fn new(guard: Guard, base: &str, credential: Option<Credential>) -> Result<Self, Error> {
         let base = guard.parse(base)?;
-        Ok(Self { guard, base, bearer })
+        Ok(Self { guard, base, credential })
     }
 
     fn address(&self, names: &[&str]) -> Result<Url, Error> {
@@ -58,8 +58,8 @@ impl HttpPut {
 
     fn request(&self, method: Method, url: Url) -> RequestBuilder {
         let request = self.guard.uploads().request(method, url);
-        match &self.bearer {
-            Some(bearer) => request.bearer_auth(bearer.expose()),
+        match &self.credential {
+            Some(Credential { name, value }) => request.header(name, value),
             None => request,
         }
     }

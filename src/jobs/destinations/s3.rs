@@ -52,7 +52,7 @@ use super::parts;
 use super::settings;
 use crate::outbound;
 use crate::outbound::Guard;
-use crate::vault::Secret;
+use crate::vault::Opened;
 
 /// Parts are at least this long; S3 refuses less than 5 MiB and more than 10,000 parts.
 const PART: u64 = 8 * 1024 * 1024;
@@ -75,7 +75,7 @@ impl fmt::Debug for S3 {
     }
 }
 
-/// The two halves of a key, as the vault keeps them: a JSON object or `ACCESS:SECRET`.
+/// The two halves of a key. The vault keeps the id as a setting; a JSON object or `ACCESS:SECRET` is understood too.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Key {
@@ -86,11 +86,12 @@ struct Key {
 }
 
 impl Key {
-    fn read(secret: &Secret) -> Result<Self, Error> {
-        let wanted = Error::MalformedKey(
-            "store ACCESS:SECRET, or {\"access_key_id\", \"secret_access_key\", \"session_token\"?}",
-        );
-        let text = secret.expose().trim();
+    fn read(opened: &Opened) -> Result<Self, Error> {
+        let wanted = Error::MalformedKey("store the secret access key, with its access_key_id as a setting");
+        let text = opened.secret.expose().trim();
+        if let Some(id) = opened.settings.get("access_key_id").and_then(serde_json::Value::as_str) {
+            return Ok(Self { access_key_id: id.to_owned(), secret_access_key: text.to_owned(), session_token: None });
+        }
         if text.starts_with('{') {
             return serde_json::from_str(text).map_err(|_| wanted);
         }
@@ -123,10 +124,10 @@ impl State {
 
 impl S3 {
     /// The bucket of these settings, by way of the guard.
-    pub fn new(guard: Guard, settings: &settings::S3, secret: &Secret) -> Result<Self, Error> {
+    pub fn new(guard: Guard, settings: &settings::S3, key: &Opened) -> Result<Self, Error> {
         let service = settings.service_url();
         let url = guard.parse(&service)?;
-        let key = Key::read(secret)?;
+        let key = Key::read(key)?;
         let mut builder = AmazonS3Builder::new()
             .with_http_connector(Guarded(guard))
             .with_access_key_id(key.access_key_id)

@@ -30,8 +30,8 @@ use super::Resume;
 use super::Upload;
 use super::error::Error;
 use super::parts;
+use super::registry::Credential;
 use crate::outbound::Guard;
-use crate::vault::Secret;
 
 const VERSION: &str = "1.0.0";
 const OFFSET: &str = "Upload-Offset";
@@ -42,7 +42,7 @@ const PART: u64 = 8 * 1024 * 1024;
 pub struct Tus {
     guard: Guard,
     endpoint: Url,
-    bearer: Option<Secret>,
+    credential: Option<Credential>,
 }
 
 impl fmt::Debug for Tus {
@@ -52,10 +52,10 @@ impl fmt::Debug for Tus {
 }
 
 impl Tus {
-    /// Uploads are created at `endpoint`, with `bearer` as credential if there is one.
-    pub fn new(guard: Guard, endpoint: &str, bearer: Option<Secret>) -> Result<Self, Error> {
+    /// Uploads are created at `endpoint`, with `credential` if there is one.
+    pub fn new(guard: Guard, endpoint: &str, credential: Option<Credential>) -> Result<Self, Error> {
         let endpoint = guard.parse(endpoint)?;
-        Ok(Self { guard, endpoint, bearer })
+        Ok(Self { guard, endpoint, credential })
     }
 
     /// A request; the credential goes to the configured origin only.
@@ -63,8 +63,8 @@ impl Tus {
         let is_ours = url.origin() == self.endpoint.origin();
         let request = self.guard.uploads().request(method, url).header("Tus-Resumable", VERSION);
         let request = request.timeout(parts::patience(bytes));
-        match &self.bearer {
-            Some(bearer) if is_ours => request.bearer_auth(bearer.expose()),
+        match &self.credential {
+            Some(Credential { name, value }) if is_ours => request.header(name, value),
             _ => request,
         }
     }
