@@ -302,8 +302,7 @@ impl Attempt {
     }
 
     async fn open(&self, target: &Target) -> Step<Box<dyn Destination>> {
-        let job = &self.run.job;
-        self.parts.destinations.open(&job.tenant, &job.user, target).await.map_err(of_destination)
+        self.parts.destinations.open(self.tenant(), target).await.map_err(of_destination)
     }
 
     /// The staged files are of no use any more.

@@ -107,7 +107,7 @@ impl Janitor {
         let open = async {
             let instance = self.parts.records.open(&job.tenant, Priority::Background).await?;
             let target = self.parts.destinations.choose(&instance, Some(&subject.destination)).await?;
-            self.parts.destinations.open(&job.tenant, &job.user, &target).await
+            self.parts.destinations.open(&job.tenant, &target).await
         };
         if let Ok::<_, destinations::Error>(destination) = open.await {
             let file = send::outgoing(&self.parts.staging.folder(job.id.as_str()), subject, staged);

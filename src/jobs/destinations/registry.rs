@@ -25,7 +25,6 @@ use super::s3::S3;
 use super::settings;
 use super::tus::Tus;
 use crate::ids::TenantId;
-use crate::ids::UserId;
 use crate::outbound::Guard;
 use crate::records::Instance;
 use crate::records::Put;
@@ -178,7 +177,7 @@ impl Destinations {
             "vault_key": target.vault_key,
             "is_default": target.is_default,
         }));
-        let puts: Vec<Put<'_>> = rows.iter().map(|record| Put { collection: COLLECTION, record }).collect();
+        let puts: Vec<Put<'_>> = rows.iter().map(|record| Put { collection: COLLECTION, value: record }).collect();
         Ok(instance.put(&puts).await?)
     }
 
@@ -191,10 +190,10 @@ impl Destinations {
     }
 
     /// The destination itself, ready to take files.
-    pub async fn open(&self, tenant: &TenantId, user: &UserId, target: &Target) -> Result<Box<dyn Destination>, Error> {
+    pub async fn open(&self, tenant: &TenantId, target: &Target) -> Result<Box<dyn Destination>, Error> {
         let guard = self.inner.guard.clone();
         Ok(match &target.settings {
-            Settings::Folder(_) => Box::new(self.folder(user, target)?),
+            Settings::Folder(_) => Box::new(self.folder(tenant, target)?),
             Settings::S3(settings) => {
                 let key = self.key(tenant, target).await?.ok_or(Error::Key(vault::Error::NotFound))?;
                 Box::new(S3::new(guard, settings, &key)?)
@@ -208,19 +207,19 @@ impl Destinations {
     }
 
     /// A user's folder of a destination of that kind.
-    pub fn folder(&self, user: &UserId, target: &Target) -> Result<Arc<Folder>, Error> {
+    pub fn folder(&self, tenant: &TenantId, target: &Target) -> Result<Arc<Folder>, Error> {
         let (Settings::Folder(settings), Some(root)) = (&target.settings, &self.inner.folder) else {
             return Err(Error::NotOffered);
         };
-        Ok(Arc::new(Folder::new(root.clone(), user.as_str(), &settings.subfolder)?))
+        Ok(Arc::new(Folder::new(root.clone(), tenant.as_str(), &settings.subfolder)?))
     }
 
     /// Tries whether a destination would take files.
-    pub async fn probe(&self, tenant: &TenantId, user: &UserId, target: &Target) -> Result<(), Error> {
+    pub async fn probe(&self, tenant: &TenantId, target: &Target) -> Result<(), Error> {
         match target.settings.kind() {
             // Nothing can be tried without a person.
             Kind::Loom => Ok(()),
-            _ => self.open(tenant, user, target).await?.check().await,
+            _ => self.open(tenant, target).await?.check().await,
         }
     }
 
