@@ -10,9 +10,11 @@ use crate::api::Addresses;
 use crate::api::AppState;
 use crate::api::Limits;
 use crate::api::oauth2_redirect::Deliver;
+use crate::api::webhooks::HookBodies;
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
 use crate::gateway::Dashboards;
+use crate::meetings::Meetings;
 use crate::records::Records;
 use crate::shutdown::Shutdown;
 use crate::store::sessions::Sessions;
@@ -59,3 +61,5 @@ macro_rules! service {
 }
 
 service!(records: Records);
+service!(meetings: Meetings);
+service!(hook_bodies: HookBodies);

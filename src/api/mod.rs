@@ -24,6 +24,8 @@ pub mod invitations;
 pub mod json;
 pub mod later;
 pub mod mail;
+pub mod meeting_hooks;
+pub mod meetings;
 pub mod members;
 pub mod metrics;
 pub mod oauth2_redirect;
@@ -33,6 +35,7 @@ pub mod router;
 mod services;
 pub mod sessions;
 pub mod tenants;
+pub mod webhooks;
 pub mod welcome;
 
 use std::sync::Arc;

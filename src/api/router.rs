@@ -18,6 +18,8 @@ use crate::api::health;
 use crate::api::invitations;
 use crate::api::later;
 use crate::api::mail;
+use crate::api::meeting_hooks;
+use crate::api::meetings;
 use crate::api::members;
 use crate::api::metrics;
 use crate::api::oauth2_redirect;
@@ -27,6 +29,7 @@ use crate::api::openapi::alias;
 use crate::api::pocketbase;
 use crate::api::sessions;
 use crate::api::tenants;
+use crate::api::webhooks;
 use crate::api::welcome;
 use crate::error::Code;
 use crate::error::Problem;
@@ -41,10 +44,13 @@ const USERS_BY_ID: &str = "/api/collections/_pb_users_auth_";
 fn routes() -> OpenApiRouter<AppState> {
     let users = || pocketbase::router().merge(mail::router());
     let auth = || auth::router().merge(sessions::router());
+    let meetings = || meetings::router().merge(meeting_hooks::router());
     OpenApiRouter::with_openapi(openapi::base())
         .nest(AUTH, auth())
         .nest("/auth", alias(auth(), "alias", AUTH))
         .nest(V1, tenants::router().merge(members::router()).merge(invitations::router()))
+        .nest(V1, meetings())
+        .nest("/api", alias(meetings(), "alias", V1))
         .nest(USERS, users())
         .nest(USERS_BY_ID, alias(users(), "by_collection_id", USERS))
         .merge(pocketbase::health_router())
@@ -56,6 +62,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .merge(welcome::router())
         .merge(account_pages::router())
         .merge(oauth2_redirect::router())
+        .merge(webhooks::router())
         .merge(later::router())
 }
 

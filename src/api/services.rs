@@ -1,5 +1,7 @@
 //! The domains behind the routes that serve users beyond their instances. `app::services` builds them.
 
+use crate::api::webhooks::HookBodies;
+use crate::meetings::Meetings;
 use crate::records::Records;
 
 /// One handle of each; cheap to clone.
@@ -7,4 +9,8 @@ use crate::records::Records;
 pub struct Services {
     /// What is kept in tenants' own instances.
     pub records: Records,
+    /// Users' meetings.
+    pub meetings: Meetings,
+    /// Room for bodies of webhook calls.
+    pub hook_bodies: HookBodies,
 }

@@ -5,16 +5,34 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
+
 use crate::api::Services;
+use crate::api::webhooks::HookBodies;
+use crate::audit::Audit;
 use crate::auth::Verifier;
 use crate::config::Config;
+use crate::integrations::fathom;
+use crate::integrations::fathom::Fathom;
+use crate::meetings;
+use crate::meetings::Meetings;
+use crate::outbound::Guard;
 use crate::records::Records;
 use crate::records::Settle;
 use crate::shutdown::Shutdown;
 use crate::store::Store;
+use crate::store::blobs::FolderBlobs;
+use crate::store::hooks::Hooks;
+use crate::store::inbox::Inbox;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
 use crate::tenancy::Tenancy;
+use crate::vault;
+use crate::vault::Check;
+use crate::vault::Checks;
+use crate::vault::Secret;
+use crate::vault::Vault;
+use crate::vault::Verdict;
 
 /// What services stand on.
 #[derive(Clone)]
@@ -41,10 +59,50 @@ pub struct Given<'a> {
 }
 
 /// Builds them.
-#[expect(clippy::unused_async, reason = "services load their records here")]
 pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
-    let Given { config: _, data: _, store: _, supervisor, verifier: _, tenancy: _, settle, metrics: _, shutdown: _ } =
-        given;
+    let Given { config, data, store, supervisor, verifier: _, tenancy: _, settle, metrics: _, shutdown } = given;
     let records = Records::new(supervisor, settle)?;
-    Ok(Services { records })
+    let fathom = Fathom::new(config.fathom.clone(), Guard::new(&config.outbound)?, shutdown.clone())?;
+    let audit = Audit::open(Arc::clone(&store)).await?;
+    let unlocked = vault::unlock(&config.vault, data, Arc::clone(&store)).await?;
+    let vault = Vault::new(vault::Parts {
+        config: config.vault.clone(),
+        unlocked,
+        audit,
+        checks: Checks::new().with(meetings::SERVICE, check_of(fathom.clone())),
+        shutdown: shutdown.clone(),
+    })
+    .await?;
+    let meetings = Meetings::start(meetings::Parts {
+        config: config.meetings.clone(),
+        records: records.clone(),
+        vault,
+        fathom,
+        hooks: Hooks::open(Arc::clone(&store)).await?,
+        inbox: Inbox::open(store).await?,
+        blobs: Arc::new(FolderBlobs::open(&data.join("inbox"))?),
+        auto_deliver: None,
+        public_url: config.server.public_url.clone(),
+        shutdown,
+    })
+    .await?;
+    Ok(Services { records, meetings, hook_bodies: HookBodies::default() })
+}
+
+/// Asks Fathom about a key that its owner is about to store, on the runtime where connections to Fathom live.
+fn check_of(fathom: Fathom) -> Check {
+    let runtime = Handle::current();
+    Arc::new(move |secret, _| {
+        let (fathom, secret) = (fathom.clone(), Secret::new(secret.expose().to_owned()));
+        let asked = runtime.spawn(async move { meetings::check_key(&fathom, secret).await });
+        Box::pin(async move {
+            match asked.await {
+                Ok(Ok(())) => Verdict::Ok,
+                Ok(Err(error @ (fathom::Error::Unauthorized | fathom::Error::Forbidden))) => {
+                    Verdict::Rejected { message: error.to_string() }
+                }
+                Ok(Err(_)) | Err(_) => Verdict::Unavailable,
+            }
+        })
+    })
 }

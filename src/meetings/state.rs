@@ -279,7 +279,10 @@ mod tests {
         assert_eq!((stale.state, stale.refresh, stale.wait), (State::Stale, true, false));
         assert_eq!(stale.served.header(), "pocketfleet; hit; ttl=-60");
         let old = judged(&synced(Duration::from_hours(25)));
-        assert_eq!((old.state, old.wait, old.served.header().as_str()), (State::Stale, true, "pocketfleet; fwd=stale; stored"));
+        assert_eq!(
+            (old.state, old.wait, old.served.header().as_str()),
+            (State::Stale, true, "pocketfleet; fwd=stale; stored")
+        );
         let never = judged(&Row::default());
         assert_eq!((never.state, never.wait, never.served), (State::Syncing, true, Served::Miss));
     }
