@@ -74,7 +74,7 @@ impl Row {
     /// What a run does next, and the row as it begins: what was interrupted goes on where it was.
     pub(super) fn begin(&self, overlap: Duration) -> (Phase, Self) {
         let mut row = self.clone();
-        row.state = "syncing".to_owned();
+        "syncing".clone_into(&mut row.state);
         row.retry_at = String::new();
         row.refused_key = String::new();
         let phase = match self.phase.as_str() {
