@@ -11,6 +11,7 @@ use crate::api::AppState;
 use crate::api::Limits;
 use crate::api::oauth2_redirect::Deliver;
 use crate::api::webhooks::HookBodies;
+use crate::audit::Audit;
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
 use crate::gateway::Dashboards;
@@ -22,6 +23,7 @@ use crate::store::tenants::Tenants;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
 use crate::tenancy::Tenancy;
+use crate::vault::Vault;
 
 /// Implements `FromRef` for one field.
 macro_rules! part {
@@ -63,3 +65,5 @@ macro_rules! service {
 service!(records: Records);
 service!(meetings: Meetings);
 service!(hook_bodies: HookBodies);
+service!(audit: Audit);
+service!(vault: Vault);

@@ -8,10 +8,12 @@
 pub mod account_pages;
 pub mod adapters;
 mod addresses;
+pub mod audit;
 pub mod auth;
 pub mod control;
 pub mod control_socket;
 pub mod control_templates;
+pub mod control_vault;
 pub mod control_workspaces;
 pub mod dashboard;
 pub mod error;
@@ -35,6 +37,7 @@ pub mod router;
 mod services;
 pub mod sessions;
 pub mod tenants;
+pub mod vault;
 pub mod webhooks;
 pub mod welcome;
 

@@ -9,6 +9,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::api::AppState;
 use crate::api::account_pages;
+use crate::api::audit;
 use crate::api::auth;
 use crate::api::dashboard;
 use crate::api::error::ApiError;
@@ -29,6 +30,7 @@ use crate::api::openapi::alias;
 use crate::api::pocketbase;
 use crate::api::sessions;
 use crate::api::tenants;
+use crate::api::vault;
 use crate::api::webhooks;
 use crate::api::welcome;
 use crate::error::Code;
@@ -36,6 +38,7 @@ use crate::error::Problem;
 
 const AUTH: &str = "/api/v1/auth";
 const V1: &str = "/api/v1";
+const VAULT: &str = "/api/v1/vault";
 const USERS: &str = "/api/collections/users";
 /// The id of the `users` collection, which SDKs may use in place of its name.
 const USERS_BY_ID: &str = "/api/collections/_pb_users_auth_";
@@ -51,6 +54,9 @@ fn routes() -> OpenApiRouter<AppState> {
         .nest(V1, tenants::router().merge(members::router()).merge(invitations::router()))
         .nest(V1, meetings())
         .nest("/api", alias(meetings(), "alias", V1))
+        .nest(V1, audit::router())
+        .nest(VAULT, vault::router())
+        .nest("/api/keys", alias(vault::router(), "keys", VAULT))
         .nest(USERS, users())
         .nest(USERS_BY_ID, alias(users(), "by_collection_id", USERS))
         .merge(pocketbase::health_router())
