@@ -10,9 +10,12 @@ use crate::api::Addresses;
 use crate::api::AppState;
 use crate::api::Limits;
 use crate::api::oauth2_redirect::Deliver;
+use crate::api::webhooks::HookBodies;
+use crate::audit::Audit;
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
 use crate::gateway::Dashboards;
+use crate::meetings::Meetings;
 use crate::records::Records;
 use crate::shutdown::Shutdown;
 use crate::store::sessions::Sessions;
@@ -20,6 +23,7 @@ use crate::store::tenants::Tenants;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
 use crate::tenancy::Tenancy;
+use crate::vault::Vault;
 
 /// Implements `FromRef` for one field.
 macro_rules! part {
@@ -59,3 +63,7 @@ macro_rules! service {
 }
 
 service!(records: Records);
+service!(meetings: Meetings);
+service!(hook_bodies: HookBodies);
+service!(audit: Audit);
+service!(vault: Vault);

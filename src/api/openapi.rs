@@ -82,7 +82,10 @@ pub fn base() -> OpenApi {
             "workspaces",
             "Instances that several people share, or that have users of their own; members and invitations.",
         ),
+        ("meetings", "The caller's meetings from Fathom, kept in their own instance; search; their webhook."),
+        ("webhooks", "What other services call, with a signature instead of a token."),
         ("pocketbase", "The accounts part of PocketBase's own API, for its SDKs."),
+        ("vault", "Credentials for other services, encrypted: stored, used by jobs, shown only when it has to be."),
         ("pages", "Pages that links in mails lead to."),
         ("operators", "Health, readiness, metrics, this document."),
     ];

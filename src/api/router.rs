@@ -9,6 +9,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::api::AppState;
 use crate::api::account_pages;
+use crate::api::audit;
 use crate::api::auth;
 use crate::api::dashboard;
 use crate::api::error::ApiError;
@@ -18,6 +19,8 @@ use crate::api::health;
 use crate::api::invitations;
 use crate::api::later;
 use crate::api::mail;
+use crate::api::meeting_hooks;
+use crate::api::meetings;
 use crate::api::members;
 use crate::api::metrics;
 use crate::api::oauth2_redirect;
@@ -27,12 +30,15 @@ use crate::api::openapi::alias;
 use crate::api::pocketbase;
 use crate::api::sessions;
 use crate::api::tenants;
+use crate::api::vault;
+use crate::api::webhooks;
 use crate::api::welcome;
 use crate::error::Code;
 use crate::error::Problem;
 
 const AUTH: &str = "/api/v1/auth";
 const V1: &str = "/api/v1";
+const VAULT: &str = "/api/v1/vault";
 const USERS: &str = "/api/collections/users";
 /// The id of the `users` collection, which SDKs may use in place of its name.
 const USERS_BY_ID: &str = "/api/collections/_pb_users_auth_";
@@ -41,10 +47,16 @@ const USERS_BY_ID: &str = "/api/collections/_pb_users_auth_";
 fn routes() -> OpenApiRouter<AppState> {
     let users = || pocketbase::router().merge(mail::router());
     let auth = || auth::router().merge(sessions::router());
+    let meetings = || meetings::router().merge(meeting_hooks::router());
     OpenApiRouter::with_openapi(openapi::base())
         .nest(AUTH, auth())
         .nest("/auth", alias(auth(), "alias", AUTH))
         .nest(V1, tenants::router().merge(members::router()).merge(invitations::router()))
+        .nest(V1, meetings())
+        .nest("/api", alias(meetings(), "alias", V1))
+        .nest(V1, audit::router())
+        .nest(VAULT, vault::router())
+        .nest("/api/keys", alias(vault::router(), "keys", VAULT))
         .nest(USERS, users())
         .nest(USERS_BY_ID, alias(users(), "by_collection_id", USERS))
         .merge(pocketbase::health_router())
@@ -56,6 +68,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .merge(welcome::router())
         .merge(account_pages::router())
         .merge(oauth2_redirect::router())
+        .merge(webhooks::router())
         .merge(later::router())
 }
 

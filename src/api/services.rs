@@ -1,10 +1,22 @@
 //! The domains behind the routes that serve users beyond their instances. `app::services` builds them.
 
+use crate::api::webhooks::HookBodies;
+use crate::audit::Audit;
+use crate::meetings::Meetings;
 use crate::records::Records;
+use crate::vault::Vault;
 
 /// One handle of each; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Services {
     /// What is kept in tenants' own instances.
     pub records: Records,
+    /// Users' meetings.
+    pub meetings: Meetings,
+    /// Room for bodies of webhook calls.
+    pub hook_bodies: HookBodies,
+    /// What was done that must be accounted for.
+    pub audit: Audit,
+    /// Users' secrets for other services.
+    pub vault: Vault,
 }

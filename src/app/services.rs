@@ -6,8 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::api::Services;
+use crate::api::webhooks::HookBodies;
+use crate::app::meetings;
+use crate::audit::Audit;
 use crate::auth::Verifier;
 use crate::config::Config;
+use crate::integrations::fathom::Fathom;
+use crate::outbound::Guard;
 use crate::records::Records;
 use crate::records::Settle;
 use crate::shutdown::Shutdown;
@@ -15,9 +20,12 @@ use crate::store::Store;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
 use crate::tenancy::Tenancy;
+use crate::vault;
+use crate::vault::Checks;
+use crate::vault::Unlocked;
+use crate::vault::Vault;
 
 /// What services stand on.
-#[derive(Clone)]
 #[expect(missing_debug_implementations, reason = "it lives for one call and holds closures")]
 pub struct Given<'a> {
     /// The whole configuration.
@@ -26,6 +34,8 @@ pub struct Given<'a> {
     pub data: &'a Path,
     /// The control plane's records.
     pub store: Arc<dyn Store>,
+    /// The keys of the vault.
+    pub unlocked: Unlocked,
     /// The instances.
     pub supervisor: Supervisor,
     /// Who a token speaks for.
@@ -41,10 +51,25 @@ pub struct Given<'a> {
 }
 
 /// Builds them.
-#[expect(clippy::unused_async, reason = "services load their records here")]
 pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
-    let Given { config: _, data: _, store: _, supervisor, verifier: _, tenancy: _, settle, metrics: _, shutdown: _ } =
+    let Given { config, data, store, unlocked, supervisor, verifier: _, tenancy: _, settle, metrics: _, shutdown } =
         given;
     let records = Records::new(supervisor, settle)?;
-    Ok(Services { records })
+    let fathom = Fathom::new(config.fathom.clone(), Guard::new(&config.outbound)?, shutdown.clone())?;
+    let audit = Audit::open(Arc::clone(&store)).await?;
+    let parts = vault::Parts {
+        config: config.vault.clone(),
+        unlocked,
+        audit: audit.clone(),
+        checks: checks(&fathom),
+        shutdown: shutdown.clone(),
+    };
+    let vault = Vault::new(parts).await?;
+    let meetings = meetings::open(config, data, store, &records, &vault, fathom, shutdown).await?;
+    Ok(Services { records, audit, vault, meetings, hook_bodies: HookBodies::default() })
+}
+
+/// Which services are asked about a secret before it is stored.
+fn checks(fathom: &Fathom) -> Checks {
+    Checks::new().with(crate::meetings::SERVICE, meetings::check_of(fathom.clone()))
 }

@@ -5,11 +5,13 @@
 //! 2 wrong usage.
 
 pub mod admin;
+pub mod audit;
 pub mod client;
 pub mod doctor;
 pub mod output;
 pub mod templates;
 pub mod tenants;
+pub mod vault;
 pub mod workspaces;
 
 use std::ffi::OsString;
@@ -77,6 +79,12 @@ enum Command {
     Template(templates::Command),
     /// Show the running server and its fleet in numbers.
     Status,
+    /// The vault of users' secrets: its master keys, and replacing them.
+    #[command(subcommand)]
+    Vault(vault::Command),
+    /// The audit log: checking and exporting it.
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Manage administrators.
     #[command(subcommand)]
     Admin(admin::Command),
@@ -133,6 +141,14 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
         Command::Admin(command) => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);
             on_runtime(admin::run(command, &control, output))
+        }
+        Command::Vault(command) => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(vault::run(command, &control, output, cli.global.json))
+        }
+        Command::Audit(command) => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(audit::run(command, &control, output))
         }
         Command::Status => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);

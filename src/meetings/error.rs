@@ -1,5 +1,7 @@
 //! Why something about meetings could not be done.
 
+use std::time::Duration;
+
 use crate::error::Code;
 use crate::error::Problem;
 use crate::integrations::fathom;
@@ -19,6 +21,9 @@ pub enum Error {
     /// No address that Fathom can call.
     #[error("this server has no public URL; ask its operator to set server.public_url")]
     NoPublicUrl,
+    /// Nothing that could deliver.
+    #[error("this server delivers nothing by itself; leave auto_deliver out")]
+    NoDelivery,
     /// Another change of the same hook is on its way.
     #[error("the webhook is being changed; try again soon")]
     Busy,
@@ -50,9 +55,13 @@ impl Error {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Busy | Self::InboxFull | Self::Store(_) => true,
-            Self::Cursor | Self::NotFound | Self::NoPublicUrl | Self::Forged | Self::NotAMeeting | Self::Vault(_) => {
-                false
-            }
+            Self::Cursor
+            | Self::NotFound
+            | Self::NoDelivery
+            | Self::NoPublicUrl
+            | Self::Forged
+            | Self::NotAMeeting
+            | Self::Vault(_) => false,
             Self::Fathom(error) => error.is_passing(),
             Self::Records(error) => error.is_passing(),
         }
@@ -66,28 +75,29 @@ impl From<Error> for Problem {
             Error::Cursor => Problem::new(Code::InvalidRequest).message(said),
             Error::NotFound | Error::Forged => Problem::new(Code::NotFound),
             Error::NoPublicUrl => Problem::new(Code::WebhooksNotConfigured),
+            Error::NoDelivery => Problem::new(Code::NotImplemented).message(said),
             Error::Busy => Problem::new(Code::Conflict).message(said),
             Error::NotAMeeting => Problem::new(Code::InvalidBody).message(said),
-            Error::InboxFull => Problem::new(Code::Overloaded).retry_after(std::time::Duration::from_secs(60)),
+            Error::InboxFull => Problem::new(Code::Overloaded).retry_after(Duration::from_mins(1)),
             Error::Vault(vault::Error::NotFound | vault::Error::Expired | vault::Error::Revoked) => {
                 Problem::new(Code::FathomKeyMissing)
             }
             Error::Vault(error) => error.into(),
-            Error::Fathom(error) => problem_of(error),
+            Error::Fathom(error) => problem_of(&error),
             Error::Records(error) => error.into(),
             Error::Store(error) => error.into(),
         }
     }
 }
 
-fn problem_of(error: fathom::Error) -> Problem {
+fn problem_of(error: &fathom::Error) -> Problem {
     match error {
         fathom::Error::Unauthorized => Problem::new(Code::FathomKeyRefused),
         fathom::Error::Forbidden | fathom::Error::Rejected { .. } | fathom::Error::NoMedia => {
             Problem::new(Code::FathomRefused)
         }
         fathom::Error::NotFound => Problem::new(Code::NotFound),
-        fathom::Error::RateLimited { retry_after } => Problem::new(Code::FathomBusy).retry_after(retry_after),
+        fathom::Error::RateLimited { retry_after } => Problem::new(Code::FathomBusy).retry_after(*retry_after),
         fathom::Error::Server { .. }
         | fathom::Error::Malformed(_)
         | fathom::Error::Unreachable(_)

@@ -104,8 +104,26 @@ impl Meetings {
         HookSettings { state, url, auto_deliver: hook.auto_deliver, created_at, heard_at }
     }
 
-    /// Makes a webhook at Fathom with a fresh address and secret; one that was there before goes. Run it to its end.
+    /// Makes a webhook at Fathom with a fresh address and secret; one that was there before goes. Goes on to its end, also
+    /// when the caller does not wait for it.
     pub async fn set_hook(
+        &self,
+        tenant: TenantId,
+        user: UserId,
+        auto_deliver: bool,
+        now: OffsetDateTime,
+    ) -> Result<HookSettings, Error> {
+        if self.inner.parts.public_url.is_empty() {
+            return Err(Error::NoPublicUrl);
+        }
+        if auto_deliver && self.inner.parts.auto_deliver.is_none() {
+            return Err(Error::NoDelivery);
+        }
+        let meetings = self.clone();
+        self.to_its_end(async move { meetings.exchange_hook(&tenant, &user, auto_deliver, now).await }).await
+    }
+
+    async fn exchange_hook(
         &self,
         tenant: &TenantId,
         user: &UserId,
@@ -113,9 +131,6 @@ impl Meetings {
         now: OffsetDateTime,
     ) -> Result<HookSettings, Error> {
         let parts = &self.inner.parts;
-        if parts.public_url.is_empty() {
-            return Err(Error::NoPublicUrl);
-        }
         let _change = self.change_of(tenant)?;
         let (session, _) = self.session(tenant, "register a webhook").await?;
         let session = session.patience(Patience::JOB);
@@ -163,8 +178,22 @@ impl Meetings {
     }
 
     /// Removes a user's webhook. Nothing is taken from it any more when this returns; if Fathom cannot be told now, it is
-    /// told later. Run it to its end.
-    pub async fn remove_hook(&self, tenant: &TenantId) -> Result<(), Error> {
+    /// told later. Goes on to its end, also when the caller does not wait for it.
+    pub async fn remove_hook(&self, tenant: TenantId) -> Result<(), Error> {
+        let meetings = self.clone();
+        self.to_its_end(async move { meetings.drop_hook(&tenant).await }).await
+    }
+
+    /// On the runtime where connections to Fathom live.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let task = self.inner.parts.shutdown.spawn_on(work, &self.inner.runtime);
+        task.await.unwrap_or(Err(Error::Busy))
+    }
+
+    async fn drop_hook(&self, tenant: &TenantId) -> Result<(), Error> {
         let _change = self.change_of(tenant)?;
         let hooks = self.inner.parts.hooks.of_tenant(tenant);
         // From now on nothing is taken, with or without a key.
@@ -225,12 +254,13 @@ impl Meetings {
     }
 
     async fn tidy_once(&self, now: OffsetDateTime) {
-        for hook in self.inner.parts.hooks.unsettled() {
+        let hooks = &self.inner.parts.hooks;
+        for hook in hooks.unsettled() {
             let Ok(_change) = self.change_of(&hook.tenant) else { continue };
             let age = now - hook.created_at;
             let done = match &hook.status {
-                HookStatus::Registering if age > REGISTERING => self.inner.parts.hooks.remove(&hook.id).await.map_err(Error::from),
-                HookStatus::Removing { .. } if age > REMOVING => self.inner.parts.hooks.remove(&hook.id).await.map_err(Error::from),
+                HookStatus::Registering if age > REGISTERING => hooks.remove(&hook.id).await.map_err(Error::from),
+                HookStatus::Removing { .. } if age > REMOVING => hooks.remove(&hook.id).await.map_err(Error::from),
                 HookStatus::Removing { .. } => match self.session(&hook.tenant, "remove a webhook").await {
                     Ok((session, _)) => self.retire(&hook, &session.patience(Patience::JOB)).await,
                     Err(error) => Err(error),

@@ -78,6 +78,11 @@ pub struct Call<'a> {
 }
 
 impl Meetings {
+    /// Largest body of a call.
+    pub fn max_call_bytes(&self) -> usize {
+        usize::try_from(self.inner.parts.config.max_hook_bytes).unwrap_or(usize::MAX)
+    }
+
     /// Whether this address may call now; the error says how long until then.
     pub fn may_call(&self, from: IpAddr, now: Instant) -> Result<(), Duration> {
         self.inner.limits.addresses.lock().unwrap_or_else(PoisonError::into_inner).check(&from, now)
@@ -187,11 +192,24 @@ impl Meetings {
         let meeting: Meeting = serde_json::from_slice(&body).map_err(|_| Error::NotAMeeting)?;
         self.ingest(&letter.tenant, &meeting).await?;
         failpoint::hit("meetings.ingested");
-        let hook = parts.hooks.find(letter.id.hook());
-        if let Some(hook) = hook.filter(|hook| hook.auto_deliver) {
+        let hook = parts.hooks.find(letter.id.hook()).filter(|hook| hook.auto_deliver);
+        if let (Some(hook), Some(auto_deliver)) = (hook, &parts.auto_deliver) {
             let (recording_id, title) = (meeting.recording_id, meeting.name().to_owned());
             let new = NewMeeting { tenant: hook.tenant.clone(), user: hook.user.clone(), recording_id, title };
-            (parts.auto_deliver)(new).await.map_err(|super::NotYet| Error::Busy)?;
+            auto_deliver(new).await.map_err(|super::NotYet| Error::Busy)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what calls said that were interrupted before they were letters, or after they were dealt with. Before
+    /// any call is taken.
+    pub(super) async fn burn_unasked(&self) -> Result<(), Error> {
+        let parts = &self.inner.parts;
+        for blob in parts.blobs.list("").await? {
+            let letter = LetterId::of_blob(&blob.key).and_then(|id| parts.inbox.find(&id));
+            if letter.is_none_or(|letter| !letter.is_waiting()) {
+                parts.blobs.delete(&blob.key).await?;
+            }
         }
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! What a user sees of their meetings: pages, and one as a whole.
 
+use std::sync::PoisonError;
 use std::time::Duration;
+use std::time::Instant;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -141,7 +143,7 @@ impl Meetings {
         let more = found.items.len() > limit;
         found.items.truncate(limit);
         let next = found.items.last().filter(|_| more).map(|last| Cursor::behind(&last.created_at, &last.id));
-        Ok(Listing { items: found.items, next, sync: self.standing(&found.row, state), served: verdict.served })
+        Ok(Listing { items: found.items, next, sync: Self::standing(&found.row, state), served: verdict.served })
     }
 
     /// How a user's list stands, without a look at its meetings.
@@ -149,10 +151,10 @@ impl Meetings {
         let instance = self.inner.parts.records.open(tenant, Priority::Client).await?;
         let row = row_of(&instance).await?;
         let verdict = self.judge(tenant, &row, now);
-        Ok(self.standing(&row, verdict.state))
+        Ok(Self::standing(&row, verdict.state))
     }
 
-    fn standing(&self, row: &Row, state: State) -> SyncView {
+    fn standing(row: &Row, state: State) -> SyncView {
         let error = match state {
             State::NoKey => Some("store a key of Fathom first: PUT /api/v1/vault with service \"fathom\"".to_owned()),
             _ => Some(row.error.clone()).filter(|error| !error.is_empty()),
@@ -203,13 +205,16 @@ impl Meetings {
         Ok(Whole { meeting, deliveries, artifacts })
     }
 
+    /// Whether it is time to ask for what is missing of a meeting: there may be none.
+    fn may_ask(&self, key: &(TenantId, u64)) -> bool {
+        let mut asked = self.inner.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.check(key, Instant::now()).is_ok()
+    }
+
     /// Asks for the summary and the transcript of one meeting; true when that ended in time.
     async fn complete(&self, tenant: &TenantId, recording_id: u64) -> bool {
         let key = (tenant.clone(), recording_id);
-        let mut asked = self.inner.asked.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let is_due = asked.check(&key, std::time::Instant::now()).is_ok();
-        drop(asked);
-        if !is_due {
+        if !self.may_ask(&key) {
             return false;
         }
         let (meetings, tenant) = (self.clone(), key.0);

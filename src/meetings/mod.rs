@@ -109,8 +109,8 @@ pub struct Parts {
     pub inbox: Inbox,
     /// What it says.
     pub blobs: Arc<dyn Blobs>,
-    /// What to do about meetings that are new.
-    pub auto_deliver: AutoDeliver,
+    /// What to do about meetings that are new, where something can be done.
+    pub auto_deliver: Option<AutoDeliver>,
     /// The URL that Fathom can reach us at; empty = none.
     pub public_url: String,
     /// Owns the tasks.
@@ -143,7 +143,7 @@ impl fmt::Debug for Meetings {
 
 impl Meetings {
     /// Starts taking in what waits in the inbox. Background work runs on the caller's runtime.
-    pub fn start(parts: Parts) -> Self {
+    pub async fn start(parts: Parts) -> Result<Self, Error> {
         let period = parts.config.ttl.max(Duration::from_secs(1));
         let inner = Inner {
             flights: sync::Flights::new(parts.config.max_concurrent),
@@ -154,9 +154,10 @@ impl Meetings {
             parts,
         };
         let meetings = Self { inner: Arc::new(inner) };
+        meetings.burn_unasked().await?;
         meetings.inner.parts.shutdown.spawn(meetings.clone().take_in());
         meetings.inner.parts.shutdown.spawn(meetings.clone().tidy());
-        meetings
+        Ok(meetings)
     }
 
     /// Calls in the name of a user, and which version of which key is used for them.

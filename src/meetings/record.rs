@@ -70,7 +70,8 @@ impl Parts {
 fn hash(value: &impl Serialize) -> String {
     let bytes = serde_json::to_vec(value).unwrap_or_default();
     let digest = Sha256::digest(&bytes);
-    digest.iter().take(10).map(|byte| format!("{byte:02x}")).collect()
+    let start: [u8; 8] = std::array::from_fn(|at| digest[at]);
+    format!("{:016x}", u64::from_be_bytes(start))
 }
 
 fn cut(text: &str, chars: usize) -> &str {

@@ -81,7 +81,8 @@ fn match_text(search: &str) -> Option<String> {
         let is_phrase = n % 2 == 1;
         let pieces: Vec<&str> = if is_phrase { vec![part] } else { part.split_whitespace().collect() };
         for piece in pieces {
-            let words: Vec<&str> = piece.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+            let words: Vec<&str> =
+                piece.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
             if !words.is_empty() && terms.len() < MAX_TERMS {
                 terms.push(words.join(" "));
                 may_continue = !is_phrase;
@@ -182,7 +183,8 @@ mod tests {
             let cursor = Cursor::behind(created_at, "m00000000000001");
             assert_eq!(Cursor::decode(&cursor.encode()).unwrap(), cursor);
         }
-        for forged in ["", "x", "!!", &URL_SAFE_NO_PAD.encode("a/b"), &URL_SAFE_NO_PAD.encode("2025' OR 1/m00000000000001")]
+        for forged in
+            ["", "x", "!!", &URL_SAFE_NO_PAD.encode("a/b"), &URL_SAFE_NO_PAD.encode("2025' OR 1/m00000000000001")]
         {
             assert!(matches!(Cursor::decode(forged), Err(Error::Cursor)), "{forged}");
         }

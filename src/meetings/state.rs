@@ -74,7 +74,7 @@ impl Row {
     /// What a run does next, and the row as it begins: what was interrupted goes on where it was.
     pub(super) fn begin(&self, overlap: Duration) -> (Phase, Self) {
         let mut row = self.clone();
-        row.state = "syncing".to_owned();
+        "syncing".clone_into(&mut row.state);
         row.retry_at = String::new();
         row.refused_key = String::new();
         let phase = match self.phase.as_str() {
@@ -279,7 +279,10 @@ mod tests {
         assert_eq!((stale.state, stale.refresh, stale.wait), (State::Stale, true, false));
         assert_eq!(stale.served.header(), "pocketfleet; hit; ttl=-60");
         let old = judged(&synced(Duration::from_hours(25)));
-        assert_eq!((old.state, old.wait, old.served.header().as_str()), (State::Stale, true, "pocketfleet; fwd=stale; stored"));
+        assert_eq!(
+            (old.state, old.wait, old.served.header().as_str()),
+            (State::Stale, true, "pocketfleet; fwd=stale; stored")
+        );
         let never = judged(&Row::default());
         assert_eq!((never.state, never.wait, never.served), (State::Syncing, true, Served::Miss));
     }

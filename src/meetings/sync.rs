@@ -183,7 +183,7 @@ impl Meetings {
         let (summary, transcript) = (session.summary(recording_id).await?, session.transcript(recording_id).await?);
         let instance = self.inner.parts.records.open(tenant, Priority::Client).await?;
         let id = record_id(recording_id);
-        let known = digests(&instance, &[id.clone()]).await?;
+        let known = digests(&instance, std::slice::from_ref(&id)).await?;
         // The rest of the meeting is known; only these two are compared.
         let Some(digest) = known.get(&id) else { return Ok(()) };
         let contents = super::record::contents(recording_id, summary, transcript, digest, OffsetDateTime::now_utc());
@@ -200,7 +200,7 @@ impl Meetings {
         if !is_keepable(meeting) {
             return Err(Error::NotAMeeting);
         }
-        let known = digests(&instance, &[id.clone()]).await?;
+        let known = digests(&instance, std::slice::from_ref(&id)).await?;
         let known = known.get(&id).map(String::as_str);
         if let Some(record) = changes(meeting, known, OffsetDateTime::now_utc()) {
             instance.put(&[Put { collection: "meetings", value: &record }]).await?;

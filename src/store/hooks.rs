@@ -170,7 +170,11 @@ impl Hooks {
     }
 
     /// Changes it as it stands; none when it is gone.
-    pub async fn change(&self, id: &HookId, edit: impl Fn(&mut Hook) + Send + Sync) -> Result<Option<Arc<Hook>>, Error> {
+    pub async fn change(
+        &self,
+        id: &HookId,
+        edit: impl Fn(&mut Hook) + Send + Sync,
+    ) -> Result<Option<Arc<Hook>>, Error> {
         let decide = |current: Option<&Read<Hook>>| {
             let Some(read) = current else { return Ok(Step::Keep) };
             let mut hook = Hook::clone(&read.record);

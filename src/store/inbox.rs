@@ -174,8 +174,7 @@ impl Inbox {
     fn list(&self, settled: bool, most: usize, wanted: impl Fn(i64) -> bool) -> Vec<Arc<Letter>> {
         let lowest = LetterId { hook: HookId::lowest(), hash: "".into() };
         let from = (settled, i64::MIN, lowest);
-        let places =
-            self.table.view().range(Bound::Included(&from), most, |(is, at, _)| *is == settled && wanted(*at));
+        let places = self.table.view().range(Bound::Included(&from), most, |(is, at, _)| *is == settled && wanted(*at));
         places.iter().filter_map(|(_, _, id)| self.find(id)).collect()
     }
 

@@ -187,7 +187,7 @@ mod tests {
     }
 
     fn aad(parts: &[&str]) -> Aad {
-        parts.iter().fold(Aad::new(Kind::Secret), |aad, part| aad.with(part))
+        parts.iter().fold(Aad::new(Kind::Secret), Aad::with)
     }
 
     #[test]

@@ -59,8 +59,20 @@ pub struct NewSecret {
 pub struct Change {
     /// Another label.
     pub label: Option<String>,
-    /// Another end of its time, or none.
-    pub expires_at: Option<Option<OffsetDateTime>>,
+    /// Another end of its time.
+    pub end: End,
+}
+
+/// What becomes of the end of a secret's time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum End {
+    /// It stays.
+    #[default]
+    Keep,
+    /// There is none.
+    Never,
+    /// It is this.
+    At(OffsetDateTime),
 }
 
 /// Whether a secret is of use.

@@ -60,6 +60,7 @@ pub use error::Error;
 pub use error::Invalid;
 pub use item::Caller;
 pub use item::Change;
+pub use item::End;
 pub use item::Item;
 pub use item::NewSecret;
 pub use item::Opened;
@@ -99,7 +100,7 @@ const LOCKS: usize = 64;
 /// Keys that one limit remembers.
 const LIMITED: usize = 10_000;
 /// One use of a secret for one purpose in this time is written down.
-const USE_EVERY: Duration = Duration::from_secs(60);
+const USE_EVERY: Duration = Duration::from_mins(1);
 /// Warnings that a slow listener may be behind.
 const WARNINGS: usize = 256;
 /// The label of a secret whose owner gave none.
@@ -230,7 +231,7 @@ impl Vault {
             let entry = Entry::new(Actor::System, action::MASTER_KEY_ADDED).subject(keyring.primary());
             audit.record(entry.detail(json!({ "source": keyring.source }))).await?;
         }
-        let minute = Duration::from_secs(60);
+        let minute = Duration::from_mins(1);
         let inner = Inner {
             reveals: Mutex::new(Keyed::new(config.reveals_per_minute.get(), minute, LIMITED)),
             changes: Mutex::new(Keyed::new(config.changes_per_minute.get(), minute, LIMITED)),

@@ -1,6 +1,7 @@
 //! What the owner of secrets does with them: list, put, change, delete, have one shown.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
@@ -11,6 +12,7 @@ use time::OffsetDateTime;
 use super::Caller;
 use super::Change;
 use super::DEFAULT_LABEL;
+use super::End;
 use super::Error;
 use super::Invalid;
 use super::Item;
@@ -117,9 +119,13 @@ impl Vault {
         if let Some(label) = change.label {
             services::check_label(&label).map_err(Error::Invalid)?.clone_into(&mut fresh.label);
         }
-        if let Some(end) = change.expires_at {
-            check_end(end, now)?;
-            fresh.expires_at = end;
+        match change.end {
+            End::Keep => {}
+            End::Never => fresh.expires_at = None,
+            End::At(end) => {
+                check_end(Some(end), now)?;
+                fresh.expires_at = Some(end);
+            }
         }
         let mut others = self.live(&caller.tenant).into_iter().filter(|other| other.key_id != *id);
         if others.any(|other| other.service == fresh.service && other.label == fresh.label) {
@@ -193,7 +199,7 @@ impl Vault {
     ) -> Result<Secret, Error> {
         let secret = self.find_live(&caller.tenant, id).ok_or(Error::NotFound)?;
         let within = self.inner.config.reveal_max_age;
-        if !signed_in_at.is_some_and(|at| at + within > now) {
+        if signed_in_at.is_none_or(|at| at + within <= now) {
             return Err(Error::SignInFirst { within });
         }
         if item::has_expired(&secret, now) {
@@ -250,12 +256,12 @@ impl Vault {
     /// its deletion finds none; of others the record, so that an interruption leaves one that opens.
     async fn write(&self, fresh: &SealedSecret, is_new: bool) -> Result<(), Error> {
         let (id, version) = (&fresh.key_id, fresh.version);
-        let has_record: BTreeMap<KeyId, ()> =
-            self.inner.secrets.of_tenant(&fresh.tenant).iter().map(|secret| (secret.key_id.clone(), ())).collect();
+        let has_record: BTreeSet<KeyId> =
+            self.inner.secrets.of_tenant(&fresh.tenant).iter().map(|secret| secret.key_id.clone()).collect();
         if is_new {
             let announce = |heads: &mut BTreeMap<KeyId, u32>| {
                 // What an interrupted creation left.
-                heads.retain(|known, _| has_record.contains_key(known));
+                heads.retain(|known, _| has_record.contains(known));
                 heads.insert(id.clone(), version);
             };
             self.change_heads(&fresh.tenant, announce).await?;

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use serde::Deserialize;
+use serde::Deserializer;
 use zeroize::Zeroizing;
 
 /// A text that must never reach a log, a database, an argument, the environment or an error.
@@ -29,6 +31,13 @@ impl Secret {
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+/// Straight from a request's body: no other copy stays behind.
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self::new)
     }
 }
 
