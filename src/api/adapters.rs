@@ -14,6 +14,8 @@ use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
 use crate::auth::api_keys::ApiKeys;
 use crate::gateway::Dashboards;
+use crate::jobs::intake::Intake;
+use crate::queue::Queue;
 use crate::records::Records;
 use crate::shutdown::Shutdown;
 use crate::store::sessions::Sessions;
@@ -61,3 +63,5 @@ macro_rules! service {
 
 service!(records: Records);
 service!(api_keys: ApiKeys);
+service!(queue: Queue);
+service!(intake: Intake);
