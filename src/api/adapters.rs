@@ -13,6 +13,7 @@ use crate::api::oauth2_redirect::Deliver;
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
 use crate::gateway::Dashboards;
+use crate::queue::Queue;
 use crate::records::Records;
 use crate::shutdown::Shutdown;
 use crate::store::sessions::Sessions;
@@ -59,3 +60,4 @@ macro_rules! service {
 }
 
 service!(records: Records);
+service!(queue: Queue);

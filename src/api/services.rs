@@ -1,5 +1,6 @@
 //! The domains behind the routes that serve users beyond their instances. `app::services` builds them.
 
+use crate::queue::Queue;
 use crate::records::Records;
 
 /// One handle of each; cheap to clone.
@@ -7,4 +8,6 @@ use crate::records::Records;
 pub struct Services {
     /// What is kept in tenants' own instances.
     pub records: Records,
+    /// What is to be done.
+    pub queue: Queue,
 }

@@ -5,9 +5,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::Context;
+use time::OffsetDateTime;
+
 use crate::api::Services;
 use crate::auth::Verifier;
 use crate::config::Config;
+use crate::queue;
+use crate::queue::Queue;
 use crate::records::Records;
 use crate::records::Settle;
 use crate::shutdown::Shutdown;
@@ -34,6 +39,8 @@ pub struct Given<'a> {
     pub tenancy: Tenancy,
     /// What has to happen before something is written to an instance.
     pub settle: Settle,
+    /// Names this run of this node.
+    pub incarnation: String,
     /// What `/metrics` shows.
     pub metrics: Arc<Metrics>,
     /// Whether we are about to stop; owns the services' tasks.
@@ -41,10 +48,22 @@ pub struct Given<'a> {
 }
 
 /// Builds them.
-#[expect(clippy::unused_async, reason = "services load their records here")]
 pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
-    let Given { config: _, data: _, store: _, supervisor, verifier: _, tenancy: _, settle, metrics: _, shutdown: _ } =
+    let Given { config, data: _, store, supervisor, verifier: _, tenancy: _, settle, incarnation, metrics, shutdown } =
         given;
     let records = Records::new(supervisor, settle)?;
-    Ok(Services { records })
+    let queue = Queue::open(queue::Parts {
+        config: config.queue.clone(),
+        store,
+        node: incarnation,
+        // The lock of the data directory is ours.
+        is_alone: true,
+        handlers: Vec::new(),
+        clock: Arc::new(OffsetDateTime::now_utc),
+        metrics,
+        shutdown,
+    })
+    .await
+    .context("open the queue")?;
+    Ok(Services { records, queue })
 }
