@@ -18,6 +18,7 @@ use serde::Deserialize;
 use crate::auth;
 use crate::auth::accounts;
 use crate::gateway;
+use crate::queue;
 use crate::realtime;
 use crate::supervisor;
 use crate::telemetry;
@@ -92,6 +93,8 @@ pub struct Config {
     pub accounts: accounts::config::Settings,
     /// `[realtime]`
     pub realtime: realtime::Config,
+    /// `[queue]`
+    pub queue: queue::Config,
     /// `PATH` of the environment, for finding the binary.
     #[serde(skip)]
     pub search_path: String,
@@ -186,6 +189,7 @@ impl Config {
         self.server.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         accounts::config::check(&self.mail, &self.accounts).map_err(|error| Error::Invalid(error.to_string()))?;
         self.realtime.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.queue.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         let i = &self.instances;
         let s = &self.server;
         let a = &self.auth;

@@ -50,8 +50,7 @@ async fn list_of(
     Path(id): Path<String>,
     Params(params): Params<ListJobs>,
 ) -> Result<Json<Value>, ApiError> {
-    let tenant =
-        TenantId::parse(&id).map_err(|_| Problem::new(Code::NotFound).message("there is no such tenant"))?;
+    let tenant = TenantId::parse(&id).map_err(|_| Problem::new(Code::NotFound).message("there is no such tenant"))?;
     Ok(page(&queue.list(&tenant, &params.filter()?), &queue))
 }
 

@@ -265,7 +265,9 @@ mod tests {
     fn a_link_is_https_and_names_a_host() {
         assert!(is_https("https://www.loom.com/share/abc?sid=1"));
         let long = format!("https://a.example/{}", "x".repeat(URL_BYTES));
-        for bad in ["", "http://a.example/", "https://", "javascript:alert(1)", "/a", "https://a@b.example/", "a b", &long] {
+        for bad in
+            ["", "http://a.example/", "https://", "javascript:alert(1)", "/a", "https://a@b.example/", "a b", &long]
+        {
             assert!(!is_https(bad), "{bad}");
         }
     }

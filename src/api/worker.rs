@@ -3,8 +3,8 @@
 //!
 //! A worker sees jobs of the kinds in its key's scopes, of every tenant, and no others: a job of another kind is absent.
 
-use std::time::Duration;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;

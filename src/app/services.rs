@@ -5,10 +5,17 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::Context;
+use time::OffsetDateTime;
+
 use crate::api::Services;
 use crate::auth::Verifier;
 use crate::auth::api_keys::ApiKeys;
 use crate::config::Config;
+use crate::jobs::intake::Intake;
+use crate::jobs::intake::Rules;
+use crate::queue;
+use crate::queue::Queue;
 use crate::records::Records;
 use crate::records::Settle;
 use crate::shutdown::Shutdown;
@@ -36,6 +43,8 @@ pub struct Given<'a> {
     pub tenancy: Tenancy,
     /// What has to happen before something is written to an instance.
     pub settle: Settle,
+    /// Names this run of this node.
+    pub incarnation: String,
     /// What `/metrics` shows.
     pub metrics: Arc<Metrics>,
     /// Whether we are about to stop; owns the services' tasks.
@@ -44,8 +53,22 @@ pub struct Given<'a> {
 
 /// Builds them.
 pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
-    let Given { config: _, data: _, store, supervisor, verifier, tenancy: _, settle, metrics: _, shutdown: _ } = given;
+    let Given { config, data: _, store, supervisor, verifier, tenancy, settle, incarnation, metrics, shutdown } = given;
     let records = Records::new(supervisor, settle)?;
-    let api_keys = ApiKeys::new(store::api_keys::ApiKeys::open(store).await?, verifier);
-    Ok(Services { records, api_keys })
+    let api_keys = ApiKeys::new(store::api_keys::ApiKeys::open(Arc::clone(&store)).await?, verifier);
+    let queue = Queue::open(queue::Parts {
+        config: config.queue.clone(),
+        store,
+        node: incarnation,
+        // The lock of the data directory is ours.
+        is_alone: true,
+        handlers: Vec::new(),
+        clock: Arc::new(OffsetDateTime::now_utc),
+        metrics,
+        shutdown,
+    })
+    .await
+    .context("open the queue")?;
+    let intake = Intake::new(queue.clone(), tenancy, Rules::of(&config.queue));
+    Ok(Services { records, api_keys, queue, intake })
 }

@@ -151,8 +151,7 @@ fn status(found: &Value) -> String {
     });
     let rows: Vec<_> = rows.collect();
     let table = output::table(["KIND", "QUEUED", "SCHEDULED", "RUNNING", "PARKED", "DEAD", "NOTE"], &rows);
-    let [unfinished, tenants, paused] =
-        ["unfinished", "tenants", "paused_tenants"].map(|name| text(&found[name]));
+    let [unfinished, tenants, paused] = ["unfinished", "tenants", "paused_tenants"].map(|name| text(&found[name]));
     format!("{table}\n{unfinished} unfinished jobs of {tenants} tenants, {paused} of them paused")
 }
 

@@ -21,7 +21,7 @@ use crate::queue;
 use crate::queue::Added;
 use crate::queue::NewJob;
 use crate::queue::Queue;
-use crate::store::tenants::Tenants;
+use crate::tenancy::Tenancy;
 
 /// The kind that brings a meeting to a destination.
 pub const DELIVER_MEETING: &str = "deliver_meeting";
@@ -90,6 +90,12 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// The rules of a configuration.
+    pub fn of(config: &queue::Config) -> Self {
+        let most = config.user_priority.max(0);
+        Self { kinds: config.user_kinds.clone(), priorities: -most..=most }
+    }
+
     /// Whether users may add jobs of this kind.
     pub fn is_open(&self, kind: &str) -> bool {
         kind == DELIVER_MEETING || self.kinds.iter().any(|open| open == kind)
@@ -135,9 +141,7 @@ impl From<Error> for Problem {
                 let what = json!({ "code": "validation_invalid", "message": message });
                 Self::new(Code::ValidationFailed).details(json!({ field: what, "index": index }))
             }
-            Error::Kind { index } => {
-                Self::new(Code::UnknownKind).message(text).details(json!({ "index": index }))
-            }
+            Error::Kind { index } => Self::new(Code::UnknownKind).message(text).details(json!({ "index": index })),
             Error::Suspended => Self::new(Code::TenantSuspended),
             Error::Queue(queue::Error::UnknownKind) => Self::new(Code::UnknownKind),
             Error::Queue(error) => error.into(),
@@ -149,14 +153,14 @@ impl From<Error> for Problem {
 #[derive(Debug, Clone)]
 pub struct Intake {
     queue: Queue,
-    tenants: Tenants,
+    tenancy: Tenancy,
     rules: Arc<Rules>,
 }
 
 impl Intake {
     /// In front of a queue.
-    pub fn new(queue: Queue, tenants: Tenants, rules: Rules) -> Self {
-        Self { queue, tenants, rules: Arc::new(rules) }
+    pub fn new(queue: Queue, tenancy: Tenancy, rules: Rules) -> Self {
+        Self { queue, tenancy, rules: Arc::new(rules) }
     }
 
     /// What users may ask for.
@@ -167,7 +171,7 @@ impl Intake {
     /// Adds a user's wishes, all or none, in order. Durable when it returns.
     pub async fn add(&self, user: &UserId, wishes: Vec<Wish>, now: OffsetDateTime) -> Result<Vec<Added>, Error> {
         let tenant = TenantId::personal(user);
-        if self.tenants.find(&tenant).is_some_and(|tenant| tenant.suspended) {
+        if self.tenancy.resolve(tenant.as_str()).is_some_and(|found| found.suspended && found.id == tenant) {
             return Err(Error::Suspended);
         }
         let jobs = jobs_of(user, wishes, &self.rules, now)?;
@@ -188,13 +192,15 @@ fn job_of(user: &UserId, wish: Wish, rules: &Rules, now: OffsetDateTime, index: 
     let wrong = |field: &'static str, message: &str| Error::Field { index, field, message: message.to_owned() };
     let priority = match wish.priority {
         None => 0,
-        Some(wanted) => i8::try_from(wanted).ok().filter(|wanted| rules.priorities.contains(wanted)).ok_or_else(
-            || Error::Field {
-                index,
-                field: "priority",
-                message: format!("between {} and {}", rules.priorities.start(), rules.priorities.end()),
-            },
-        )?,
+        Some(wanted) => {
+            i8::try_from(wanted).ok().filter(|wanted| rules.priorities.contains(wanted)).ok_or_else(|| {
+                Error::Field {
+                    index,
+                    field: "priority",
+                    message: format!("between {} and {}", rules.priorities.start(), rules.priorities.end()),
+                }
+            })?
+        }
     };
     if wish.run_at.is_some_and(|at| at - now > FARTHEST) {
         return Err(wrong("run_at", "within a year from now"));

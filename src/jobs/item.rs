@@ -9,7 +9,7 @@ use crate::queue::Job;
 use crate::queue::Progress;
 
 /// How far a job is. Units are those of the step: bytes, lines, parts.
-#[derive(Serialize, ToSchema)]
+#[derive(Debug, Serialize, ToSchema)]
 #[schema(as = JobProgress)]
 pub struct ProgressView {
     /// What it is at, in a word or two; empty before the first report.
@@ -40,7 +40,7 @@ impl ProgressView {
 }
 
 /// A meeting on its way to a destination.
-#[derive(Serialize, ToSchema)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct QueueItem {
     #[schema(example = "01k6yq3m9x4v7t2c8w5z0b1n2d")]
     id: String,

@@ -138,11 +138,13 @@ async fn operators_list_show_cancel_retry_and_pause() {
     let claimed = claim(&farm, 10, 0).await;
     assert_eq!(claimed.iter().map(|job| job["kind"].as_str().unwrap()).collect::<Vec<_>>(), ["translate"]);
     let status = app.cli_json(&["jobs", "status"]);
-    let kind = |name: &str| {
-        status["kinds"].as_array().unwrap().iter().find(|kind| kind["kind"] == name).unwrap().clone()
-    };
+    let kind =
+        |name: &str| status["kinds"].as_array().unwrap().iter().find(|kind| kind["kind"] == name).unwrap().clone();
     assert_eq!(kind("transcode")["is_paused"], true);
-    assert_eq!((&kind("transcode")["states"]["queued"], &kind("translate")["states"]["running"]), (&json!(2), &json!(1)));
+    assert_eq!(
+        (&kind("transcode")["states"]["queued"], &kind("translate")["states"]["running"]),
+        (&json!(2), &json!(1))
+    );
     let text = String::from_utf8(app.cli(&["jobs", "status"]).stdout).unwrap();
     assert!(text.contains("external, paused"), "{text}");
     assert!(app.cli(&["jobs", "resume", "transcode"]).status.success());

@@ -259,8 +259,7 @@ async fn nobody_touches_anothers_items_and_admins_name_whom_they_add_for() {
         for (method, verb, body) in calls {
             let (status, foreign) = call(&bob, method.clone(), &format!("{base}/{id}{verb}"), body.clone()).await;
             assert_eq!(status, 404, "{method} {base}{verb}: {foreign}");
-            let (_, absent) =
-                call(&bob, method, &format!("{base}/01234567890123456789012345{verb}"), body).await;
+            let (_, absent) = call(&bob, method, &format!("{base}/01234567890123456789012345{verb}"), body).await;
             let told = |answer: &Value| (answer["error"]["code"].clone(), answer["error"]["message"].clone());
             assert_eq!(told(&foreign), told(&absent), "absent and foreign look the same");
         }

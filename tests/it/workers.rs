@@ -42,7 +42,8 @@ pub(crate) fn worker(app: &TestApp, kinds: &[&str]) -> User {
 
 /// Adds jobs of a kind; their ids.
 pub(crate) async fn add(user: &User, kind: &str, count: usize) -> Vec<String> {
-    let items: Vec<_> = (0..count).map(|n| json!({"kind": kind, "title": n.to_string(), "payload": {"n": n}})).collect();
+    let items: Vec<_> =
+        (0..count).map(|n| json!({"kind": kind, "title": n.to_string(), "payload": {"n": n}})).collect();
     let (status, added) = post(user, "/api/v1/jobs", json!({ "items": items })).await;
     assert_eq!(status, 201, "{added}");
     added["items"].as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap().to_owned()).collect()
@@ -110,10 +111,8 @@ async fn a_silent_worker_loses_its_job_and_what_it_says_later_is_refused() {
     let (first, second) = (worker(&app, &["transcode"]), worker(&app, &["transcode"]));
     add(&ada, "transcode", 1).await;
     let lost = claim(&first, 1, 0).await.remove(0);
-    let taken = eventually("the job is given to somebody else", async || {
-        claim(&second, 1, 5).await.into_iter().next()
-    })
-    .await;
+    let taken =
+        eventually("the job is given to somebody else", async || claim(&second, 1, 5).await.into_iter().next()).await;
     assert_eq!(taken["id"], lost["id"]);
     assert!(taken["fence"].as_u64() > lost["fence"].as_u64());
     assert_eq!(taken["attempt"], 2);

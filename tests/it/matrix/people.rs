@@ -73,7 +73,12 @@ impl World {
             base: app.base.clone(),
             http: app.http.clone(),
             accounts: people.iter().map(|(who, user)| (*who, user.id.clone())).collect(),
-            tokens: people.into_iter().map(|(who, user)| (who, user.token.clone())).chain(tokens).chain([(Who::ApiKey, key)]).collect(),
+            tokens: people
+                .into_iter()
+                .map(|(who, user)| (who, user.token.clone()))
+                .chain(tokens)
+                .chain([(Who::ApiKey, key)])
+                .collect(),
             workspace: workspace["id"].as_str().unwrap().to_owned(),
             owner: owner.id,
             other: other.id,
