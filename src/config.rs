@@ -23,6 +23,7 @@ use crate::meetings;
 use crate::jobs::deliver;
 use crate::jobs::destinations::loom;
 use crate::outbound;
+use crate::queue;
 use crate::realtime;
 use crate::supervisor;
 use crate::telemetry;
@@ -110,6 +111,8 @@ pub struct Config {
     pub delivery: deliver::Config,
     /// `[loom]`
     pub loom: loom::Config,
+    /// `[queue]`
+    pub queue: queue::Config,
     /// `PATH` of the environment, for finding the binary.
     #[serde(skip)]
     pub search_path: String,
@@ -213,6 +216,7 @@ impl Config {
         }
         self.vault.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.delivery.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.queue.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         let i = &self.instances;
         let s = &self.server;
         let a = &self.auth;

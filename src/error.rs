@@ -80,6 +80,8 @@ codes! {
     Conflict = "CONFLICT", 409, Client, "the current state does not allow this";
     /// The secret's time is over.
     SecretExpired = "SECRET_EXPIRED", 409, Client, "this secret has expired; store a new one";
+    /// No kind of job that the caller may add.
+    UnknownKind = "UNKNOWN_KIND", 400, Client, "there is no kind of job with this name that you may add";
     /// An account with this e-mail address exists.
     EmailTaken = "EMAIL_TAKEN", 400, Client, "an account with this e-mail address exists; sign in instead";
     /// The body is larger than the route takes.
@@ -94,6 +96,14 @@ codes! {
     RateLimited = "RATE_LIMITED", 429, Limit, "too many attempts; wait as long as Retry-After says";
     /// The caller's instance has as many requests waiting as it may.
     TenantBusy = "TENANT_BUSY", 429, Limit, "your instance has too many requests waiting; slow down";
+    /// The tenant has as many unfinished jobs as it may.
+    TooManyJobs = "TOO_MANY_JOBS", 429, Limit, "too many unfinished jobs; wait until some are done, or cancel some";
+    /// The queue as a whole has as many unfinished jobs as it may.
+    QueueFull = "QUEUE_FULL", 503, Limit, "the queue is full; try again later";
+    /// The idempotency key belongs to a different request.
+    IdempotencyKeyReused = "IDEMPOTENCY_KEY_REUSED", 409, Client, "this idempotency key was used for a different request; choose another";
+    /// A worker reports on a job that is no longer its own.
+    LeaseLost = "LEASE_LOST", 409, Client, "the job is no longer yours: its lease ended, or it was cancelled; drop it";
     /// The request head is larger than allowed.
     HeadersTooLarge = "HEADERS_TOO_LARGE", 431, Client, "the request has too many or too large headers";
     /// An error of ours that nobody planned.

@@ -3,6 +3,9 @@
 use crate::api::webhooks::HookBodies;
 use crate::audit::Audit;
 use crate::meetings::Meetings;
+use crate::auth::api_keys::ApiKeys;
+use crate::jobs::intake::Intake;
+use crate::queue::Queue;
 use crate::records::Records;
 use crate::vault::Vault;
 
@@ -19,4 +22,10 @@ pub struct Services {
     pub audit: Audit,
     /// Users' secrets for other services.
     pub vault: Vault,
+    /// Credentials of programs.
+    pub api_keys: ApiKeys,
+    /// What is to be done.
+    pub queue: Queue,
+    /// What users may put into it.
+    pub intake: Intake,
 }

@@ -5,17 +5,26 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::Context;
+use time::OffsetDateTime;
+
 use crate::api::Services;
 use crate::api::webhooks::HookBodies;
 use crate::app::meetings;
 use crate::audit::Audit;
 use crate::auth::Verifier;
+use crate::auth::api_keys::ApiKeys;
 use crate::config::Config;
 use crate::integrations::fathom::Fathom;
 use crate::outbound::Guard;
+use crate::jobs::intake::Intake;
+use crate::jobs::intake::Rules;
+use crate::queue;
+use crate::queue::Queue;
 use crate::records::Records;
 use crate::records::Settle;
 use crate::shutdown::Shutdown;
+use crate::store;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
@@ -44,6 +53,8 @@ pub struct Given<'a> {
     pub tenancy: Tenancy,
     /// What has to happen before something is written to an instance.
     pub settle: Settle,
+    /// Names this run of this node.
+    pub incarnation: String,
     /// What `/metrics` shows.
     pub metrics: Arc<Metrics>,
     /// Whether we are about to stop; owns the services' tasks.
@@ -72,4 +83,22 @@ pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
 /// Which services are asked about a secret before it is stored.
 fn checks(fathom: &Fathom) -> Checks {
     Checks::new().with(crate::meetings::SERVICE, meetings::check_of(fathom.clone()))
+    let Given { config, data: _, store, supervisor, verifier, tenancy, settle, incarnation, metrics, shutdown } = given;
+    let records = Records::new(supervisor, settle)?;
+    let api_keys = ApiKeys::new(store::api_keys::ApiKeys::open(Arc::clone(&store)).await?, verifier);
+    let queue = Queue::open(queue::Parts {
+        config: config.queue.clone(),
+        store,
+        node: incarnation,
+        // The lock of the data directory is ours.
+        is_alone: true,
+        handlers: Vec::new(),
+        clock: Arc::new(OffsetDateTime::now_utc),
+        metrics,
+        shutdown,
+    })
+    .await
+    .context("open the queue")?;
+    let intake = Intake::new(queue.clone(), tenancy, Rules::of(&config.queue));
+    Ok(Services { records, api_keys, queue, intake })
 }

@@ -2,3 +2,7 @@
 
 pub mod deliver;
 pub mod destinations;
+//! The kinds of work that the queue runs, and what stands between users and the queue.
+
+pub mod intake;
+pub mod item;

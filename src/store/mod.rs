@@ -5,6 +5,8 @@
 //! once. Each has an embedded form here: one `SQLite` file, in-process queues, a folder. Typed records with live
 //! views stand on top: [`tenants`], [`members`], [`invitations`], [`slugs`], [`placements`], [`sessions`],
 //! [`versions`], [`secrets`], [`vault_keys`].
+//! views stand on top: [`api_keys`], [`tenants`], [`members`], [`invitations`], [`slugs`], [`placements`], [`sessions`],
+//! [`versions`].
 //!
 //! Invariants:
 //! - A write is on disk before its call returns, and its revision is larger than that of every write before it.
@@ -22,6 +24,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub mod api_keys;
 pub mod blobs;
 pub mod bus;
 mod error;

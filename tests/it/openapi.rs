@@ -123,6 +123,7 @@ async fn state() -> (AppState, TempDir) {
         verifier: verifier.clone(),
         tenancy: tenancy.clone(),
         settle: Arc::new(|_| Box::pin(async {})),
+        incarnation: "test".to_owned(),
         metrics: Arc::clone(&metrics),
         shutdown: shutdown.clone(),
     })
