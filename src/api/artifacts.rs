@@ -124,7 +124,8 @@ async fn list_artifacts(
     let items = items
         .iter()
         .map(|record| {
-            let (id, location, destination) = (text(record, "id"), text(record, "location"), text(record, "destination"));
+            let (id, location, destination) =
+                (text(record, "id"), text(record, "location"), text(record, "destination"));
             let is_staged = location.strip_prefix(STAGED).is_some_and(|job| is_there(&state.services.staging, job));
             let is_here = is_staged || !text(record, "file").is_empty() || in_folder(&destination);
             let link = is_here.then(|| state.services.links.sign(&tenant, &id, now));

@@ -73,7 +73,6 @@ pub fn router(state: AppState) -> Router {
         .route("/vault/rotate", post(control_vault::rotate))
         .route("/audit", get(control_vault::entries))
         .route("/audit/verify", get(control_vault::verify))
-        .merge(control_templates::routes());
         .merge(control_templates::routes())
         .merge(control_api_keys::routes())
         .merge(control_jobs::routes());

@@ -8,8 +8,9 @@
 pub mod account_pages;
 pub mod adapters;
 mod addresses;
-pub mod audit;
 pub mod api_keys;
+pub mod artifacts;
+pub mod audit;
 pub mod auth;
 pub mod bearer;
 pub mod control;
@@ -20,6 +21,7 @@ pub mod control_templates;
 pub mod control_vault;
 pub mod control_workspaces;
 pub mod dashboard;
+pub mod destinations;
 pub mod error;
 pub mod extractors;
 pub mod fields;

@@ -9,10 +9,12 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::api::AppState;
 use crate::api::account_pages;
-use crate::api::audit;
 use crate::api::api_keys;
+use crate::api::artifacts;
+use crate::api::audit;
 use crate::api::auth;
 use crate::api::dashboard;
+use crate::api::destinations;
 use crate::api::error::ApiError;
 use crate::api::files;
 use crate::api::frame::frame;
@@ -64,6 +66,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .nest(V1, api_keys::router())
         .nest(V1, jobs::router().merge(queue::router()).merge(worker::router()))
         .nest("/api", alias(queue::router(), "alias", V1))
+        .nest(V1, destinations::router().merge(artifacts::router()))
         .nest(USERS, users())
         .nest(USERS_BY_ID, alias(users(), "by_collection_id", USERS))
         .merge(pocketbase::health_router())

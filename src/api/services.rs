@@ -2,9 +2,12 @@
 
 use crate::api::webhooks::HookBodies;
 use crate::audit::Audit;
-use crate::meetings::Meetings;
 use crate::auth::api_keys::ApiKeys;
+use crate::jobs::deliver::Staging;
+use crate::jobs::deliver::links::Links;
+use crate::jobs::destinations::registry::Destinations;
 use crate::jobs::intake::Intake;
+use crate::meetings::Meetings;
 use crate::queue::Queue;
 use crate::records::Records;
 use crate::vault::Vault;
@@ -28,4 +31,10 @@ pub struct Services {
     pub queue: Queue,
     /// What users may put into it.
     pub intake: Intake,
+    /// Where deliveries go.
+    pub destinations: Destinations,
+    /// Where their files rest.
+    pub staging: Staging,
+    /// Links to their files.
+    pub links: Links,
 }

@@ -4,6 +4,7 @@
 //! instance, the queue, the gateway, the control socket. Stop: no new connections, requests drain, jobs stop, tenants stop, the global
 //! instance stops, the control database closes.
 
+mod delivery;
 mod meetings;
 pub mod services;
 

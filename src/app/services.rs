@@ -10,15 +10,17 @@ use time::OffsetDateTime;
 
 use crate::api::Services;
 use crate::api::webhooks::HookBodies;
+use crate::app::delivery;
+use crate::app::delivery::Delivery;
 use crate::app::meetings;
 use crate::audit::Audit;
 use crate::auth::Verifier;
 use crate::auth::api_keys::ApiKeys;
 use crate::config::Config;
 use crate::integrations::fathom::Fathom;
-use crate::outbound::Guard;
 use crate::jobs::intake::Intake;
 use crate::jobs::intake::Rules;
+use crate::outbound::Guard;
 use crate::queue;
 use crate::queue::Queue;
 use crate::records::Records;
@@ -63,10 +65,11 @@ pub struct Given<'a> {
 
 /// Builds them.
 pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
-    let Given { config, data, store, unlocked, supervisor, verifier: _, tenancy: _, settle, metrics: _, shutdown } =
+    let Given { config, data, store, unlocked, supervisor, verifier, tenancy, settle, incarnation, metrics, shutdown } =
         given;
     let records = Records::new(supervisor, settle)?;
-    let fathom = Fathom::new(config.fathom.clone(), Guard::new(&config.outbound)?, shutdown.clone())?;
+    let guard = Guard::new(&config.outbound)?;
+    let fathom = Fathom::new(config.fathom.clone(), guard.clone(), shutdown.clone())?;
     let audit = Audit::open(Arc::clone(&store)).await?;
     let parts = vault::Parts {
         config: config.vault.clone(),
@@ -76,29 +79,50 @@ pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
         shutdown: shutdown.clone(),
     };
     let vault = Vault::new(parts).await?;
-    let meetings = meetings::open(config, data, store, &records, &vault, fathom, shutdown).await?;
-    Ok(Services { records, audit, vault, meetings, hook_bodies: HookBodies::default() })
-}
-
-/// Which services are asked about a secret before it is stored.
-fn checks(fathom: &Fathom) -> Checks {
-    Checks::new().with(crate::meetings::SERVICE, meetings::check_of(fathom.clone()))
-    let Given { config, data: _, store, supervisor, verifier, tenancy, settle, incarnation, metrics, shutdown } = given;
-    let records = Records::new(supervisor, settle)?;
     let api_keys = ApiKeys::new(store::api_keys::ApiKeys::open(Arc::clone(&store)).await?, verifier);
     let queue = Queue::open(queue::Parts {
         config: config.queue.clone(),
-        store,
+        store: Arc::clone(&store),
         node: incarnation,
         // The lock of the data directory is ours.
         is_alone: true,
         handlers: Vec::new(),
         clock: Arc::new(OffsetDateTime::now_utc),
-        metrics,
-        shutdown,
+        metrics: Arc::clone(&metrics),
+        shutdown: shutdown.clone(),
     })
     .await
     .context("open the queue")?;
     let intake = Intake::new(queue.clone(), tenancy, Rules::of(&config.queue));
-    Ok(Services { records, api_keys, queue, intake })
+    let meetings = meetings::open(config, data, store, &records, &vault, fathom.clone(), shutdown.clone()).await?;
+    let Delivery { destinations, staging, links } = delivery::open(delivery::Given {
+        config,
+        data,
+        records: &records,
+        vault: &vault,
+        fathom,
+        meetings: &meetings,
+        queue: &queue,
+        guard,
+        metrics,
+        shutdown,
+    })?;
+    Ok(Services {
+        records,
+        audit,
+        vault,
+        meetings,
+        hook_bodies: HookBodies::default(),
+        api_keys,
+        queue,
+        intake,
+        destinations,
+        staging,
+        links,
+    })
+}
+
+/// Which services are asked about a secret before it is stored.
+fn checks(fathom: &Fathom) -> Checks {
+    Checks::new().with(crate::meetings::SERVICE, meetings::check_of(fathom.clone()))
 }

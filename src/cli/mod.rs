@@ -5,8 +5,8 @@
 //! 2 wrong usage.
 
 pub mod admin;
-pub mod audit;
 pub mod api_keys;
+pub mod audit;
 pub mod client;
 pub mod doctor;
 pub mod jobs;

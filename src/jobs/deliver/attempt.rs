@@ -215,7 +215,8 @@ impl Attempt {
         self.parts.staging.make(self.run.job.id.as_str()).map_err(of_io)?;
         let order = Order::read(&self.run.job.payload);
         let instance = self.instance().await?;
-        let target = self.parts.destinations.choose(&instance, order.destination.as_deref()).await.map_err(of_destination)?;
+        let target =
+            self.parts.destinations.choose(&instance, order.destination.as_deref()).await.map_err(of_destination)?;
         let meeting = self.meeting(&instance, &order).await?;
         let text = |field: &str| meeting.get(field).and_then(Value::as_str).unwrap_or_default();
         let recording_id: u64 = text("recording_id").parse().map_err(|_| dead("the meeting has no recording"))?;
@@ -241,7 +242,8 @@ impl Attempt {
     /// Takes the recording for this job, unless it is delivered there, or another job is at it.
     async fn claim(&self, instance: &Instance, subject: &Subject, force: bool) -> Step<Option<Value>> {
         let _turn = self.parts.turn(self.tenant()).await;
-        let row = ledger::find(instance, subject.recording_id, &subject.destination).await.map_err(|e| of_records(&e))?;
+        let row =
+            ledger::find(instance, subject.recording_id, &subject.destination).await.map_err(|e| of_records(&e))?;
         let job = self.run.job.id.as_str();
         if row.as_ref().is_some_and(|row| row.job == job && row.state == "delivered") {
             return Ok(None);
@@ -325,7 +327,10 @@ async fn find_meeting(instance: &Instance, order: &Order) -> Step<Option<Value>>
     let mut found = instance.list("meetings", &query).await.map_err(|error| of_records(&error))?;
     if found.len() > 1 {
         let ids: Vec<&str> = found.iter().filter_map(|one| one.get("recording_id").and_then(Value::as_str)).collect();
-        return Err(dead(format!("several meetings have this title; name one by its recording_id: {}", ids.join(", "))));
+        return Err(dead(format!(
+            "several meetings have this title; name one by its recording_id: {}",
+            ids.join(", ")
+        )));
     }
     Ok(found.pop())
 }
@@ -350,7 +355,8 @@ pub(super) fn context(job: &JobId, what: &str) -> String {
 
 /// An instant of a record.
 fn records_time(text: &str) -> Option<OffsetDateTime> {
-    let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:3]Z");
+    let format =
+        time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:3]Z");
     time::PrimitiveDateTime::parse(text, &format).ok().map(time::PrimitiveDateTime::assume_utc)
 }
 

@@ -71,7 +71,8 @@ pub fn write(folder: &Path, subject: &Subject, meeting: &Value, video: &Staged) 
             content: summary.as_bytes().to_vec(),
         });
     }
-    if let Some(items) = meeting.get("action_items").filter(|items| items.as_array().is_some_and(|all| !all.is_empty())) {
+    if let Some(items) = meeting.get("action_items").filter(|items| items.as_array().is_some_and(|all| !all.is_empty()))
+    {
         parts.push(Part {
             kind: "action_items",
             name: "action_items.json",

@@ -193,12 +193,7 @@ impl Attempt {
             }
             self.room(size - have)?;
         }
-        let media = Media {
-            url,
-            content_type: None,
-            file_size_bytes: link.size,
-            expires_at: link.expires_at,
-        };
+        let media = Media { url, content_type: None, file_size_bytes: link.size, expires_at: link.expires_at };
         let fetched = match self.parts.fathom.fetch(&media, have, self.checkpoint.etag.as_deref()).await {
             Ok(fetched) => fetched,
             Err(fathom::Error::LinkExpired) => {

@@ -165,12 +165,8 @@ pub async fn artifact(instance: &Instance, subject: &Subject, job: &str, file: A
     }
     let mut row = fields;
     row["id"] = id.into();
-    let upload = Upload {
-        field: "file",
-        name: &file.staged.file,
-        content_type: &file.staged.content_type,
-        bytes: &content,
-    };
+    let upload =
+        Upload { field: "file", name: &file.staged.file, content_type: &file.staged.content_type, bytes: &content };
     instance.create_with_file(ARTIFACTS, &row, &upload).await.map(drop)
 }
 

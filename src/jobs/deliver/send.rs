@@ -98,7 +98,11 @@ impl Attempt {
     }
 
     /// Sends one file, from where it stopped. The outer error ends the attempt.
-    async fn send_one(&mut self, file: &Outgoing, to: &dyn Destination) -> Step<Result<Delivered, destinations::Error>> {
+    async fn send_one(
+        &mut self,
+        file: &Outgoing,
+        to: &dyn Destination,
+    ) -> Step<Result<Delivered, destinations::Error>> {
         let index = self.checkpoint.sent.len();
         let mut upload = match self.under_way(index).await {
             None => None,

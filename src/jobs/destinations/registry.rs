@@ -104,7 +104,8 @@ impl Destinations {
             is_default: false,
             is_builtin: true,
         };
-        let folder = self.inner.folder.as_ref().map(|_| target(Settings::Folder(settings::Folder::default()), "Folder"));
+        let folder =
+            self.inner.folder.as_ref().map(|_| target(Settings::Folder(settings::Folder::default()), "Folder"));
         folder.into_iter().chain([target(Settings::Loom, "Loom")]).collect()
     }
 
@@ -137,7 +138,13 @@ impl Destinations {
     }
 
     /// Judges a description: its settings, its address, its key.
-    pub fn check(&self, tenant: &TenantId, settings: &Settings, vault_key: &str, now: OffsetDateTime) -> Result<(), Error> {
+    pub fn check(
+        &self,
+        tenant: &TenantId,
+        settings: &Settings,
+        vault_key: &str,
+        now: OffsetDateTime,
+    ) -> Result<(), Error> {
         if settings.kind() == Kind::Folder && self.inner.folder.is_none() {
             return Err(Error::NotOffered);
         }
@@ -147,7 +154,8 @@ impl Destinations {
         if vault_key.is_empty() {
             return Ok(());
         }
-        let id = KeyId::parse(vault_key).ok_or(Error::Settings("vault_key has to be the key_id of a key in the vault"))?;
+        let id =
+            KeyId::parse(vault_key).ok_or(Error::Settings("vault_key has to be the key_id of a key in the vault"))?;
         let item = self.inner.vault.find(tenant, &id, now);
         let item = item.ok_or(Error::Settings("vault_key names no key in the vault"))?;
         let fits = settings.kind().key_service().is_some_and(|service| item.service == service);

@@ -54,9 +54,10 @@ use crate::outbound;
 use crate::outbound::Guard;
 use crate::vault::Opened;
 
-/// Parts are at least this long; S3 refuses less than 5 MiB and more than 10,000 parts.
+/// Parts are at least this long; S3 refuses less than 5 MiB and more than 10,000 parts. Their tags are kept in the job's
+/// checkpoint, which bounds them further.
 const PART: u64 = 8 * 1024 * 1024;
-const MOST_PARTS: u64 = 9_000;
+const MOST_PARTS: u64 = 1_500;
 const HASH: &str = "sha256";
 /// Largest object of S3.
 const MAX_BYTES: u64 = 5 * 1024 * 1024 * 1024 * 1024;
