@@ -5,19 +5,38 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::Context;
+use time::OffsetDateTime;
+
 use crate::api::Services;
+use crate::api::webhooks::HookBodies;
+use crate::app::delivery;
+use crate::app::delivery::Delivery;
+use crate::app::meetings;
+use crate::audit::Audit;
 use crate::auth::Verifier;
+use crate::auth::api_keys::ApiKeys;
 use crate::config::Config;
+use crate::integrations::fathom::Fathom;
+use crate::jobs::intake::Intake;
+use crate::jobs::intake::Rules;
+use crate::outbound::Guard;
+use crate::queue;
+use crate::queue::Queue;
 use crate::records::Records;
 use crate::records::Settle;
 use crate::shutdown::Shutdown;
+use crate::store;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
 use crate::tenancy::Tenancy;
+use crate::vault;
+use crate::vault::Checks;
+use crate::vault::Unlocked;
+use crate::vault::Vault;
 
 /// What services stand on.
-#[derive(Clone)]
 #[expect(missing_debug_implementations, reason = "it lives for one call and holds closures")]
 pub struct Given<'a> {
     /// The whole configuration.
@@ -26,6 +45,8 @@ pub struct Given<'a> {
     pub data: &'a Path,
     /// The control plane's records.
     pub store: Arc<dyn Store>,
+    /// The keys of the vault.
+    pub unlocked: Unlocked,
     /// The instances.
     pub supervisor: Supervisor,
     /// Who a token speaks for.
@@ -34,6 +55,8 @@ pub struct Given<'a> {
     pub tenancy: Tenancy,
     /// What has to happen before something is written to an instance.
     pub settle: Settle,
+    /// Names this run of this node.
+    pub incarnation: String,
     /// What `/metrics` shows.
     pub metrics: Arc<Metrics>,
     /// Whether we are about to stop; owns the services' tasks.
@@ -41,10 +64,65 @@ pub struct Given<'a> {
 }
 
 /// Builds them.
-#[expect(clippy::unused_async, reason = "services load their records here")]
 pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
-    let Given { config: _, data: _, store: _, supervisor, verifier: _, tenancy: _, settle, metrics: _, shutdown: _ } =
+    let Given { config, data, store, unlocked, supervisor, verifier, tenancy, settle, incarnation, metrics, shutdown } =
         given;
     let records = Records::new(supervisor, settle)?;
-    Ok(Services { records })
+    let guard = Guard::new(&config.outbound)?;
+    let fathom = Fathom::new(config.fathom.clone(), guard.clone(), shutdown.clone())?;
+    let audit = Audit::open(Arc::clone(&store)).await?;
+    let parts = vault::Parts {
+        config: config.vault.clone(),
+        unlocked,
+        audit: audit.clone(),
+        checks: checks(&fathom),
+        shutdown: shutdown.clone(),
+    };
+    let vault = Vault::new(parts).await?;
+    let api_keys = ApiKeys::new(store::api_keys::ApiKeys::open(Arc::clone(&store)).await?, verifier);
+    let queue = Queue::open(queue::Parts {
+        config: config.queue.clone(),
+        store: Arc::clone(&store),
+        node: incarnation,
+        // The lock of the data directory is ours.
+        is_alone: true,
+        handlers: Vec::new(),
+        clock: Arc::new(OffsetDateTime::now_utc),
+        metrics: Arc::clone(&metrics),
+        shutdown: shutdown.clone(),
+    })
+    .await
+    .context("open the queue")?;
+    let intake = Intake::new(queue.clone(), tenancy, Rules::of(&config.queue));
+    let meetings = meetings::open(config, data, store, &records, &vault, fathom.clone(), shutdown.clone()).await?;
+    let Delivery { destinations, staging, links } = delivery::open(delivery::Given {
+        config,
+        data,
+        records: &records,
+        vault: &vault,
+        fathom,
+        meetings: &meetings,
+        queue: &queue,
+        guard,
+        metrics,
+        shutdown,
+    })?;
+    Ok(Services {
+        records,
+        audit,
+        vault,
+        meetings,
+        hook_bodies: HookBodies::default(),
+        api_keys,
+        queue,
+        intake,
+        destinations,
+        staging,
+        links,
+    })
+}
+
+/// Which services are asked about a secret before it is stored.
+fn checks(fathom: &Fathom) -> Checks {
+    Checks::new().with(crate::meetings::SERVICE, meetings::check_of(fathom.clone()))
 }

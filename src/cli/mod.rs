@@ -5,11 +5,15 @@
 //! 2 wrong usage.
 
 pub mod admin;
+pub mod api_keys;
+pub mod audit;
 pub mod client;
 pub mod doctor;
+pub mod jobs;
 pub mod output;
 pub mod templates;
 pub mod tenants;
+pub mod vault;
 pub mod workspaces;
 
 use std::ffi::OsString;
@@ -77,6 +81,18 @@ enum Command {
     Template(templates::Command),
     /// Show the running server and its fleet in numbers.
     Status,
+    /// The vault of users' secrets: its master keys, and replacing them.
+    #[command(subcommand)]
+    Vault(vault::Command),
+    /// The audit log: checking and exporting it.
+    #[command(subcommand)]
+    Audit(audit::Command),
+    /// List and operate jobs.
+    #[command(subcommand)]
+    Jobs(jobs::Command),
+    /// Make, list and revoke API keys.
+    #[command(subcommand)]
+    ApiKeys(api_keys::Command),
     /// Manage administrators.
     #[command(subcommand)]
     Admin(admin::Command),
@@ -130,9 +146,25 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
             let config = Config::load(&flags(None))?;
             on_runtime(templates::run(command, &config, output, cli.global.json))
         }
+        Command::Jobs(command) => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(jobs::run(command, &control, output))
+        }
+        Command::ApiKeys(command) => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(api_keys::run(command, &control, output))
+        }
         Command::Admin(command) => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);
             on_runtime(admin::run(command, &control, output))
+        }
+        Command::Vault(command) => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(vault::run(command, &control, output, cli.global.json))
+        }
+        Command::Audit(command) => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(audit::run(command, &control, output))
         }
         Command::Status => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);

@@ -48,7 +48,7 @@ impl Error {
     }
 
     /// Whether a compare-and-swap was refused, so that reading again and retrying makes sense.
-    pub(super) fn is_refusal(&self) -> bool {
+    pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Exists | Self::Stale)
     }
 }

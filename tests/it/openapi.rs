@@ -54,6 +54,7 @@ use pocketfleet::supervisor::template::Templates;
 use pocketfleet::telemetry::Metrics;
 use pocketfleet::tenancy;
 use pocketfleet::tenancy::Tenancy;
+use pocketfleet::vault;
 use serde_json::Value;
 use tempfile::TempDir;
 use tower::ServiceExt;
@@ -112,14 +113,17 @@ async fn state() -> (AppState, TempDir) {
             public_url: String::new(),
         },
     };
+    let unlocked = vault::unlock(&config.vault, dir.path(), Arc::clone(&store)).await.unwrap();
     let services = services::open(Given {
         config: &config,
         data: dir.path(),
         store,
+        unlocked,
         supervisor: supervisor.clone(),
         verifier: verifier.clone(),
         tenancy: tenancy.clone(),
         settle: Arc::new(|_| Box::pin(async {})),
+        incarnation: "test".to_owned(),
         metrics: Arc::clone(&metrics),
         shutdown: shutdown.clone(),
     })
