@@ -10,8 +10,8 @@ use crate::error::Code;
 use crate::error::Problem;
 
 /// Every path that is served and not documented.
-pub const UNDOCUMENTED: [&str; 6] =
-    ["/api/keys", "/api/queue", "/api/queue/{*rest}", "/api/meetings", "/queue_updates", "/webhooks/{*rest}"];
+pub const UNDOCUMENTED: [&str; 5] =
+    ["/api/keys", "/api/queue", "/api/queue/{*rest}", "/api/meetings", "/webhooks/{*rest}"];
 
 /// The routes.
 pub fn router() -> OpenApiRouter<AppState> {

@@ -8,6 +8,8 @@
 pub mod account_pages;
 pub mod adapters;
 mod addresses;
+pub mod admin_realtime;
+pub mod asyncapi;
 pub mod auth;
 pub mod control;
 pub mod control_socket;
@@ -15,6 +17,7 @@ pub mod control_templates;
 pub mod control_workspaces;
 pub mod dashboard;
 pub mod error;
+pub mod events;
 pub mod extractors;
 pub mod fields;
 pub mod files;
@@ -32,7 +35,9 @@ pub mod pocketbase;
 pub mod router;
 mod services;
 pub mod sessions;
+pub(crate) mod socket_auth;
 pub mod tenants;
+pub mod websocket;
 pub mod welcome;
 
 use std::sync::Arc;

@@ -9,9 +9,12 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::api::AppState;
 use crate::api::account_pages;
+use crate::api::admin_realtime;
+use crate::api::asyncapi;
 use crate::api::auth;
 use crate::api::dashboard;
 use crate::api::error::ApiError;
+use crate::api::events;
 use crate::api::files;
 use crate::api::frame::frame;
 use crate::api::health;
@@ -27,6 +30,7 @@ use crate::api::openapi::alias;
 use crate::api::pocketbase;
 use crate::api::sessions;
 use crate::api::tenants;
+use crate::api::websocket;
 use crate::api::welcome;
 use crate::error::Code;
 use crate::error::Problem;
@@ -56,6 +60,10 @@ fn routes() -> OpenApiRouter<AppState> {
         .merge(welcome::router())
         .merge(account_pages::router())
         .merge(oauth2_redirect::router())
+        .nest(V1, admin_realtime::router())
+        .merge(websocket::router())
+        .merge(events::router())
+        .merge(asyncapi::router())
         .merge(later::router())
 }
 
