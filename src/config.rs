@@ -17,6 +17,7 @@ use serde::Deserialize;
 
 use crate::auth;
 use crate::auth::accounts;
+use crate::events;
 use crate::gateway;
 use crate::integrations::fathom;
 use crate::jobs::deliver;
@@ -113,6 +114,8 @@ pub struct Config {
     pub loom: loom::Config,
     /// `[queue]`
     pub queue: queue::Config,
+    /// `[events]`
+    pub events: events::Config,
     /// `PATH` of the environment, for finding the binary.
     #[serde(skip)]
     pub search_path: String,
@@ -217,6 +220,7 @@ impl Config {
         self.vault.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.delivery.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.queue.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.events.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         let i = &self.instances;
         let s = &self.server;
         let a = &self.auth;

@@ -92,6 +92,8 @@ codes! {
     UnsupportedMediaType = "UNSUPPORTED_MEDIA_TYPE", 415, Client, "send the body as it is, without Content-Encoding";
     /// An Expect header other than `100-continue`.
     ExpectationFailed = "EXPECTATION_FAILED", 417, Client, "only `Expect: 100-continue` is understood";
+    /// A WebSocket's address, and no WebSocket handshake.
+    UpgradeRequired = "UPGRADE_REQUIRED", 426, Client, "this address speaks WebSocket, version 13, over HTTP/1.1";
     /// Too many attempts; `Retry-After` says when to come back.
     RateLimited = "RATE_LIMITED", 429, Limit, "too many attempts; wait as long as Retry-After says";
     /// The caller's instance has as many requests waiting as it may.

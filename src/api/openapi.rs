@@ -91,6 +91,7 @@ pub fn base() -> OpenApi {
         ("pocketbase", "The accounts part of PocketBase's own API, for its SDKs."),
         ("vault", "Credentials for other services, encrypted: stored, used by jobs, shown only when it has to be."),
         ("deliveries", "Where recordings are delivered to, and the files that are made of them."),
+        ("events", "What happens, as it happens: sockets, streams, polls."),
         ("pages", "Pages that links in mails lead to."),
         ("operators", "Health, readiness, metrics, this document."),
     ];

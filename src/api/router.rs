@@ -9,13 +9,16 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::api::AppState;
 use crate::api::account_pages;
+use crate::api::admin_realtime;
 use crate::api::api_keys;
 use crate::api::artifacts;
+use crate::api::asyncapi;
 use crate::api::audit;
 use crate::api::auth;
 use crate::api::dashboard;
 use crate::api::destinations;
 use crate::api::error::ApiError;
+use crate::api::events;
 use crate::api::files;
 use crate::api::frame::frame;
 use crate::api::health;
@@ -38,6 +41,7 @@ use crate::api::sessions;
 use crate::api::tenants;
 use crate::api::vault;
 use crate::api::webhooks;
+use crate::api::websocket;
 use crate::api::welcome;
 use crate::api::worker;
 use crate::error::Code;
@@ -80,6 +84,10 @@ fn routes() -> OpenApiRouter<AppState> {
         .merge(account_pages::router())
         .merge(oauth2_redirect::router())
         .merge(webhooks::router())
+        .nest(V1, admin_realtime::router())
+        .merge(websocket::router())
+        .merge(events::router())
+        .merge(asyncapi::router())
         .merge(later::router())
 }
 

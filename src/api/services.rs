@@ -3,6 +3,7 @@
 use crate::api::webhooks::HookBodies;
 use crate::audit::Audit;
 use crate::auth::api_keys::ApiKeys;
+use crate::events::Events;
 use crate::jobs::deliver::Staging;
 use crate::jobs::deliver::links::Links;
 use crate::jobs::destinations::registry::Destinations;
@@ -37,4 +38,6 @@ pub struct Services {
     pub staging: Staging,
     /// Links to their files.
     pub links: Links,
+    /// What happens, told as it happens.
+    pub events: Events,
 }

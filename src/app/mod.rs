@@ -176,6 +176,7 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
         () = signals.received() => return Ok(()),
     };
     let Running { shutdown, supervisor, database, accounts, gateway, state } = running;
+    let events = state.services.events.clone();
     let socket =
         ControlSocket::bind(&control_socket::path_in(&folders.root)).await.context("bind the control socket")?;
     supervisor.adopt().await;
@@ -224,6 +225,8 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
     }
     // After everybody who could still have something to write down.
     audit.close().await;
+    // What the last tasks had to tell is logged too.
+    events.close().await;
     database.close().await;
     tracing::info!("stopped");
     outcome

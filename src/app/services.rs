@@ -17,7 +17,13 @@ use crate::audit::Audit;
 use crate::auth::Verifier;
 use crate::auth::api_keys::ApiKeys;
 use crate::config::Config;
+use crate::events;
+use crate::events::Events;
+use crate::events::Owns;
+use crate::ids::TenantId;
+use crate::ids::UserId;
 use crate::integrations::fathom::Fathom;
+use crate::jobs::announce::Announcer;
 use crate::jobs::intake::Intake;
 use crate::jobs::intake::Rules;
 use crate::outbound::Guard;
@@ -30,6 +36,7 @@ use crate::store;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
+use crate::tenancy::MemberRole;
 use crate::tenancy::Tenancy;
 use crate::vault;
 use crate::vault::Checks;
@@ -79,6 +86,16 @@ pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
         shutdown: shutdown.clone(),
     };
     let vault = Vault::new(parts).await?;
+    let events = Events::open(events::Parts {
+        config: config.events.clone(),
+        store: Arc::clone(&store),
+        verifier: verifier.clone(),
+        owns: owns(tenancy.clone()),
+        metrics: Arc::clone(&metrics),
+        shutdown: shutdown.clone(),
+    })
+    .await
+    .context("open the log of events")?;
     let api_keys = ApiKeys::new(store::api_keys::ApiKeys::open(Arc::clone(&store)).await?, verifier);
     let queue = Queue::open(queue::Parts {
         config: config.queue.clone(),
@@ -94,6 +111,7 @@ pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
     .await
     .context("open the queue")?;
     let intake = Intake::new(queue.clone(), tenancy, Rules::of(&config.queue));
+    shutdown.spawn(Announcer::new(queue.clone(), events.clone(), intake.clone()).run(shutdown.clone()));
     let meetings = meetings::open(config, data, store, &records, &vault, fathom.clone(), shutdown.clone()).await?;
     let Delivery { destinations, staging, links } = delivery::open(delivery::Given {
         config,
@@ -109,6 +127,7 @@ pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
     })?;
     Ok(Services {
         records,
+        events,
         audit,
         vault,
         meetings,
@@ -125,4 +144,12 @@ pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
 /// Which services are asked about a secret before it is stored.
 fn checks(fathom: &Fathom) -> Checks {
     Checks::new().with(crate::meetings::SERVICE, meetings::check_of(fathom.clone()))
+}
+
+/// Who owns which tenant; nobody owns one that is suspended.
+fn owns(tenancy: Tenancy) -> Owns {
+    Arc::new(move |user: &UserId, tenant: &TenantId| {
+        let found = tenancy.resolve(tenant.as_str()).filter(|found| !found.suspended && found.id == *tenant);
+        found.is_some_and(|found| tenancy.role(&found, user) == Some(MemberRole::Owner))
+    })
 }

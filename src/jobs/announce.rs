@@ -68,7 +68,8 @@ impl Pending {
         if self.news.len() <= TOLD_EACH {
             return self.news.clone();
         }
-        let last = |at: &usize| !self.news[at + 1..].iter().any(|later| later.update_type == self.news[*at].update_type);
+        let last =
+            |at: &usize| !self.news[at + 1..].iter().any(|later| later.update_type == self.news[*at].update_type);
         (0..self.news.len()).filter(last).map(|at| self.news[at].clone()).collect()
     }
 }
@@ -306,10 +307,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_changes_is_told_by_the_last_of_each_sort() {
-        let news = |update_type, digit: usize| News {
-            update_type,
-            job: JobId::parse(&format!("{digit:026}")).ok(),
-        };
+        let news = |update_type, digit: usize| News { update_type, job: JobId::parse(&format!("{digit:026}")).ok() };
         let few = Pending { news: (0..TOLD_EACH).map(|n| news("meeting_added", n)).collect(), ..Pending::default() };
         assert_eq!(few.told().len(), TOLD_EACH);
         let mut many: Vec<_> = (0..500).map(|n| news("meeting_added", n)).collect();
