@@ -7,6 +7,7 @@ mod api_keys;
 mod architecture;
 mod bad_input;
 mod dashboard;
+mod delivery;
 mod fathom;
 mod fathom_limits;
 mod fathom_standin;
