@@ -15,10 +15,12 @@ use std::time::Instant;
 use serde_json::Value;
 use serde_json::json;
 
+pub(crate) mod fathom;
 pub(crate) mod golden;
 pub(crate) mod node;
 pub(crate) mod oidc;
 pub(crate) mod raw;
+pub(crate) mod sinks;
 pub(crate) mod smtp;
 pub(crate) mod sse;
 
@@ -97,6 +99,8 @@ pub(crate) struct TestApp {
     config: PathBuf,
     /// Log lines with these texts are expected although they are warnings or errors.
     expected: Vec<&'static str>,
+    /// What the next start gets in its environment, such as a failpoint.
+    pub environment: Vec<(&'static str, String)>,
     // Must be the last field: the directory goes after everything that uses it.
     pub dir: tempfile::TempDir,
 }
@@ -150,7 +154,7 @@ impl TestApp {
         text.push_str(keys);
         std::fs::write(&config, text).unwrap();
         let http = http().timeout(PATIENCE).build().unwrap();
-        Self { child: None, base: String::new(), http, config, expected: Vec::new(), dir }
+        Self { child: None, base: String::new(), http, config, expected: Vec::new(), environment: Vec::new(), dir }
     }
 
     /// More configuration, for an app that is not running yet.
@@ -193,6 +197,7 @@ impl TestApp {
             .arg(self.data())
             .arg("--pocketbase")
             .arg(pocketbase())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
