@@ -1,6 +1,7 @@
 //! The domains behind the routes that serve users beyond their instances. `app::services` builds them.
 
 use crate::auth::api_keys::ApiKeys;
+use crate::events::Events;
 use crate::jobs::intake::Intake;
 use crate::queue::Queue;
 use crate::records::Records;
@@ -16,4 +17,6 @@ pub struct Services {
     pub queue: Queue,
     /// What users may put into it.
     pub intake: Intake,
+    /// What happens, told as it happens.
+    pub events: Events,
 }
