@@ -97,6 +97,8 @@ pub(crate) struct TestApp {
     pub base: String,
     pub http: reqwest::Client,
     config: PathBuf,
+    /// The step at which the next start kills itself, as `kill -9` would.
+    pub failpoint: Option<&'static str>,
     /// Log lines with these texts are expected although they are warnings or errors.
     expected: Vec<&'static str>,
     /// What the next start gets in its environment, such as a failpoint.
@@ -155,6 +157,7 @@ impl TestApp {
         std::fs::write(&config, text).unwrap();
         let http = http().timeout(PATIENCE).build().unwrap();
         Self { child: None, base: String::new(), http, config, expected: Vec::new(), environment: Vec::new(), dir }
+        Self { child: None, base: String::new(), http, config, failpoint: None, expected: Vec::new(), dir }
     }
 
     /// More configuration, for an app that is not running yet.
@@ -190,6 +193,7 @@ impl TestApp {
             std::fs::remove_file(&address).unwrap();
         }
         let child = pocketfleet()
+            .envs(self.failpoint.take().map(|step| ("PF_FAILPOINT", step)))
             .arg("serve")
             .arg("--config")
             .arg(&self.config)
