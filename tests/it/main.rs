@@ -4,6 +4,7 @@
 mod accounts;
 mod answers;
 mod api_keys;
+mod app_browser;
 mod app_page;
 mod architecture;
 mod bad_input;
@@ -45,7 +46,7 @@ mod templates;
 mod tenancy;
 mod tokens;
 mod wake;
-mod workers;
 mod webhooks;
+mod workers;
 mod workspace_access;
 mod workspaces;

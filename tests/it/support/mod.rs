@@ -156,8 +156,8 @@ impl TestApp {
         text.push_str(keys);
         std::fs::write(&config, text).unwrap();
         let http = http().timeout(PATIENCE).build().unwrap();
-        Self { child: None, base: String::new(), http, config, expected: Vec::new(), environment: Vec::new(), dir }
-        Self { child: None, base: String::new(), http, config, failpoint: None, expected: Vec::new(), dir }
+        let (expected, environment) = (Vec::new(), Vec::new());
+        Self { child: None, base: String::new(), http, config, failpoint: None, expected, environment, dir }
     }
 
     /// More configuration, for an app that is not running yet.
