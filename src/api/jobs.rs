@@ -318,7 +318,7 @@ async fn add_jobs(
     State(intake): State<Intake>,
     State(verifier): State<Verifier>,
     owner: JobOwner,
-    json::Json(body): json::Json<Value>,
+    json::Bulk(body): json::Bulk<Value>,
 ) -> Result<Response, ApiError> {
     let asked = Asked::read(body)?;
     add(&intake, &verifier, &owner, asked, AddJob::into_wish, |job| JobView::now(job, &queue)).await

@@ -31,6 +31,8 @@ use crate::error::Problem;
 
 /// How long a JSON body may take to arrive.
 pub(crate) const JSON_TIME: Duration = Duration::from_secs(30);
+/// Largest body that is a list or a result, in bytes.
+const BULK_BYTES: usize = 1 << 20;
 /// How long a sign-up with an avatar may take to arrive.
 const ACCOUNT_TIME: Duration = Duration::from_secs(30);
 
@@ -48,11 +50,32 @@ where
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         if !is_json(request.headers()) {
-            return Err(Problem::new(Code::InvalidBody)
-                .message("send the body as JSON, with `Content-Type: application/json`")
-                .into());
+            return Err(not_json().into());
         }
         let body = read(request.into_body(), Limits::from_ref(state).json, JSON_TIME).await?;
+        parse(&body).map(Self).map_err(ApiError)
+    }
+}
+
+/// A JSON body of type `T` that may be a list or a result: up to 1 MiB (or `server.max_account_bytes`, if that is less),
+/// for callers who have shown who they are before it is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Bulk<T>(pub T);
+
+impl<S, T> FromRequest<S> for Bulk<T>
+where
+    S: Send + Sync,
+    T: DeserializeOwned,
+    Limits: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        if !is_json(request.headers()) {
+            return Err(not_json().into());
+        }
+        let limits = Limits::from_ref(state);
+        let body = read(request.into_body(), BULK_BYTES.min(limits.json.max(limits.account)), JSON_TIME).await?;
         parse(&body).map(Self).map_err(ApiError)
     }
 }
@@ -100,6 +123,10 @@ where
 /// A field that is not valid, in the form that `PocketBase` uses too: `{field: {code, message}}`.
 pub fn invalid_field(field: &str, code: &'static str, message: &'static str) -> Problem {
     Problem::new(Code::ValidationFailed).details(json!({ field: { "code": code, "message": message } }))
+}
+
+fn not_json() -> Problem {
+    Problem::new(Code::InvalidBody).message("send the body as JSON, with `Content-Type: application/json`")
 }
 
 pub(crate) fn is_json(headers: &HeaderMap) -> bool {

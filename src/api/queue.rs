@@ -135,7 +135,7 @@ async fn add_to_queue(
     State(intake): State<Intake>,
     State(verifier): State<Verifier>,
     owner: JobOwner,
-    json::Json(body): json::Json<Value>,
+    json::Bulk(body): json::Bulk<Value>,
 ) -> Result<Response, ApiError> {
     let asked = Asked::read(body)?;
     jobs::add(&intake, &verifier, &owner, asked, AddToQueue::into_wish, |job| item(job, &queue)).await

@@ -285,7 +285,7 @@ fn find(queue: &Queue, worker: &Worker, id: &str) -> Result<Arc<Job>, Problem> {
 async fn heartbeat(
     State(queue): State<Queue>,
     worker: Worker,
-    json::Json(body): json::Json<Heartbeat>,
+    json::Bulk(body): json::Bulk<Heartbeat>,
 ) -> Result<Json<Renewed>, ApiError> {
     let lease = lease(body.lease_seconds)?;
     let job = find(&queue, &worker, &body.id)?;
@@ -314,7 +314,7 @@ async fn report_progress(
 async fn complete_job(
     State(queue): State<Queue>,
     worker: Worker,
-    json::Json(body): json::Json<Completion>,
+    json::Bulk(body): json::Bulk<Completion>,
 ) -> Result<Json<Ended>, ApiError> {
     let job = find(&queue, &worker, &body.id)?;
     let ended = queue.complete(&job.id, body.fence, body.result).await?;

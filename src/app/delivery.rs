@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::integrations::fathom::Fathom;
 use crate::jobs::deliver::DeliverMeeting;
 use crate::jobs::deliver::Janitor;
+use crate::jobs::deliver::KIND;
 use crate::jobs::deliver::Meters;
 use crate::jobs::deliver::Parts;
 use crate::jobs::deliver::Staging;
@@ -67,7 +68,10 @@ pub(super) fn open(given: Given<'_>) -> anyhow::Result<Delivery> {
         metrics: Meters::new(given.metrics),
         turns: Turns::default(),
     };
-    given.queue.register(Arc::new(DeliverMeeting::new(parts.clone())));
+    // An operator may leave deliveries to workers of their own.
+    if !given.queue.is_external(KIND) {
+        given.queue.register(Arc::new(DeliverMeeting::new(parts.clone())));
+    }
     given.shutdown.spawn(Janitor::new(parts, given.queue.clone()).run(given.shutdown.clone()));
     Ok(Delivery { destinations, staging, links })
 }

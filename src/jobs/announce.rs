@@ -5,7 +5,7 @@
 //! Positions also change without a change of one's own jobs: those are looked at in turn, some users a second.
 //!
 //! Known limits: whoever falls behind the queue's changes is told the state as it is and not each step that led there;
-//! a list in a message has the first [`SHOWN`] items, and says how many there are.
+//! a list in a message has the first items only, and says how many there are.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -35,8 +35,9 @@ use crate::queue::Queue;
 use crate::queue::State;
 use crate::shutdown::Shutdown;
 
-/// Items in the list of one message, at most.
+/// Items in the list of one message, at most, and their bytes.
 const SHOWN: usize = 100;
+const SHOWN_BYTES: usize = 128 << 10;
 /// Changes are gathered for this long.
 const GATHERED: Duration = Duration::from_millis(100);
 /// Changes of one user that are told one by one in one such moment; beyond, the last one of a sort stands for all.
@@ -270,7 +271,17 @@ fn timestamp(now: OffsetDateTime) -> String {
 /// Pure: what is told of a queue. `global_position` is the place in the whole order of the job that it is about.
 fn queue_update(user: &UserId, news: &News, active: &[Active], now: &str) -> Message {
     let about = active.iter().find(|place| Some(place.job.id) == news.job);
-    let items: Vec<_> = active.iter().take(SHOWN).map(|place| QueueItem::of(&place.job, place.position)).collect();
+    let mut bytes = 0;
+    let items = active
+        .iter()
+        .take(SHOWN)
+        .filter_map(|place| serde_json::to_value(QueueItem::of(&place.job, place.position)).ok());
+    let items: Vec<_> = items
+        .take_while(|item| {
+            bytes += item.to_string().len();
+            bytes <= SHOWN_BYTES
+        })
+        .collect();
     Message::new(
         "QueueUpdate",
         json!({

@@ -1,5 +1,6 @@
 //! Looking at jobs: all from memory, no I/O.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::ops::Bound;
@@ -134,7 +135,7 @@ impl Queue {
                 State::Scheduled => 2,
                 _ => 3,
             };
-            (group, active.position.unwrap_or(u64::MAX), job.run_at, job.rank())
+            (group, active.position.unwrap_or(u64::MAX), Reverse(job.priority), job.run_at, job.rank())
         });
         active
     }

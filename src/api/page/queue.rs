@@ -155,6 +155,18 @@ impl Item {
         self.is("queued") && self.position.is_none_or(|position| position > 1)
     }
 
+    /// Why the last link was not taken.
+    pub(super) fn complaint(&self) -> Option<&str> {
+        let what = self.waits_for.as_deref()?;
+        let (_, reason) = what.split_once("awaiting_upload: ")?;
+        Some(reason)
+    }
+
+    /// Why the last attempt failed.
+    pub(super) fn reason(&self) -> Option<&str> {
+        self.error.as_deref().filter(|error| !error.is_empty() && !self.waits_for_link())
+    }
+
     /// Whether it waits for a link to where its owner put the video.
     pub(super) fn waits_for_link(&self) -> bool {
         self.is("parked")
@@ -385,6 +397,15 @@ mod tests {
         let failed = item(json!({"state": "dead"}));
         assert!(failed.may_be_retried() && !failed.may_be_cancelled());
         assert_eq!(failed.label(), "failed");
+    }
+
+    #[test]
+    fn what_a_person_has_to_do_again_is_said() {
+        let parked =
+            item(json!({"state": "parked", "waits_for": "awaiting_upload: that is no link of Loom", "error": "x"}));
+        assert_eq!((parked.complaint(), parked.reason()), (Some("that is no link of Loom"), None));
+        assert_eq!(item(json!({"state": "parked", "waits_for": "awaiting_upload"})).complaint(), None);
+        assert_eq!(item(json!({"state": "dead", "error": "x"})).reason(), Some("x"));
     }
 
     #[test]

@@ -107,6 +107,11 @@ pub(super) struct Sync {
 }
 
 impl Sync {
+    /// Why the last look failed.
+    pub(super) fn reason(&self) -> Option<&str> {
+        self.error.as_deref().filter(|error| !error.is_empty() && self.state != "no_key")
+    }
+
     /// One sentence.
     pub(super) fn text(&self) -> &str {
         match self.state.as_str() {
@@ -194,6 +199,11 @@ impl Delivery {
             "awaiting_upload" => "waits for you",
             other => other,
         }
+    }
+
+    /// Why it is not there.
+    pub(super) fn reason(&self) -> Option<&str> {
+        self.error.as_deref().filter(|error| !error.is_empty())
     }
 
     /// The address it can be seen at, if it is one of the web.
@@ -313,6 +323,8 @@ pub(super) struct Destination {
     pub(super) kind: String,
     #[serde(default)]
     pub(super) is_default: bool,
+    #[serde(default)]
+    pub(super) is_builtin: bool,
     #[serde(default)]
     pub(super) settings: Value,
 }

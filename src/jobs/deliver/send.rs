@@ -206,7 +206,9 @@ impl Attempt {
         if self.checkpoint.handed_off.is_none() {
             self.offer(subject).await?;
         }
-        let Some(url) = self.run.job.input.as_ref().and_then(|input| input.get("url")).and_then(Value::as_str) else {
+        let input = self.run.job.input.as_ref();
+        let said = input.and_then(|input| input.get("share_url").or_else(|| input.get("url")));
+        let Some(url) = said.and_then(Value::as_str) else {
             return Err(Outcome::Park { reason: AWAITING.to_owned() });
         };
         let accepted = match ShareLink::parse(url) {

@@ -57,7 +57,8 @@ pub struct Target {
     pub is_builtin: bool,
 }
 
-/// A header that shows who sends.
+/// A header that shows who sends; its value prints as nothing.
+#[derive(Debug)]
 pub struct Credential {
     pub(super) name: HeaderName,
     pub(super) value: HeaderValue,
