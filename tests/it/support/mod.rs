@@ -97,6 +97,8 @@ pub(crate) struct TestApp {
     config: PathBuf,
     /// Log lines with these texts are expected although they are warnings or errors.
     expected: Vec<&'static str>,
+    /// The step at which the next start kills itself (`name:nth`).
+    failpoint: Option<String>,
     // Must be the last field: the directory goes after everything that uses it.
     pub dir: tempfile::TempDir,
 }
@@ -150,7 +152,7 @@ impl TestApp {
         text.push_str(keys);
         std::fs::write(&config, text).unwrap();
         let http = http().timeout(PATIENCE).build().unwrap();
-        Self { child: None, base: String::new(), http, config, expected: Vec::new(), dir }
+        Self { child: None, base: String::new(), http, config, expected: Vec::new(), failpoint: None, dir }
     }
 
     /// More configuration, for an app that is not running yet.
@@ -163,6 +165,11 @@ impl TestApp {
     /// A warning or error that this test provokes.
     pub(crate) fn expect_log(&mut self, text: &'static str) {
         self.expected.push(text);
+    }
+
+    /// Arms a failpoint for the next start only.
+    pub(crate) fn arm(&mut self, step: &str) {
+        self.failpoint = Some(step.to_owned());
     }
 
     pub(crate) fn data(&self) -> PathBuf {
@@ -186,6 +193,7 @@ impl TestApp {
             std::fs::remove_file(&address).unwrap();
         }
         let child = pocketfleet()
+            .envs(self.failpoint.take().map(|step| ("PF_FAILPOINT", step)))
             .arg("serve")
             .arg("--config")
             .arg(&self.config)
