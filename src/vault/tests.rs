@@ -389,8 +389,8 @@ async fn a_fresh_master_key_takes_the_place_of_the_old_one_in_its_file() {
     world.put("late", "fathom", "default", SECRET).await;
     world.settled().await;
     let status = world.vault.status().await.unwrap();
-    let states: Vec<_> = status.keys.iter().map(|key| (key.state, key.tenants)).collect();
-    assert_eq!(states, [("retired", 0), ("primary", 71)]);
+    let shown: Vec<_> = status.keys.iter().map(|key| (key.state, key.tenants)).collect();
+    assert_eq!(shown, [("retired", 0), ("primary", 71)]);
     let new = std::fs::read_to_string(&file).unwrap();
     assert_ne!(old, new);
     world.close().await;

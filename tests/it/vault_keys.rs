@@ -119,10 +119,10 @@ async fn a_rotation_that_was_killed_goes_on_and_every_secret_opens_at_every_mome
         })
         .await;
         all_open(&app).await;
-        let states: Vec<_> = status["keys"].as_array().unwrap().iter().map(|key| key["state"].clone()).collect();
-        assert_eq!(states.len(), keys, "{step}: {status}");
+        let shown: Vec<_> = status["keys"].as_array().unwrap().iter().map(|key| key["state"].clone()).collect();
+        assert_eq!(shown.len(), keys, "{step}: {status}");
         assert_eq!(
-            (&states[keys - 1], states.iter().filter(|state| **state == "retired").count()),
+            (&shown[keys - 1], shown.iter().filter(|state| **state == "retired").count()),
             (&json!("primary"), keys - 1)
         );
         assert_eq!(status["keys"][keys - 1]["tenants"], 8, "{status}");
