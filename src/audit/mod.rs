@@ -27,6 +27,8 @@ use crate::store::Store;
 pub mod action;
 mod chain;
 mod error;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use chain::Logged;

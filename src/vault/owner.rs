@@ -244,7 +244,7 @@ impl Vault {
         Ok(head.max(current.version).saturating_add(1))
     }
 
-    fn seal_into(&self, fresh: &mut SealedSecret, secret: &Secret) -> Result<(), Error> {
+    pub(super) fn seal_into(&self, fresh: &mut SealedSecret, secret: &Secret) -> Result<(), Error> {
         let record = self.inner.keys.find(&fresh.tenant).ok_or(Error::Unreadable)?;
         let data = tenant_key::open(&self.inner.keyring.load(), &record)?;
         fresh.dek.clone_from(&data.id);

@@ -246,7 +246,7 @@ async fn users_never_see_each_other_and_strangers_nothing() {
 async fn a_killed_refresh_goes_on_where_it_was() {
     let standin = Standin::start().await;
     let mut app = TestApp::prepare(&(standin.keys() + "meetings.first_wait = \"0s\"\n"));
-    app.failpoint = Some("meetings.page_stored:2");
+    app.arm("meetings.page_stored:2");
     app.launch().await;
     let ada = app.user("ada").await;
     store_key(&ada, KEY).await;

@@ -159,7 +159,7 @@ async fn a_crash_behind_the_acknowledgement_loses_nothing() {
     let standin = Standin::with(&["--key", "key-of-ada=1"]).await;
     for step in ["meetings.hook_stored", "meetings.ingested"] {
         let mut app = reachable(&standin, "");
-        app.failpoint = Some(step);
+        app.arm(step);
         app.launch().await;
         let ada = app.user("ada").await;
         store_key(&ada, KEY).await;

@@ -45,13 +45,12 @@ const SENDING: [&str; 10] = [
 /// Kills a delivery at a step and lets the next start finish it; gives the recording.
 async fn killed_at(bench: &mut Bench, step: &str, recording: u64, destination: &str) -> String {
     assert!(bench.app.terminate().success());
-    bench.app.environment = vec![("PF_FAILPOINT", step.to_owned())];
+    bench.app.arm(step);
     bench.app.launch().await;
     bench.user = bench.user.at(&bench.app);
     let id = bench.order(recording, destination).await;
     let status = bench.app.ended();
     assert!(!status.success(), "{step}: {status}");
-    bench.app.environment.clear();
     bench.app.launch().await;
     bench.user = bench.user.at(&bench.app);
     id

@@ -97,12 +97,10 @@ pub(crate) struct TestApp {
     pub base: String,
     pub http: reqwest::Client,
     config: PathBuf,
-    /// The step at which the next start kills itself, as `kill -9` would.
-    pub failpoint: Option<&'static str>,
     /// Log lines with these texts are expected although they are warnings or errors.
     expected: Vec<&'static str>,
-    /// What the next start gets in its environment, such as a failpoint.
-    pub environment: Vec<(&'static str, String)>,
+    /// The step at which the next start kills itself (`name:nth`).
+    failpoint: Option<String>,
     // Must be the last field: the directory goes after everything that uses it.
     pub dir: tempfile::TempDir,
 }
@@ -156,8 +154,7 @@ impl TestApp {
         text.push_str(keys);
         std::fs::write(&config, text).unwrap();
         let http = http().timeout(PATIENCE).build().unwrap();
-        let (expected, environment) = (Vec::new(), Vec::new());
-        Self { child: None, base: String::new(), http, config, failpoint: None, expected, environment, dir }
+        Self { child: None, base: String::new(), http, config, expected: Vec::new(), failpoint: None, dir }
     }
 
     /// More configuration, for an app that is not running yet.
@@ -170,6 +167,11 @@ impl TestApp {
     /// A warning or error that this test provokes.
     pub(crate) fn expect_log(&mut self, text: &'static str) {
         self.expected.push(text);
+    }
+
+    /// Arms a failpoint for the next start only.
+    pub(crate) fn arm(&mut self, step: &str) {
+        self.failpoint = Some(step.to_owned());
     }
 
     pub(crate) fn data(&self) -> PathBuf {
@@ -201,7 +203,6 @@ impl TestApp {
             .arg(self.data())
             .arg("--pocketbase")
             .arg(pocketbase())
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
