@@ -18,6 +18,7 @@ mod oauth2;
 mod openapi;
 mod operators;
 mod python;
+mod queue;
 mod raw_http;
 mod realtime;
 mod realtime_limits;
