@@ -125,7 +125,7 @@ async fn plain(folder: &Path, tasks: usize, time: Duration) -> f64 {
             }
             transaction.commit().unwrap();
             for (_, reply) in group {
-                drop(reply.send(()));
+                reply.send(()).unwrap();
             }
         }
     });
