@@ -17,6 +17,7 @@ use serde::Deserialize;
 
 use crate::auth;
 use crate::auth::accounts;
+use crate::events;
 use crate::gateway;
 use crate::queue;
 use crate::realtime;
@@ -95,6 +96,8 @@ pub struct Config {
     pub realtime: realtime::Config,
     /// `[queue]`
     pub queue: queue::Config,
+    /// `[events]`
+    pub events: events::Config,
     /// `PATH` of the environment, for finding the binary.
     #[serde(skip)]
     pub search_path: String,
@@ -190,6 +193,7 @@ impl Config {
         accounts::config::check(&self.mail, &self.accounts).map_err(|error| Error::Invalid(error.to_string()))?;
         self.realtime.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.queue.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.events.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         let i = &self.instances;
         let s = &self.server;
         let a = &self.auth;

@@ -76,6 +76,8 @@ codes! {
     MethodNotAllowed = "METHOD_NOT_ALLOWED", 405, Client, "this path does not take this method";
     /// The state of the thing does not allow it.
     Conflict = "CONFLICT", 409, Client, "the current state does not allow this";
+    /// No kind of job that the caller may add.
+    UnknownKind = "UNKNOWN_KIND", 400, Client, "there is no kind of job with this name that you may add";
     /// An account with this e-mail address exists.
     EmailTaken = "EMAIL_TAKEN", 400, Client, "an account with this e-mail address exists; sign in instead";
     /// The body is larger than the route takes.

@@ -12,7 +12,10 @@ use crate::api::Limits;
 use crate::api::oauth2_redirect::Deliver;
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
+use crate::auth::api_keys::ApiKeys;
+use crate::events::Events;
 use crate::gateway::Dashboards;
+use crate::jobs::intake::Intake;
 use crate::queue::Queue;
 use crate::records::Records;
 use crate::shutdown::Shutdown;
@@ -60,4 +63,7 @@ macro_rules! service {
 }
 
 service!(records: Records);
+service!(api_keys: ApiKeys);
 service!(queue: Queue);
+service!(intake: Intake);
+service!(events: Events);

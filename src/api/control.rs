@@ -19,6 +19,8 @@ use serde_json::json;
 use time::OffsetDateTime;
 
 use crate::api::AppState;
+use crate::api::control_api_keys;
+use crate::api::control_jobs;
 use crate::api::control_socket::ControlSocket;
 use crate::api::control_templates;
 use crate::api::control_templates::VersionView;
@@ -62,7 +64,9 @@ pub fn router(state: AppState) -> Router {
         .route("/workspaces/{name}/members", get(control_workspaces::members))
         .route("/workspaces/{name}/owner", post(control_workspaces::appoint))
         .route("/admins", post(create_admin))
-        .merge(control_templates::routes());
+        .merge(control_templates::routes())
+        .merge(control_api_keys::routes())
+        .merge(control_jobs::routes());
     framed(router.with_state(state))
 }
 

@@ -134,6 +134,12 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     })
 }
 
+/// A value that was read already, as a type.
+pub(crate) fn convert<T: DeserializeOwned>(value: serde_json::Value) -> Result<T, Problem> {
+    serde_json::from_value(value)
+        .map_err(|error| Problem::new(Code::InvalidBody).message(without_values(&error.to_string())))
+}
+
 /// The parser's message where it speaks of fields only; one that quotes a value is replaced.
 fn without_values(message: &str) -> String {
     let fields_only =

@@ -9,6 +9,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::api::AppState;
 use crate::api::account_pages;
+use crate::api::api_keys;
 use crate::api::auth;
 use crate::api::dashboard;
 use crate::api::error::ApiError;
@@ -16,6 +17,7 @@ use crate::api::files;
 use crate::api::frame::frame;
 use crate::api::health;
 use crate::api::invitations;
+use crate::api::jobs;
 use crate::api::later;
 use crate::api::mail;
 use crate::api::members;
@@ -25,9 +27,11 @@ use crate::api::openapi;
 use crate::api::openapi::Document;
 use crate::api::openapi::alias;
 use crate::api::pocketbase;
+use crate::api::queue;
 use crate::api::sessions;
 use crate::api::tenants;
 use crate::api::welcome;
+use crate::api::worker;
 use crate::error::Code;
 use crate::error::Problem;
 
@@ -45,6 +49,9 @@ fn routes() -> OpenApiRouter<AppState> {
         .nest(AUTH, auth())
         .nest("/auth", alias(auth(), "alias", AUTH))
         .nest(V1, tenants::router().merge(members::router()).merge(invitations::router()))
+        .nest(V1, api_keys::router())
+        .nest(V1, jobs::router().merge(queue::router()).merge(worker::router()))
+        .nest("/api", alias(queue::router(), "alias", V1))
         .nest(USERS, users())
         .nest(USERS_BY_ID, alias(users(), "by_collection_id", USERS))
         .merge(pocketbase::health_router())

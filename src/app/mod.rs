@@ -172,6 +172,7 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
         () = signals.received() => return Ok(()),
     };
     let Running { shutdown, supervisor, database, accounts, gateway, state } = running;
+    let events = state.services.events.clone();
     let socket =
         ControlSocket::bind(&control_socket::path_in(&folders.root)).await.context("bind the control socket")?;
     supervisor.adopt().await;
@@ -217,6 +218,8 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
         Ok(Err(error)) => outcome = outcome.and(Err(error).context("serve the control socket")),
         Err(_) => tracing::warn!("the control socket did not close in time"),
     }
+    // What the last tasks had to tell is logged too.
+    events.close().await;
     database.close().await;
     tracing::info!("stopped");
     outcome

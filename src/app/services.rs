@@ -10,15 +10,26 @@ use time::OffsetDateTime;
 
 use crate::api::Services;
 use crate::auth::Verifier;
+use crate::auth::api_keys::ApiKeys;
 use crate::config::Config;
+use crate::events;
+use crate::events::Events;
+use crate::events::Owns;
+use crate::ids::TenantId;
+use crate::ids::UserId;
+use crate::jobs::announce::Announcer;
+use crate::jobs::intake::Intake;
+use crate::jobs::intake::Rules;
 use crate::queue;
 use crate::queue::Queue;
 use crate::records::Records;
 use crate::records::Settle;
 use crate::shutdown::Shutdown;
+use crate::store;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
+use crate::tenancy::MemberRole;
 use crate::tenancy::Tenancy;
 
 /// What services stand on.
@@ -49,9 +60,19 @@ pub struct Given<'a> {
 
 /// Builds them.
 pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
-    let Given { config, data: _, store, supervisor, verifier: _, tenancy: _, settle, incarnation, metrics, shutdown } =
-        given;
+    let Given { config, data: _, store, supervisor, verifier, tenancy, settle, incarnation, metrics, shutdown } = given;
     let records = Records::new(supervisor, settle)?;
+    let api_keys = ApiKeys::new(store::api_keys::ApiKeys::open(Arc::clone(&store)).await?, verifier.clone());
+    let events = Events::open(events::Parts {
+        config: config.events.clone(),
+        store: Arc::clone(&store),
+        verifier,
+        owns: owns(tenancy.clone()),
+        metrics: Arc::clone(&metrics),
+        shutdown: shutdown.clone(),
+    })
+    .await
+    .context("open the log of events")?;
     let queue = Queue::open(queue::Parts {
         config: config.queue.clone(),
         store,
@@ -61,9 +82,20 @@ pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
         handlers: Vec::new(),
         clock: Arc::new(OffsetDateTime::now_utc),
         metrics,
-        shutdown,
+        shutdown: shutdown.clone(),
     })
     .await
     .context("open the queue")?;
-    Ok(Services { records, queue })
+    let intake = Intake::new(queue.clone(), tenancy, Rules::of(&config.queue));
+    let announcer = Announcer::new(queue.clone(), events.clone(), intake.clone());
+    shutdown.spawn(announcer.run(shutdown.clone()));
+    Ok(Services { records, api_keys, events, queue, intake })
+}
+
+/// Who owns which tenant; nobody owns one that is suspended.
+fn owns(tenancy: Tenancy) -> Owns {
+    Arc::new(move |user: &UserId, tenant: &TenantId| {
+        let found = tenancy.resolve(tenant.as_str()).filter(|found| !found.suspended && found.id == *tenant);
+        found.is_some_and(|found| tenancy.role(&found, user) == Some(MemberRole::Owner))
+    })
 }

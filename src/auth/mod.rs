@@ -34,6 +34,7 @@ use crate::store::sessions::Sessions;
 use crate::store::sessions::Status;
 
 pub mod accounts;
+pub mod api_keys;
 mod config;
 mod directory;
 pub mod gate;

@@ -5,8 +5,10 @@
 //! 2 wrong usage.
 
 pub mod admin;
+pub mod api_keys;
 pub mod client;
 pub mod doctor;
+pub mod jobs;
 pub mod output;
 pub mod templates;
 pub mod tenants;
@@ -77,6 +79,12 @@ enum Command {
     Template(templates::Command),
     /// Show the running server and its fleet in numbers.
     Status,
+    /// List and operate jobs.
+    #[command(subcommand)]
+    Jobs(jobs::Command),
+    /// Make, list and revoke API keys.
+    #[command(subcommand)]
+    ApiKeys(api_keys::Command),
     /// Manage administrators.
     #[command(subcommand)]
     Admin(admin::Command),
@@ -129,6 +137,14 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
         Command::Template(command) => {
             let config = Config::load(&flags(None))?;
             on_runtime(templates::run(command, &config, output, cli.global.json))
+        }
+        Command::Jobs(command) => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(jobs::run(command, &control, output))
+        }
+        Command::ApiKeys(command) => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(api_keys::run(command, &control, output))
         }
         Command::Admin(command) => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);

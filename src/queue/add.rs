@@ -190,6 +190,7 @@ impl Queue {
             dedupe: new.dedupe,
             generation,
             claim: None,
+            done_under: None,
             seq: 0,
             rank: None,
         };

@@ -14,6 +14,8 @@ pub struct Config {
     pub per_tenant: usize,
     /// Kinds that are done by workers outside this program.
     pub external_kinds: Vec<String>,
+    /// Kinds that users may add by themselves, beside the delivery of meetings.
+    pub user_kinds: Vec<String>,
     /// Jobs of one external kind that workers may have at once of one tenant.
     pub external_per_tenant: usize,
     /// How long a running job may be silent until it is taken back.

@@ -54,6 +54,7 @@ pub(super) fn ended(job: &Job, outcome: Outcome, now: OffsetDateTime, chance: f6
             finished_at: Some(now),
             result: Some(result).filter(|result| !result.is_null()),
             error: None,
+            done_under: job.fence(),
             claim: None,
             input: None,
             cancel_requested: false,

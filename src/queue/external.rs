@@ -12,6 +12,7 @@ use super::Job;
 use super::JobId;
 use super::Outcome;
 use super::Queue;
+use super::State;
 use super::board::Taken;
 use super::decide;
 use super::records::Step;
@@ -155,10 +156,17 @@ impl Queue {
         Ok(beat)
     }
 
-    /// The job succeeded. [`Error::Lost`] when it is no longer the worker's: whatever it did does not count.
+    /// The job succeeded. [`Error::Lost`] when it is no longer the worker's: whatever it did does not count. Saying it
+    /// again under the same number changes nothing: a worker whose answer got lost may ask again.
     pub async fn complete(&self, id: &JobId, fence: u64, result: Value) -> Result<Arc<Job>, Error> {
         super::add::check_size("result", &result, self.inner.config.max_state_bytes)?;
-        self.end_outside(id, fence, Some(Outcome::Done(result))).await
+        match self.end_outside(id, fence, Some(Outcome::Done(result))).await {
+            Err(Error::Lost) => {
+                let is_the_same = |job: &Arc<Job>| job.state == State::Done && job.done_under == Some(fence);
+                self.job(id).filter(is_the_same).ok_or(Error::Lost)
+            }
+            ended => ended,
+        }
     }
 
     /// The attempt failed; with `can_retry` the job is repeated as its kind's policy has it, not before `after`.

@@ -189,6 +189,9 @@ pub struct Job {
     /// Who works on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim: Option<Claim>,
+    /// The fencing number under which it was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) done_under: Option<u64>,
     /// The revision of the record's creation; 0 in the record as it was created.
     #[serde(default)]
     pub(super) seq: u64,

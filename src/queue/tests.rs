@@ -180,6 +180,7 @@ pub(super) fn job() -> Job {
         dedupe: None,
         generation: 0,
         claim: None,
+        done_under: None,
         seq: 7,
         rank: None,
     }

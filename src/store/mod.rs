@@ -3,7 +3,7 @@
 //! [`Store`] keeps small records with revisions (compare-and-swap, prefix watch), [`Bus`](bus::Bus) says "look
 //! again" (at most once, never the only copy of anything), [`Blobs`](blobs::Blobs) keeps objects that are written
 //! once. Each has an embedded form here: one `SQLite` file, in-process queues, a folder. Typed records with live
-//! views stand on top: [`tenants`], [`members`], [`invitations`], [`slugs`], [`placements`], [`sessions`],
+//! views stand on top: [`api_keys`], [`tenants`], [`members`], [`invitations`], [`slugs`], [`placements`], [`sessions`],
 //! [`versions`].
 //!
 //! Invariants:
@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub mod api_keys;
 pub mod blobs;
 pub mod bus;
 mod error;
