@@ -189,7 +189,9 @@ async fn fill(queue: &Queue, jobs: usize, tenants: usize) {
 
 async fn take_and_finish(folder: &Path, tasks: usize, time: Duration) -> f64 {
     let (queue, database) = open(folder, &format!("take-{tasks}.db")).await;
-    fill(&queue, 200_000, 1_000).await;
+    // More than can be taken meanwhile.
+    let jobs = 30_000 * usize::try_from(time.as_secs()).unwrap().max(1);
+    fill(&queue, jobs, 1_000).await;
     let rate = rate(tasks, time, |task| {
         let queue = queue.clone();
         move || {

@@ -34,6 +34,7 @@ use time::OffsetDateTime;
 use crate::support::eventually;
 
 mod adding;
+mod crash;
 mod nodes;
 mod operating;
 mod power;
