@@ -190,7 +190,9 @@ impl Line {
     pub(super) fn ahead(&self, tenant: &TenantId, priority: i8, rank: Rank, id: JobId) -> Option<u64> {
         let class = self.classes.get(&Reverse(priority))?;
         let (_, queue) = &class.queues[*class.places.get(tenant)?];
-        let k = queue.range(..(rank, id)).count();
+        // The job that was added last is asked for most.
+        let is_last = queue.last() == Some(&(rank, id));
+        let k = if is_last { queue.len() - 1 } else { queue.range(..(rank, id)).count() };
         let first = self.begin(tenant, priority, class)?;
         queue.contains(&(rank, id)).then(|| first.ahead(k))
     }

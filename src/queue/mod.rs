@@ -267,3 +267,6 @@ impl Queue {
         self.inner.external.iter().any(|external| &**external == kind)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,6 +29,7 @@ mod oauth2;
 mod openapi;
 mod operators;
 mod python;
+mod queue;
 mod queue_api;
 mod raw_http;
 mod realtime;
