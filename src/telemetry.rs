@@ -236,8 +236,39 @@ pub struct Metrics {
     pub streams_ended: Family<ReasonLabels, Counter>,
     /// Events passed on to clients.
     pub events: Counter,
+    /// Finished deliveries, by kind of destination.
+    pub deliveries: Family<ReasonLabels, Counter>,
+    /// Bytes of recordings, `fetched` and `sent`.
+    pub delivery_bytes: Family<ReasonLabels, Counter>,
     /// The job queue.
     pub queue: QueueMetrics,
+    /// Open WebSockets.
+    pub ws_connections: Gauge,
+    /// Their subscriptions.
+    pub ws_subscriptions: Gauge,
+    /// Messages of their clients.
+    pub ws_messages_in: Counter,
+    /// Bytes of their clients.
+    pub ws_bytes_in: Counter,
+    /// Bytes to their clients.
+    pub ws_bytes_out: Counter,
+    /// Sockets that were written to, each time that events came.
+    pub ws_writes: Counter,
+    /// Sockets closed, by close code.
+    ws_closes: Family<CodeLabels, Counter>,
+    /// Sockets refused, by reason.
+    ws_refused: Family<ReasonLabels, Counter>,
+    /// Topics resumed, by outcome.
+    ws_recoveries: Family<ReasonLabels, Counter>,
+    /// From publishing an event to the last write of it on a worker.
+    pub ws_delivery_seconds: Histogram,
+}
+
+/// Label of closed sockets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabels {
+    /// The close code.
+    code: u32,
 }
 
 impl Metrics {
@@ -262,7 +293,19 @@ impl Metrics {
             streams: Family::default(),
             streams_ended: Family::default(),
             events: Counter::default(),
+            deliveries: Family::default(),
+            delivery_bytes: Family::default(),
             queue: QueueMetrics::default(),
+            ws_connections: Gauge::default(),
+            ws_subscriptions: Gauge::default(),
+            ws_messages_in: Counter::default(),
+            ws_bytes_in: Counter::default(),
+            ws_bytes_out: Counter::default(),
+            ws_writes: Counter::default(),
+            ws_closes: Family::default(),
+            ws_refused: Family::default(),
+            ws_recoveries: Family::default(),
+            ws_delivery_seconds: seconds(),
         };
         metrics.register();
         for outcome in [Arrival::warm, Arrival::woken, Arrival::queued, Arrival::timed_out, Arrival::refused] {
@@ -291,12 +334,41 @@ impl Metrics {
         r.register("realtime_streams", "Open event streams by state", self.streams.clone());
         r.register("realtime_ended", "Event streams that the server ended", self.streams_ended.clone());
         r.register("realtime_events", "Events passed on to clients", self.events.clone());
+        r.register("deliveries", "Finished deliveries by kind of destination", self.deliveries.clone());
+        r.register("delivery_bytes", "Bytes of recordings that were fetched and sent", self.delivery_bytes.clone());
         self.queue.register(r);
+        r.register("ws_connections", "Open WebSockets", self.ws_connections.clone());
+        r.register("ws_subscriptions", "Subscriptions of WebSockets", self.ws_subscriptions.clone());
+        r.register("ws_messages_in", "Messages of WebSocket clients", self.ws_messages_in.clone());
+        r.register("ws_bytes_in", "Bytes of WebSocket clients", self.ws_bytes_in.clone());
+        r.register("ws_bytes_out", "Bytes to WebSocket clients", self.ws_bytes_out.clone());
+        r.register("ws_writes", "WebSockets written to with events", self.ws_writes.clone());
+        r.register("ws_closes", "WebSockets closed, by code", self.ws_closes.clone());
+        r.register("ws_refused", "WebSockets refused before the upgrade", self.ws_refused.clone());
+        r.register("ws_recoveries", "Topics that clients resumed", self.ws_recoveries.clone());
+        r.register("ws_delivery_seconds", "Publishing to the last write on a worker", self.ws_delivery_seconds.clone());
     }
 
     /// Notes how a request came to its instance.
     pub fn arrived(&self, outcome: Arrival, after: Duration) {
         self.arrivals.get_or_create(&ArrivalLabels { outcome }).observe(after.as_secs_f64());
+    }
+
+    /// Notes the end of a socket. Clients choose codes too: those are counted together.
+    pub fn socket_closed(&self, code: u16) {
+        let code = if matches!(code, 1000..=1014 | 3000..=3599) { u32::from(code) } else { 4000 };
+        self.ws_closes.get_or_create(&CodeLabels { code }).inc();
+    }
+
+    /// Notes a socket that was not let in.
+    pub fn socket_refused(&self, reason: &'static str) {
+        self.ws_refused.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Notes that a client resumed a topic.
+    pub fn socket_recovered(&self, recovered: bool) {
+        let reason = if recovered { "recovered" } else { "not_recovered" };
+        self.ws_recoveries.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// The `OpenMetrics` text of everything.

@@ -24,6 +24,7 @@ use crate::api::control_jobs;
 use crate::api::control_socket::ControlSocket;
 use crate::api::control_templates;
 use crate::api::control_templates::VersionView;
+use crate::api::control_vault;
 use crate::api::control_workspaces;
 use crate::api::error::ApiError;
 use crate::api::health;
@@ -33,6 +34,10 @@ use crate::api::json::Params;
 use crate::api::json::invalid_field;
 use crate::api::metrics::STATES;
 use crate::api::router::framed;
+use crate::audit::Actor;
+use crate::audit::Audit;
+use crate::audit::Entry;
+use crate::audit::action;
 use crate::auth::accounts::Accounts;
 use crate::error::Code;
 use crate::error::Problem;
@@ -64,6 +69,10 @@ pub fn router(state: AppState) -> Router {
         .route("/workspaces/{name}/members", get(control_workspaces::members))
         .route("/workspaces/{name}/owner", post(control_workspaces::appoint))
         .route("/admins", post(create_admin))
+        .route("/vault", get(control_vault::status))
+        .route("/vault/rotate", post(control_vault::rotate))
+        .route("/audit", get(control_vault::entries))
+        .route("/audit/verify", get(control_vault::verify))
         .merge(control_templates::routes())
         .merge(control_api_keys::routes())
         .merge(control_jobs::routes());
@@ -224,12 +233,14 @@ struct NewAdmin {
 
 async fn create_admin(
     State(accounts): State<Accounts>,
+    State(audit): State<Audit>,
     json::Json(admin): json::Json<NewAdmin>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     if !admin.email.contains('@') {
         return Err(invalid_field("email", "validation_is_email", "Must be a valid e-mail address.").into());
     }
     accounts.create_admin(&admin.email, &admin.password).await?;
+    audit.record(Entry::new(Actor::Operator, action::ADMIN_CREATED)).await?;
     tracing::info!("an operator created an admin");
     Ok((StatusCode::CREATED, Json(json!({ "email": admin.email, "role": "admin" }))))
 }

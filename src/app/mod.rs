@@ -4,6 +4,8 @@
 //! instance, the queue, the gateway, the control socket. Stop: no new connections, requests drain, jobs stop, tenants stop, the global
 //! instance stops, the control database closes.
 
+mod delivery;
+mod meetings;
 pub mod services;
 
 use std::collections::HashMap;
@@ -76,6 +78,7 @@ use crate::telemetry;
 use crate::telemetry::Metrics;
 use crate::tenancy;
 use crate::tenancy::Tenancy;
+use crate::vault;
 
 /// What each part of the way down gets beyond its own limits.
 const GRACE: Duration = Duration::from_secs(5);
@@ -123,6 +126,7 @@ impl Folders {
 pub fn serve(config: Config) -> anyhow::Result<()> {
     telemetry::install(&config.log)?;
     supervisor::process::raise_file_limit();
+    supervisor::process::forbid_dumps();
     let folders = Folders::make(&config.storage.path)?;
     let lock = folders.lock()?;
     let listener = bind(config.server.listen)?;
@@ -179,6 +183,7 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
     let queue = state.services.queue.clone();
     queue.start().await.context("start the queue")?;
     let mut front = tokio::spawn(gateway.run(listener, shutdown.clone()));
+    let (audit, vault_made) = (state.services.audit.clone(), state.services.vault.made().map(Path::to_owned));
     let control = tokio::spawn(socket.serve(api::control::router(state), shutdown.clone()));
     supervisor.wake_pinned();
     if let Err(error) = note_address(&folders.at("run"), listen) {
@@ -187,7 +192,7 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
     tracing::info!(listen = %listen, data = %folders.root.display(), duration_ms = begun.elapsed().as_millis(), "listening");
     shutdown.spawn(accounts.clone().configure(shutdown.clone()));
     shutdown.spawn(first_admin(config.auth.clone(), accounts, supervisor.clone()));
-    welcome(&config, folders, listen);
+    welcome(&config, folders, listen, vault_made.as_deref());
 
     let ended = tokio::select! {
         () = signals.received() => None,
@@ -218,6 +223,8 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
         Ok(Err(error)) => outcome = outcome.and(Err(error).context("serve the control socket")),
         Err(_) => tracing::warn!("the control socket did not close in time"),
     }
+    // After everybody who could still have something to write down.
+    audit.close().await;
     // What the last tasks had to tell is logged too.
     events.close().await;
     database.close().await;
@@ -229,9 +236,14 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
 async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow::Result<Running> {
     let shutdown = Shutdown::new();
     let metrics = Metrics::new();
-    let (binary, templates) = prepare_pocketbase(config, folders).await?;
     let database = Arc::new(ControlDatabase::open(&folders.at("control.db")).context("open the control database")?);
     let store: Arc<dyn Store> = Arc::clone(&database) as Arc<dyn Store>;
+    // Before anything is written: with a wrong master key this start changes nothing.
+    let unlocked = vault::unlock(&config.vault, &folders.root, Arc::clone(&store)).await.context("open the vault")?;
+    if let Some(made) = unlocked.made() {
+        tracing::info!(file = %made.display(), "made the master key of the vault; without this file stored secrets cannot be read");
+    }
+    let (binary, templates) = prepare_pocketbase(config, folders).await?;
     let tenants = Tenants::open(Arc::clone(&store)).await?;
     let incarnation = incarnation();
     let placements = Placements::open(Arc::clone(&store), incarnation.clone()).await?;
@@ -280,6 +292,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         config,
         data: &folders.root,
         store,
+        unlocked,
         supervisor: supervisor.clone(),
         verifier: verifier.clone(),
         tenancy: tenancy.clone(),
@@ -490,7 +503,7 @@ async fn first_admin(config: crate::auth::Config, accounts: Accounts, supervisor
 }
 
 /// Tells a person at a terminal what was made and what to try.
-fn welcome(config: &Config, folders: &Folders, listen: SocketAddr) {
+fn welcome(config: &Config, folders: &Folders, listen: SocketAddr, vault_key: Option<&Path>) {
     use std::io::IsTerminal;
     use std::io::Write;
     let mut out = std::io::stdout();
@@ -506,8 +519,15 @@ fn welcome(config: &Config, folders: &Folders, listen: SocketAddr) {
     } else {
         format!("Data directory: {data}\n")
     };
+    let key = vault_key.map_or_else(String::new, |file| {
+        format!(
+            "Made the vault's master key {}: it seals the secrets that users store. Without it they are lost, and\npocketfleet \
+             does not start; keep a copy of it apart from the backups of the rest.\n",
+            file.display()
+        )
+    });
     let text = format!(
-        "\npocketfleet {version} listens on {url}\n{made}\n\
+        "\npocketfleet {version} listens on {url}\nThe page for people is {url}/app\n{made}{key}\n\
          Try:\n  curl -X POST {url}/auth/register -H 'Content-Type: application/json' \\\n    \
          -d '{{\"email\":\"ada@example.com\",\"password\":\"correct horse\",\"name\":\"Ada\"}}'\n  \
          pocketfleet --data {data} tenants list\n  pocketfleet --data {data} admin create --email you@example.com\n  \

@@ -9,6 +9,11 @@ use anyhow::Context;
 use time::OffsetDateTime;
 
 use crate::api::Services;
+use crate::api::webhooks::HookBodies;
+use crate::app::delivery;
+use crate::app::delivery::Delivery;
+use crate::app::meetings;
+use crate::audit::Audit;
 use crate::auth::Verifier;
 use crate::auth::api_keys::ApiKeys;
 use crate::config::Config;
@@ -17,9 +22,11 @@ use crate::events::Events;
 use crate::events::Owns;
 use crate::ids::TenantId;
 use crate::ids::UserId;
+use crate::integrations::fathom::Fathom;
 use crate::jobs::announce::Announcer;
 use crate::jobs::intake::Intake;
 use crate::jobs::intake::Rules;
+use crate::outbound::Guard;
 use crate::queue;
 use crate::queue::Queue;
 use crate::records::Records;
@@ -31,9 +38,12 @@ use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
 use crate::tenancy::MemberRole;
 use crate::tenancy::Tenancy;
+use crate::vault;
+use crate::vault::Checks;
+use crate::vault::Unlocked;
+use crate::vault::Vault;
 
 /// What services stand on.
-#[derive(Clone)]
 #[expect(missing_debug_implementations, reason = "it lives for one call and holds closures")]
 pub struct Given<'a> {
     /// The whole configuration.
@@ -42,6 +52,8 @@ pub struct Given<'a> {
     pub data: &'a Path,
     /// The control plane's records.
     pub store: Arc<dyn Store>,
+    /// The keys of the vault.
+    pub unlocked: Unlocked,
     /// The instances.
     pub supervisor: Supervisor,
     /// Who a token speaks for.
@@ -60,36 +72,78 @@ pub struct Given<'a> {
 
 /// Builds them.
 pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
-    let Given { config, data: _, store, supervisor, verifier, tenancy, settle, incarnation, metrics, shutdown } = given;
+    let Given { config, data, store, unlocked, supervisor, verifier, tenancy, settle, incarnation, metrics, shutdown } =
+        given;
     let records = Records::new(supervisor, settle)?;
-    let api_keys = ApiKeys::new(store::api_keys::ApiKeys::open(Arc::clone(&store)).await?, verifier.clone());
+    let guard = Guard::new(&config.outbound)?;
+    let fathom = Fathom::new(config.fathom.clone(), guard.clone(), shutdown.clone())?;
+    let audit = Audit::open(Arc::clone(&store)).await?;
+    let parts = vault::Parts {
+        config: config.vault.clone(),
+        unlocked,
+        audit: audit.clone(),
+        checks: checks(&fathom),
+        shutdown: shutdown.clone(),
+    };
+    let vault = Vault::new(parts).await?;
     let events = Events::open(events::Parts {
         config: config.events.clone(),
         store: Arc::clone(&store),
-        verifier,
+        verifier: verifier.clone(),
         owns: owns(tenancy.clone()),
         metrics: Arc::clone(&metrics),
         shutdown: shutdown.clone(),
     })
     .await
     .context("open the log of events")?;
+    let api_keys = ApiKeys::new(store::api_keys::ApiKeys::open(Arc::clone(&store)).await?, verifier);
     let queue = Queue::open(queue::Parts {
         config: config.queue.clone(),
-        store,
+        store: Arc::clone(&store),
         node: incarnation,
         // The lock of the data directory is ours.
         is_alone: true,
         handlers: Vec::new(),
         clock: Arc::new(OffsetDateTime::now_utc),
-        metrics,
+        metrics: Arc::clone(&metrics),
         shutdown: shutdown.clone(),
     })
     .await
     .context("open the queue")?;
     let intake = Intake::new(queue.clone(), tenancy, Rules::of(&config.queue));
-    let announcer = Announcer::new(queue.clone(), events.clone(), intake.clone());
-    shutdown.spawn(announcer.run(shutdown.clone()));
-    Ok(Services { records, api_keys, events, queue, intake })
+    shutdown.spawn(Announcer::new(queue.clone(), events.clone(), intake.clone()).run(shutdown.clone()));
+    let meetings = meetings::open(config, data, store, &records, &vault, fathom.clone(), shutdown.clone()).await?;
+    let Delivery { destinations, staging, links } = delivery::open(delivery::Given {
+        config,
+        data,
+        records: &records,
+        vault: &vault,
+        fathom,
+        meetings: &meetings,
+        queue: &queue,
+        guard,
+        metrics,
+        shutdown,
+    })?;
+    Ok(Services {
+        records,
+        events,
+        audit,
+        vault,
+        meetings,
+        hook_bodies: HookBodies::default(),
+        api_keys,
+        queue,
+        intake,
+        destinations,
+        staging,
+        links,
+    })
+}
+
+/// Which services are asked about a secret before it is stored.
+fn checks(fathom: &Fathom) -> Checks {
+    Checks::new().with(crate::meetings::SERVICE, meetings::check_of(fathom.clone()))
 }
 
 /// Who owns which tenant; nobody owns one that is suspended.

@@ -6,12 +6,14 @@
 
 pub mod admin;
 pub mod api_keys;
+pub mod audit;
 pub mod client;
 pub mod doctor;
 pub mod jobs;
 pub mod output;
 pub mod templates;
 pub mod tenants;
+pub mod vault;
 pub mod workspaces;
 
 use std::ffi::OsString;
@@ -79,6 +81,12 @@ enum Command {
     Template(templates::Command),
     /// Show the running server and its fleet in numbers.
     Status,
+    /// The vault of users' secrets: its master keys, and replacing them.
+    #[command(subcommand)]
+    Vault(vault::Command),
+    /// The audit log: checking and exporting it.
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// List and operate jobs.
     #[command(subcommand)]
     Jobs(jobs::Command),
@@ -149,6 +157,14 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
         Command::Admin(command) => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);
             on_runtime(admin::run(command, &control, output))
+        }
+        Command::Vault(command) => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(vault::run(command, &control, output, cli.global.json))
+        }
+        Command::Audit(command) => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(audit::run(command, &control, output))
         }
         Command::Status => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);

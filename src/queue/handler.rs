@@ -8,6 +8,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::Job;
+use super::JobId;
 use super::Queue;
 use super::progress::Meter;
 use crate::store::BoxFuture;
@@ -130,6 +131,11 @@ impl Run {
     /// returns.
     pub async fn checkpoint(&self, checkpoint: Value) -> Result<(), Lost> {
         self.queue.checkpoint(&self.job.id, self.fence, checkpoint).await
+    }
+
+    /// Another job of the same tenant.
+    pub fn sibling(&self, id: &JobId) -> Option<Arc<Job>> {
+        self.queue.find(&self.job.tenant, id)
     }
 
     /// Resolves when the attempt should stop: the job was cancelled, its lease was lost, or the queue shuts down.

@@ -3,6 +3,8 @@
 //! [`Store`] keeps small records with revisions (compare-and-swap, prefix watch), [`Bus`](bus::Bus) says "look
 //! again" (at most once, never the only copy of anything), [`Blobs`](blobs::Blobs) keeps objects that are written
 //! once. Each has an embedded form here: one `SQLite` file, in-process queues, a folder. Typed records with live
+//! views stand on top: [`tenants`], [`members`], [`invitations`], [`slugs`], [`placements`], [`sessions`],
+//! [`versions`], [`secrets`], [`vault_keys`].
 //! views stand on top: [`api_keys`], [`tenants`], [`members`], [`invitations`], [`slugs`], [`placements`], [`sessions`],
 //! [`versions`].
 //!
@@ -26,15 +28,19 @@ pub mod api_keys;
 pub mod blobs;
 pub mod bus;
 mod error;
+pub mod hooks;
+pub mod inbox;
 pub mod invitations;
 mod keys;
 pub mod members;
 pub mod placements;
+pub mod secrets;
 pub mod sessions;
 pub mod slugs;
 pub mod sqlite;
 mod table;
 pub mod tenants;
+pub mod vault_keys;
 pub mod versions;
 mod view;
 mod watch;

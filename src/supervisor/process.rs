@@ -245,6 +245,17 @@ pub fn raise_file_limit() {
     }
 }
 
+/// Keeps this process's memory, which holds keys, from core files, debuggers and other processes of the same user.
+/// Children are not affected: both are reset when they become another program, and the jailer sets its own limit.
+pub fn forbid_dumps() {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    let limited = rustix::process::setrlimit(Resource::Core, none);
+    let sealed = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    if limited.and(sealed).is_err() {
+        tracing::warn!("memory dumps of this process could not be forbidden");
+    }
+}
+
 /// Identifies this boot of the machine.
 pub fn boot_id() -> io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())

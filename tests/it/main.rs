@@ -2,11 +2,16 @@
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on fails, and says why")]
 
 mod accounts;
+mod announce;
 mod answers;
 mod api_keys;
+mod app_page;
 mod architecture;
 mod bad_input;
 mod dashboard;
+mod fathom;
+mod fathom_limits;
+mod fathom_standin;
 mod faults;
 mod files;
 mod gateway;
@@ -27,6 +32,7 @@ mod realtime_limits;
 mod sdk;
 mod sdk_accounts;
 mod sdk_tenants;
+mod seed_samples;
 mod slow_clients;
 mod startup;
 mod store;

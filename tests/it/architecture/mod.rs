@@ -42,7 +42,7 @@ const IMPORTS: &[(&str, May)] = &[
     ("store", Name(&["ids", "error"])),
     ("outbound", Name(&["ids", "error", "limits", "telemetry"])),
     ("audit", Name(&["ids", "error", "store", "shutdown", "telemetry"])),
-    ("vault", Name(&["ids", "error", "store", "audit", "shutdown", "telemetry"])),
+    ("vault", Name(&["ids", "error", "failpoint", "store", "audit", "limits", "shutdown", "telemetry"])),
     ("queue", Name(&["ids", "error", "failpoint", "store", "limits", "shutdown", "telemetry"])),
     ("integrations", Name(&["ids", "error", "vault", "outbound", "limits", "shutdown", "telemetry"])),
     ("webhooks", Name(&["ids", "error", "store", "vault", "limits", "telemetry"])),

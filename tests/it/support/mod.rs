@@ -15,6 +15,7 @@ use std::time::Instant;
 use serde_json::Value;
 use serde_json::json;
 
+pub(crate) mod fathom;
 pub(crate) mod golden;
 pub(crate) mod node;
 pub(crate) mod oidc;
