@@ -30,8 +30,10 @@ pub const DELIVER_MEETING: &str = "deliver_meeting";
 pub const MOST_WISHES: usize = 1_000;
 /// Longest title, in characters.
 const TITLE_CHARS: usize = 200;
-/// Longest idempotency key and dedupe text, in bytes.
+/// Longest idempotency key, in bytes.
 const KEY_BYTES: usize = 200;
+/// Longest dedupe text of a user's own, in bytes.
+const DEDUPE_BYTES: usize = 120;
 /// Longest name of a destination, in bytes.
 const DESTINATION_BYTES: usize = 64;
 /// A job can be put off this far.
@@ -241,8 +243,8 @@ fn job_of(user: &UserId, wish: Wish, rules: &Rules, now: OffsetDateTime, index: 
             if !rules.is_open(&kind) {
                 return Err(Error::Kind { index });
             }
-            if dedupe.as_deref().is_some_and(|key| !is_key(key)) {
-                return Err(wrong("dedupe", "1 to 200 visible characters of ASCII"));
+            if dedupe.as_deref().is_some_and(|text| !is_text(text)) {
+                return Err(wrong("dedupe", "1 to 120 bytes, none of them a control character"));
             }
             // A user's own words never meet those of the kinds.
             let dedupe = dedupe.map(|text| format!("own {kind} {text}"));
@@ -285,6 +287,10 @@ fn payload(topic: &str, recording_id: Option<u64>, destination: Option<String>) 
 fn is_name(text: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     (1..=DESTINATION_BYTES).contains(&text.len()) && text.bytes().all(fits)
+}
+
+fn is_text(text: &str) -> bool {
+    (1..=DEDUPE_BYTES).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
 fn is_key(text: &str) -> bool {
