@@ -6,6 +6,7 @@ mod answers;
 mod architecture;
 mod bad_input;
 mod dashboard;
+mod events;
 mod faults;
 mod files;
 mod gateway;

@@ -20,6 +20,7 @@ pub(crate) mod node;
 pub(crate) mod oidc;
 pub(crate) mod raw;
 pub(crate) mod smtp;
+pub(crate) mod socket;
 pub(crate) mod sse;
 
 /// How long anything may take on a busy two-core machine before the test fails.
