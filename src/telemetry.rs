@@ -150,7 +150,7 @@ pub struct Metrics {
     pub streams_ended: Family<ReasonLabels, Counter>,
     /// Events passed on to clients.
     pub events: Counter,
-    /// Open WebSockets.
+    /// Open sockets of our own events.
     pub ws_connections: Gauge,
     /// Their subscriptions.
     pub ws_subscriptions: Gauge,

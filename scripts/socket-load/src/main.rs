@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! socket_load load HOST:PORT PATH PUBLISH_PATH BODY SOCKETS WINDOW RATE SECONDS [HEADER...]   fan-out; prints JSON
-//! socket_load idle HOST:PORT PATH SOCKETS [HEADER...]       opens sockets, prints "ready", ends with standard input
+//! socket_load idle HOST:PORT PATH SOCKETS [HEADER...]       opens sockets, prints "ready", holds them
 //! socket_load axum HOST:PORT                                the server: GET /ws listens, POST /publish tells
 //! ```
 //!
@@ -40,15 +40,18 @@ fn main() {
             let address = address.parse().unwrap();
             let held: Vec<_> = (0..sockets.parse().unwrap()).map(|_| open(address, path, headers)).collect();
             println!("ready");
-            std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
-            drop(held);
+            while !held.is_empty() {
+                std::thread::park();
+            }
         }
         ["load", address, path, publish, body, sockets, window, rate, seconds, ref headers @ ..] => {
             let address = address.parse().unwrap();
             let load = Load {
                 sockets: (0..sockets.parse().unwrap()).map(|_| Reader::new(open(address, path, headers))).collect(),
                 window: window.parse().unwrap(),
-                pause: Some(rate.parse::<f64>().unwrap()).filter(|rate| *rate > 0.0).map(|rate| Duration::from_secs_f64(1.0 / rate)),
+                pause: Some(rate.parse::<f64>().unwrap())
+                    .filter(|rate| *rate > 0.0)
+                    .map(|rate| Duration::from_secs_f64(1.0 / rate)),
                 time: Duration::from_secs_f64(seconds.parse().unwrap()),
             };
             let head = headers.iter().map(|header| format!("{header}\r\n")).collect::<String>();

@@ -226,6 +226,9 @@ async fn operators_see_who_is_there_and_end_it() {
     {
         assert_eq!(admin.post("/api/v1/admin/realtime/publish", body).await.status(), 400);
     }
-    let metrics = app.get("/metrics").await.text().await.unwrap();
-    assert!(metrics.contains("pocketfleet_ws_closes_total{code=\"3011\"} 1"), "{metrics}");
+    eventually("it is counted", async || {
+        let metrics = app.get("/metrics").await.text().await.unwrap();
+        metrics.contains("pocketfleet_ws_closes_total{code=\"3011\"} 1").then_some(())
+    })
+    .await;
 }

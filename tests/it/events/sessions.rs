@@ -50,7 +50,7 @@ async fn it_ends_when_the_password_changes() {
 
 #[tokio::test]
 async fn a_refreshed_session_goes_on_and_a_new_token_may_be_shown() {
-    let app = TestApp::start().await;
+    let app = TestApp::with("events.ping = \"10m\"\n").await;
     let user = app.user("ada").await;
     let (_, mut socket) = both(&app, &user).await;
     let again = app.sign_in(&user.email, &user.password).await;
@@ -72,13 +72,15 @@ async fn a_topic_ends_when_the_right_to_it_does() {
     let app = TestApp::start().await;
     let user = app.user("ada").await;
     let (_, mut socket) = both(&app, &user).await;
-    let topic = format!("instance:{}", user.id);
+    let made = user.post("/api/v1/tenants", json!({"name": "Team", "slug": "team"})).await;
+    let made: Value = made.json().await.unwrap();
+    let tenant = made["id"].as_str().unwrap();
+    let topic = format!("instance:{tenant}");
     socket.say(json!({"type": "Subscribe", "id": 1, "topics": [topic]})).await;
     assert_eq!(socket.hear().await["type"], "Reply");
-    assert!(
-        app.cli(&["tenants", "suspend", &user.id, "--yes"]).status.success()
-            || app.cli(&["tenants", "suspend", &user.id]).status.success()
-    );
+    let archive = user.request(reqwest::Method::PATCH, &format!("/api/v1/tenants/{tenant}"));
+    let answer = archive.json(&json!({"archived": true})).send().await.unwrap();
+    assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
     assert_eq!(socket.hear().await, json!({"type": "Unsubscribed", "topic": topic, "code": "NOT_FOUND"}));
     socket.is_silent().await;
 }
