@@ -242,7 +242,7 @@ pub struct Metrics {
     pub delivery_bytes: Family<ReasonLabels, Counter>,
     /// The job queue.
     pub queue: QueueMetrics,
-    /// Open WebSockets.
+    /// Open sockets of our own events.
     pub ws_connections: Gauge,
     /// Their subscriptions.
     pub ws_subscriptions: Gauge,

@@ -102,6 +102,8 @@ enum Command {
     Healthcheck,
     /// Print the `OpenAPI` document of the HTTP API.
     Openapi,
+    /// Print the `AsyncAPI` document of the sockets.
+    Asyncapi,
     /// Read the configuration and say whether it is valid.
     CheckConfig(Overrides),
 }
@@ -173,6 +175,10 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
         Command::Openapi => {
             let document = crate::api::router::document();
             output.done(&serde_json::to_value(&document)?, &document.to_pretty_json()?)
+        }
+        Command::Asyncapi => {
+            let document = crate::events::asyncapi::document();
+            output.done(&document, &serde_json::to_string_pretty(&document)?)
         }
         Command::Healthcheck => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);

@@ -317,10 +317,10 @@ impl Floor {
         let (mut written, mut count) = (0, 0);
         for group in dirty.chunks(TURN) {
             for socket in group {
-                if !socket.blocked.get() {
-                    written += socket.flush();
-                } else {
+                if socket.blocked.get() {
                     socket.dirty.set(false);
+                } else {
+                    written += socket.flush();
                 }
             }
             count += group.len();

@@ -263,13 +263,12 @@ mod tests {
                     got.push(Incoming::Close(close.map(|close| close.code.into())));
                     return (got, true);
                 }
-                Ok(_) => return (got, false),
                 Err(tokio_tungstenite::tungstenite::Error::Io(error))
                     if error.kind() == std::io::ErrorKind::WouldBlock =>
                 {
                     return (got, true);
                 }
-                Err(_) => return (got, false),
+                Ok(_) | Err(_) => return (got, false),
             }
         }
     }
@@ -302,7 +301,7 @@ mod tests {
             (text("unmasked").to_vec(), CloseCode::Protocol),
             (masked(FIN | 0x40 | TEXT, b"x"), CloseCode::Protocol),
             (masked(FIN | 3, b"x"), CloseCode::Protocol),
-            (masked(FIN | 11, b"x"), CloseCode::Protocol),
+            (masked(FIN | 0xb, b"x"), CloseCode::Protocol),
             (masked(PING, b"x"), CloseCode::Protocol),
             (masked(FIN | PING, &[0; 126]), CloseCode::Protocol),
             (masked(FIN | CONTINUATION, b"x"), CloseCode::Protocol),

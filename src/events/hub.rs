@@ -1,4 +1,4 @@
-//! What the parts of the hub share, and how clients come in: WebSockets to the floor of their worker thread, streams
+//! What the parts of the hub share, and how clients come in: sockets to the floor of their worker thread, streams
 //! and long polls as listeners.
 
 use std::any::Any;

@@ -1,15 +1,12 @@
 //! The durable log: every event gets an offset, is on disk before anybody sees it, and stays for a while.
 //!
-//! One task writes. It takes what is queued, gives offsets (one growing order for all topics, so that one number
-//! resumes any set of them), and commits one record per topic, all in one group. Records are `event.<topic>.<first
-//! offset>`; `events.head` holds the epoch and how far offsets are reserved. After a crash offsets go on behind the
-//! reservation: numbers are skipped, never used twice.
+//! One task writes (`writer`); this is what everybody shares: the topics in memory, read from disk when somebody needs
+//! them, and what is kept of them for how long. Records are `event.<topic>.<first offset>`.
 //!
 //! Invariants: an event is logged, then in its topic's ring, then with the subscribers; so a subscriber that reads the
 //! ring after it joined misses nothing, and recognises what it gets twice by the offset. What cannot be logged is not
 //! shown, and ends the epoch: nobody resumes over a hole.
 
-use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
@@ -20,16 +17,11 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
 use dashmap::DashMap;
-use futures_util::future::join;
 use futures_util::future::join_all;
-use serde::Deserialize;
-use serde::Serialize;
 use tokio::sync::OnceCell;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
 
 use super::Error;
 use super::Message;
@@ -41,58 +33,40 @@ use super::event::Stored;
 use super::ring::Replay;
 use super::ring::Ring;
 use super::sinks::Sinks;
+use super::writer::Writer;
+use super::writer::reserve;
 use crate::store;
 use crate::store::Revision;
 use crate::store::Store;
 
 /// Messages that may wait to be logged; publishers wait for a place.
 const QUEUED: usize = 4_096;
-/// Messages that are committed together at most.
-const GROUP: usize = 1_024;
-/// Bytes of one record at most, well below what the store takes.
-const RECORD_BYTES: usize = 768 << 10;
-/// Offsets that are reserved at once.
-const RESERVE: u64 = 1_000_000;
-const HEAD: &str = "events.head";
-/// How long a commit is tried before the epoch ends.
-const ATTEMPTS: u32 = 40;
-const PAUSE: Duration = Duration::from_millis(250);
-
-/// The record of the whole log.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Head {
-    epoch: String,
-    /// Offsets up to here may have been given out.
-    reserved: u64,
-    /// Events up to here may be gone of topics that have no record.
-    swept: u64,
-}
 
 /// A message on its way to the log.
 #[derive(Debug)]
 pub(super) struct Request {
-    topic: Topic,
-    message: Message,
-    logged: Option<oneshot::Sender<Position>>,
+    pub(super) topic: Topic,
+    pub(super) message: Message,
+    pub(super) logged: Option<oneshot::Sender<Position>>,
 }
 
 /// A record of a topic.
 #[derive(Debug)]
-struct Segment {
-    key: String,
-    revision: Revision,
-    last: u64,
+pub(super) struct Segment {
+    pub(super) key: String,
+    pub(super) revision: Revision,
+    pub(super) last: u64,
 }
 
 #[derive(Debug)]
-struct Kept {
-    ring: Ring,
-    segments: VecDeque<Segment>,
+pub(super) struct Kept {
+    pub(super) ring: Ring,
+    pub(super) segments: VecDeque<Segment>,
 }
 
 impl Kept {
     /// Segments of which the ring has nothing any more; never the newest.
-    fn outdated(&mut self) -> Vec<Segment> {
+    pub(super) fn outdated(&mut self) -> Vec<Segment> {
         let floor = self.ring.floor();
         let mut old = Vec::new();
         while self.segments.len() > 1 && self.segments.front().is_some_and(|segment| segment.last <= floor) {
@@ -111,7 +85,7 @@ pub(super) struct TopicLog {
 }
 
 impl TopicLog {
-    fn kept(&self) -> Option<MutexGuard<'_, Kept>> {
+    pub(super) fn kept(&self) -> Option<MutexGuard<'_, Kept>> {
         self.kept.get().map(|kept| kept.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -133,7 +107,7 @@ impl TopicLog {
     }
 
     /// A listener that is full is dropped: it learns so from the end of its channel, and resumes.
-    fn tell(&self, event: &Arc<Event>) {
+    pub(super) fn tell(&self, event: &Arc<Event>) {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         listeners.retain(|listener| listener.try_send(Arc::clone(event)).is_ok());
     }
@@ -141,12 +115,12 @@ impl TopicLog {
 
 /// Shared by everybody; the writing side is in [`Writer`].
 pub(super) struct Log {
-    store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn Store>,
     topics: DashMap<Topic, Arc<TopicLog>>,
     requests: mpsc::Sender<Request>,
-    epoch: Mutex<Arc<str>>,
+    pub(super) epoch: Mutex<Arc<str>>,
     /// The next offset.
-    next: AtomicU64,
+    pub(super) next: AtomicU64,
     swept: AtomicU64,
     pub(super) sinks: Sinks,
     max_events: usize,
@@ -161,27 +135,17 @@ impl fmt::Debug for Log {
     }
 }
 
-/// What the one writing task owns.
-#[derive(Debug)]
-pub(super) struct Writer {
-    log: Arc<Log>,
-    requests: mpsc::Receiver<Request>,
-    head: Head,
-    revision: Revision,
-    outdated: Vec<Segment>,
-}
-
 impl Log {
     /// Opens the log, or begins one.
     pub(super) async fn open(store: Arc<dyn Store>, config: &Config) -> Result<(Arc<Self>, Writer), store::Error> {
-        let (head, revision) = reserve(&*store, None).await?;
+        let head = reserve(&*store, None).await?;
         let (requests, queued) = mpsc::channel(QUEUED);
         let log = Arc::new(Self {
             store,
             topics: DashMap::new(),
             requests,
             epoch: Mutex::new(head.epoch.as_str().into()),
-            next: AtomicU64::new(head.reserved - RESERVE + 1),
+            next: AtomicU64::new(head.first()),
             swept: AtomicU64::new(head.swept),
             sinks: Sinks::default(),
             max_events: config.history_events,
@@ -189,7 +153,7 @@ impl Log {
             max_event: config.max_event_bytes,
             ttl: config.history_ttl,
         });
-        let writer = Writer { log: Arc::clone(&log), requests: queued, head, revision, outdated: Vec::new() };
+        let writer = Writer::new(Arc::clone(&log), queued, head);
         Ok((log, writer))
     }
 
@@ -294,7 +258,7 @@ impl Log {
         self.forget(outdated).await;
     }
 
-    async fn forget(&self, segments: Vec<Segment>) {
+    pub(super) async fn forget(&self, segments: Vec<Segment>) {
         let deletes = segments.iter().map(|segment| self.store.delete(&segment.key, segment.revision));
         for outcome in join_all(deletes).await {
             // One that stays is found again when its topic is loaded.
@@ -348,212 +312,6 @@ fn size_of(value: &serde_json::Value) -> usize {
     serde_json::to_writer(&mut count, value).map_or(usize::MAX, |()| count.0)
 }
 
-/// Reserves the next offsets, with a new epoch when asked or when there is none.
-async fn reserve(store: &dyn Store, epoch: Option<String>) -> Result<(Head, Revision), store::Error> {
-    loop {
-        let found = store.get(HEAD).await?;
-        let known = found.as_ref().and_then(|entry| serde_json::from_slice::<Head>(&entry.value).ok());
-        let fresh = || Head { epoch: format!("{:016x}", rand::random::<u64>()), reserved: 0, swept: 0 };
-        let mut head = known.unwrap_or_else(fresh);
-        head.reserved += RESERVE;
-        if let Some(epoch) = &epoch {
-            head.epoch.clone_from(epoch);
-        }
-        let value = Bytes::from(serde_json::to_vec(&head).unwrap_or_default());
-        let written = match found {
-            Some(entry) => store.update(HEAD, value, entry.revision).await,
-            None => store.create(HEAD, value).await,
-        };
-        match written {
-            Ok(revision) => return Ok((head, revision)),
-            Err(error) if error.is_refusal() => tokio::task::yield_now().await,
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-impl Writer {
-    /// Runs until told to close, and then until everything queued is logged.
-    pub(super) async fn run(mut self, closing: CancellationToken) {
-        let mut queued = Vec::new();
-        let mut is_closing = false;
-        loop {
-            tokio::select! {
-                biased;
-                () = closing.cancelled(), if !is_closing => {
-                    is_closing = true;
-                    self.requests.close();
-                }
-                count = self.requests.recv_many(&mut queued, GROUP) => {
-                    if count == 0 {
-                        let outdated = std::mem::take(&mut self.outdated);
-                        return self.log.forget(outdated).await;
-                    }
-                    self.commit(coalesce(std::mem::take(&mut queued))).await;
-                }
-            }
-        }
-    }
-
-    async fn commit(&mut self, requests: Vec<Request>) {
-        let mut topics: HashMap<Topic, (Arc<TopicLog>, u64)> = HashMap::new();
-        for request in &requests {
-            if topics.contains_key(&request.topic) {
-                continue;
-            }
-            let Ok(topic) = self.log.topic(&request.topic).await else {
-                return self.fail("the log of a topic cannot be read").await;
-            };
-            let head = topic.head();
-            topics.insert(request.topic.clone(), (topic, head));
-        }
-        if self.reserve(requests.len() as u64).await.is_err() {
-            return self.fail("offsets cannot be reserved").await;
-        }
-        let at_ms = now_ms();
-        let mut offset = self.log.next.load(Ordering::Acquire);
-        let mut events = Vec::with_capacity(requests.len());
-        let mut waiting = Vec::new();
-        for Request { topic, message, logged } in requests {
-            let Some((_, head)) = topics.get_mut(&topic) else { continue };
-            events.push(Arc::new(Event::new(&topic, offset, *head, at_ms, message)));
-            waiting.extend(logged.map(|logged| (logged, offset)));
-            *head = offset;
-            offset += 1;
-        }
-        let Some(segments) = self.store(&events).await else {
-            return self.fail("events cannot be written").await;
-        };
-        for (event, segment) in events.iter().zip(segments) {
-            let Some((topic, _)) = topics.get(&event.topic) else { continue };
-            let Some(mut kept) = topic.kept() else { continue };
-            kept.ring.push(Arc::clone(event));
-            kept.segments.extend(segment);
-            let old = kept.outdated();
-            drop(kept);
-            self.outdated.extend(old);
-        }
-        // In this order: whoever reads `newest` finds everything up to there in the rings, and whoever listened before
-        // reading it is told of everything after it.
-        self.log.next.store(offset, Ordering::Release);
-        for event in &events {
-            if let Some((topic, _)) = topics.get(&event.topic) {
-                topic.tell(event);
-            }
-        }
-        self.log.sinks.pass(&events.into());
-        let epoch = self.log.epoch();
-        for (logged, offset) in waiting {
-            // Who does not wait any more is served all the same.
-            let _ = logged.send(Position { epoch: epoch.to_string(), offset });
-        }
-    }
-
-    /// Writes one record for each topic. Gives, for each event, the segment that ends with it.
-    async fn store(&mut self, events: &[Arc<Event>]) -> Option<Vec<Option<Segment>>> {
-        /// A record that is being filled.
-        struct Filling {
-            key: String,
-            text: String,
-            last: usize,
-        }
-        let mut open: HashMap<&Topic, Filling> = HashMap::new();
-        let mut full: Vec<Filling> = Vec::new();
-        for (index, event) in events.iter().enumerate() {
-            let stored = event.stored();
-            if let Some(filling) = open.get_mut(&event.topic) {
-                if filling.text.len() + stored.len() < RECORD_BYTES {
-                    filling.text.push(',');
-                    filling.text.push_str(&stored);
-                    filling.last = index;
-                    continue;
-                }
-                full.extend(open.remove(&event.topic));
-            }
-            // As many digits as the largest offset, so that the order of keys is that of offsets.
-            let key = format!("{}{:016x}", event.topic.prefix(), event.offset);
-            open.insert(&event.topic, Filling { key, text: format!("[{stored}"), last: index });
-        }
-        full.extend(open.into_values());
-        let records: Vec<(String, Bytes)> =
-            full.iter().map(|filling| (filling.key.clone(), Bytes::from(format!("{}]", filling.text)))).collect();
-        let revisions = self.create(records).await?;
-        let mut segments: Vec<Option<Segment>> = events.iter().map(|_| None).collect();
-        for (filling, revision) in full.into_iter().zip(revisions) {
-            let last = events.get(filling.last)?.offset;
-            *segments.get_mut(filling.last)? = Some(Segment { key: filling.key, revision, last });
-        }
-        Some(segments)
-    }
-
-    /// Writes the records, again and again for a while; forgets outdated ones in the same commit.
-    async fn create(&mut self, records: Vec<(String, Bytes)>) -> Option<Vec<Revision>> {
-        for attempt in 0..ATTEMPTS {
-            let outdated = std::mem::take(&mut self.outdated);
-            let (answers, ()) = join(self.log.store.create_many(records.clone()), self.log.forget(outdated)).await;
-            let mut revisions = Vec::with_capacity(records.len());
-            if let Ok(answers) = answers {
-                for ((key, _), answer) in records.iter().zip(answers) {
-                    let revision = match answer {
-                        Ok(revision) => Some(revision),
-                        // An attempt that seemed to fail did not.
-                        Err(store::Error::Exists) => {
-                            self.log.store.get(key).await.ok().flatten().map(|entry| entry.revision)
-                        }
-                        Err(_) => None,
-                    };
-                    revisions.extend(revision);
-                }
-            }
-            if revisions.len() == records.len() {
-                return Some(revisions);
-            }
-            if attempt == 0 {
-                tracing::error!("events cannot be written; nobody gets any until they can");
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-        None
-    }
-
-    async fn reserve(&mut self, count: u64) -> Result<(), store::Error> {
-        if self.log.next.load(Ordering::Acquire) + count <= self.head.reserved {
-            return Ok(());
-        }
-        (self.head, self.revision) = reserve(&*self.log.store, None).await?;
-        Ok(())
-    }
-
-    /// Ends the epoch: what was not logged is lost, and nobody may believe otherwise.
-    async fn fail(&mut self, why: &'static str) {
-        tracing::error!("{why}: events are lost, and clients are told to start anew");
-        let epoch = format!("{:016x}", rand::random::<u64>());
-        if let Ok((head, revision)) = reserve(&*self.log.store, Some(epoch.clone())).await {
-            (self.head, self.revision) = (head, revision);
-        }
-        *self.log.epoch.lock().unwrap_or_else(PoisonError::into_inner) = epoch.into();
-        self.log.sinks.reset();
-    }
-}
-
-/// Leaves, of messages that replace each other, only the latest.
-fn coalesce(requests: Vec<Request>) -> Vec<Request> {
-    if requests.iter().all(|request| request.message.coalesce.is_none()) {
-        return requests;
-    }
-    let mut seen = std::collections::HashSet::new();
-    let mut kept: Vec<Request> = requests
-        .into_iter()
-        .rev()
-        .filter(|request| match &request.message.coalesce {
-            Some(key) if request.logged.is_none() => seen.insert((request.topic.clone(), key.clone())),
-            _ => true,
-        })
-        .collect();
-    kept.reverse();
-    kept
-}
-
 /// Unix milliseconds.
 pub(super) fn now_ms() -> i64 {
     let now = time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
@@ -563,9 +321,11 @@ pub(super) fn now_ms() -> i64 {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::events::config::defaults;
+    use crate::events::writer::coalesce;
     use crate::store::sqlite::ControlDatabase;
 
     struct Bench {

@@ -1,7 +1,7 @@
 //! What happens here, told to browsers and programs as it happens: topics with a durable log, and the sockets that
 //! listen to them.
 //!
-//! [`Events::publish`] gives a message a place in its topic's log, and then to whoever listens: WebSockets (`cp.v1` or
+//! [`Events::publish`] gives a message a place in its topic's log, and then to whoever listens: sockets (`cp.v1` or
 //! the plain messages of the seed documents), server-sent events, long polls. `docs/sockets.md` is the protocol.
 //!
 //! Invariants:
@@ -59,6 +59,7 @@ mod socket;
 mod talk;
 mod tickets;
 mod topic;
+mod writer;
 
 pub use config::Config;
 pub use config::Invalid;
@@ -79,7 +80,7 @@ use log::Log;
 use tickets::Tickets;
 
 /// How often old events are swept.
-const SWEEP: Duration = Duration::from_secs(60);
+const SWEEP: Duration = Duration::from_mins(1);
 /// How long the last events may take to be logged when everything stops.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
@@ -275,7 +276,7 @@ impl Events {
         shown.collect()
     }
 
-    /// Closes WebSockets: those of a user, or one; how many were asked to.
+    /// Closes sockets: those of a user, or one; how many were asked to.
     pub fn disconnect(&self, user: Option<&UserId>, id: Option<u64>, code: CloseCode) -> usize {
         let all = self.inner.hub.census.everybody();
         let meant = all.iter().filter(|connection| {

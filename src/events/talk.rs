@@ -261,14 +261,12 @@ async fn hello(
             let offset = *resume.topics.get(&log.topic.to_string())?;
             Some(Position { epoch: resume.epoch.clone(), offset })
         });
-        match own.or_else(|| since.clone()) {
-            Some(since) => floor.subscribe(socket, log, Some(&since), How::Asked),
-            // What was logged since the welcome was written counts as new.
-            None => {
-                let told = Position { epoch: told.epoch, offset: told.offset };
-                floor.subscribe(socket, log, Some(&told), How::Continued)
-            }
-        };
+        // Without a wish of the client's, what was logged since the welcome was written counts as new.
+        let (since, how) = own.or_else(|| since.clone()).map_or_else(
+            || (Position { epoch: told.epoch, offset: told.offset }, How::Continued),
+            |since| (since, How::Asked),
+        );
+        floor.subscribe(socket, log, Some(&since), how);
     }
 }
 
@@ -315,11 +313,11 @@ async fn listen(
             None => return socket.say(&ServerFrame::error(id, Code::NotFound, Some("there is no such topic")), now),
         }
     }
-    let known = socket.topics.borrow();
-    let fresh = topics.iter().filter(|topic| !known.contains(topic)).count();
-    let too_many = known.len() + fresh > floor.hub.config.max_topics;
-    drop(known);
-    if too_many {
+    let after = {
+        let known = socket.topics.borrow();
+        known.len() + topics.iter().filter(|topic| !known.contains(topic)).count()
+    };
+    if after > floor.hub.config.max_topics {
         return socket.say(&ServerFrame::error(id, Code::Conflict, Some("that would be too many topics")), now);
     }
     let may =

@@ -15,6 +15,7 @@ mod delivery;
 mod fathom;
 mod fathom_limits;
 mod fathom_standin;
+mod events;
 mod faults;
 mod files;
 mod gateway;

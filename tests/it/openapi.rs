@@ -334,7 +334,7 @@ async fn what_needs_no_other_part_answers() {
     let (_, body) = ask("GET", "/api/health", &[], "").await;
     assert_eq!(body, serde_json::json!({"code": 200, "message": "API is healthy.", "data": {}}));
     let (_, body) = ask("GET", "/health/ws", &[], "").await;
-    assert_eq!(body, serde_json::json!({"connections": 0, "users": 0, "topics": 0}));
+    assert_eq!(body, serde_json::json!({"status": "ok", "connections": 0, "users": 0, "topics": 0}));
     let (_, body) = ask("GET", "/", &[], "").await;
     assert_eq!(body["name"], "pocketfleet");
     let (answer, _) = ask("GET", "/", &[("accept", "text/html,*/*")], "").await;

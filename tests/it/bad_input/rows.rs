@@ -437,20 +437,19 @@ fn identities() -> Vec<Row> {
         &[400],
         true,
     ));
-    for path in ["/ws", "/api/realtime", "/queue_updates"] {
-        let bytes = bare(
-            &format!("GET {path} HTTP/1.1"),
-            "Host: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nOrigin: https://evil.example\r\n\
-            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
-        );
-        // 501 where the route is not there yet, and an event stream where one is; never 101.
-        rows.push(row(
-            61,
-            &format!("WebSocket of another origin at {path}"),
-            bytes,
-            &[200, 400, 401, 403, 404, 426, 501],
-            false,
-        ));
+    for (path, credential, status) in [
+        ("/ws", "", 401),
+        ("/api/v1/ws", "", 401),
+        ("/queue_updates", "", 401),
+        ("/ws", "Cookie: session_token=TOKEN\r\n", 403),
+        ("/queue_updates", "Cookie: __Host-session_token=TOKEN\r\n", 403),
+        // An event stream of PocketBase, which knows no cookies: never 101.
+        ("/api/realtime", "", 200),
+    ] {
+        let head = "Host: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nOrigin: https://evil.example\r\n\
+            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+        let bytes = bare(&format!("GET {path} HTTP/1.1"), &format!("{head}{credential}"));
+        rows.push(row(61, &format!("WebSocket of another origin at {path} {credential}"), bytes, &[status], false));
     }
     rows
 }

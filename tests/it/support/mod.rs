@@ -22,6 +22,7 @@ pub(crate) mod oidc;
 pub(crate) mod raw;
 pub(crate) mod sinks;
 pub(crate) mod smtp;
+pub(crate) mod socket;
 pub(crate) mod sse;
 
 /// How long anything may take on a busy two-core machine before the test fails.
