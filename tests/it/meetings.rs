@@ -6,9 +6,11 @@ use serde_json::json;
 
 use crate::support::TestApp;
 use crate::support::User;
+use crate::support::command;
 use crate::support::eventually;
 use crate::support::fathom::KEY;
 use crate::support::fathom::Standin;
+use crate::support::root;
 use crate::support::sse::Stream;
 
 /// An app that calls a stand-in, with further configuration.
@@ -259,4 +261,31 @@ async fn a_killed_refresh_goes_on_where_it_was() {
     let ada = ada.at(&app);
     synced(&ada, 27).await;
     assert_eq!(standin.calls("GET /meetings").await, 7, "the third page, then three of contents");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_of_before_gets_its_collections_when_it_wakes() {
+    let templates = tempfile::tempdir().unwrap();
+    let from = [root().join("pb_templates/global"), root().join("pb_templates/personal")];
+    assert!(command("cp").arg("-r").args(from).arg(templates.path()).status().unwrap().success());
+    let migration = templates.path().join("personal/pb_migrations/1800000003_meetings.js");
+    let text = std::fs::read_to_string(&migration).unwrap();
+    std::fs::remove_file(&migration).unwrap();
+    let standin = Standin::start().await;
+    let keys = format!("pocketbase.templates = \"{}\"\n", templates.path().display());
+    let mut app = fleet(&standin, &keys).await;
+    let ada = app.user("ada").await;
+    ada.note("before").await;
+    let none = ada.get("/api/v1/meetings").await;
+    assert_eq!(none.status(), 501);
+    let none: Value = none.json().await.unwrap();
+    assert!(none["error"]["message"].as_str().unwrap().contains("brought up to date"), "{none}");
+    assert!(app.terminate().success());
+    std::fs::write(&migration, text).unwrap();
+    app.launch().await;
+    let ada = ada.at(&app);
+    store_key(&ada, KEY).await;
+    synced(&ada, 27).await;
+    assert_eq!(ada.titles().await, ["before"]);
+    assert_eq!(list(&ada, "?search=the").await["items"].as_array().unwrap().len(), 25);
 }
