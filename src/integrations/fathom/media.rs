@@ -1,11 +1,12 @@
 //! Fetching media behind a signed link: through the guard, from listed hosts, without a key, from any offset.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use reqwest::Response;
 use reqwest::header;
 use reqwest::header::HeaderMap;
 use reqwest::header::HeaderValue;
-use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::Error;
@@ -62,13 +63,16 @@ impl Fathom {
         let response = guard.get(url, headers, MAX_REDIRECTS, accepts).await?;
         let etag = response.headers().get(header::ETAG).and_then(|value| value.to_str().ok()).map(str::to_owned);
         match response.status().as_u16() {
-            200 => Ok(Fetched { offset: 0, length: response.content_length(), etag, response }),
+            200 => {
+                let length = response.content_length();
+                Ok(Fetched { response, offset: 0, length, etag })
+            }
             206 => {
                 let (first, length) = content_range(response.headers()).ok_or(Error::Malformed("no range"))?;
                 if first != offset {
                     return Err(Error::Malformed("another range than asked for"));
                 }
-                Ok(Fetched { offset, length, etag, response })
+                Ok(Fetched { response, offset, length, etag })
             }
             401 | 403 | 404 | 410 => Err(Error::LinkExpired),
             429 => {
