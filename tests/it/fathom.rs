@@ -174,6 +174,8 @@ async fn a_recording_is_prepared_and_fetched_from_any_offset_without_the_key() {
     }
     assert_eq!((&download.status, polls), (&DownloadStatus::Completed, 2));
     let video = download.video.unwrap();
+    let shown = format!("{:?}", fathom.fetch(&video, 0, None).await.unwrap());
+    assert!(!shown.contains("media/"), "the link is a credential: {shown}");
     let (whole, etag) = fetch(&fathom, &video, 0, None).await;
     assert_eq!((whole.len() as u64, &whole[4..8]), (video.file_size_bytes.unwrap(), &b"ftyp"[..]));
     let (rest, _) = fetch(&fathom, &video, 1_234_567, etag.as_deref()).await;

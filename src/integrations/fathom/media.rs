@@ -1,5 +1,6 @@
 //! Fetching media behind a signed link: through the guard, from listed hosts, without a key, from any offset.
 
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,7 +22,6 @@ use crate::outbound::Refused;
 const MAX_REDIRECTS: usize = 3;
 
 /// Media on its way.
-#[derive(Debug)]
 pub struct Fetched {
     response: Response,
     /// Where the bytes begin: what was asked for, or 0 when the media changed or no ranges are served.
@@ -30,6 +30,13 @@ pub struct Fetched {
     pub length: Option<u64>,
     /// A mark of this version, for the next [`Fathom::fetch`].
     pub etag: Option<String>,
+}
+
+impl fmt::Debug for Fetched {
+    /// Without the answer, whose address is a credential.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fetched").field("offset", &self.offset).field("length", &self.length).finish_non_exhaustive()
+    }
 }
 
 impl Fetched {
