@@ -13,7 +13,10 @@ fn main() -> ExitCode {
         return ExitCode::from(jail::run(&spec));
     }
     #[cfg(feature = "testing")]
-    if let Ok(step) = std::env::var("PF_FAILPOINT") {
+    #[expect(clippy::disallowed_methods, reason = "failpoints are armed before there is a configuration")]
+    let failpoint = std::env::var("PF_FAILPOINT");
+    #[cfg(feature = "testing")]
+    if let Ok(step) = failpoint {
         let (step, nth) = step.split_once(':').unwrap_or((&step, "1"));
         pocketfleet::failpoint::arm(step, nth.parse().unwrap_or(1));
     }
