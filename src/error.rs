@@ -110,6 +110,8 @@ codes! {
     HeadersTooLarge = "HEADERS_TOO_LARGE", 431, Client, "the request has too many or too large headers";
     /// An error of ours that nobody planned.
     Internal = "INTERNAL_ERROR", 500, Server, "something went wrong on our side; quote the request id";
+    /// A range of bytes beyond the end.
+    RangeNotSatisfiable = "RANGE_NOT_SATISFIABLE", 416, Client, "the file has no such range of bytes";
     /// A destination of deliveries that cannot be one; the message says why.
     InvalidDestination = "INVALID_DESTINATION", 400, Client, "this cannot be a destination; the message says why";
     /// The key of a destination is missing or refused there.

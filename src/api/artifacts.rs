@@ -270,8 +270,11 @@ async fn answer(record: &Value, content: Content, headers: &HeaderMap) -> Result
         Part::Whole => (StatusCode::OK, 0, size),
         Part::Range { first, last } => (StatusCode::PARTIAL_CONTENT, first, last - first + 1),
         Part::None => {
-            let range = [(header::CONTENT_RANGE, format!("bytes */{size}"))];
-            return Ok((StatusCode::RANGE_NOT_SATISFIABLE, range).into_response());
+            let mut response = ApiError(Problem::new(Code::RangeNotSatisfiable)).into_response();
+            if let Ok(range) = HeaderValue::from_str(&format!("bytes */{size}")) {
+                response.headers_mut().insert(header::CONTENT_RANGE, range);
+            }
+            return Ok(response);
         }
     };
     let body = match content {

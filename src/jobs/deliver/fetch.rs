@@ -66,6 +66,11 @@ impl Attempt {
             self.checkpoint.files.clear();
         }
         self.parts.staging.make(self.run.job.id.as_str()).map_err(of_io)?;
+        let (part, path) = (self.folder.join(PART), self.folder.join(VIDEO));
+        if path.exists() && !part.exists() {
+            // A kill between the new name and the note of it: it is looked at again.
+            tokio::fs::rename(&path, &part).await.map_err(of_io)?;
+        }
         let mut resumes = 0;
         loop {
             let (link, url) = self.link(subject).await?;
@@ -197,9 +202,6 @@ impl Attempt {
         let fetched = match self.parts.fathom.fetch(&media, have, self.checkpoint.etag.as_deref()).await {
             Ok(fetched) => fetched,
             Err(fathom::Error::LinkExpired) => {
-                if let Some(Download { link, .. }) = &mut self.checkpoint.download {
-                    *link = None;
-                }
                 self.checkpoint.download = None;
                 self.restart("the link to the recording was refused").await?;
                 return Ok(Ended::Short);
@@ -316,6 +318,8 @@ impl Attempt {
             _ => {}
         }
         self.checkpoint.etag = None;
+        // What was said of it may be what was wrong.
+        self.checkpoint.download = None;
         self.restart(reason).await
     }
 }

@@ -49,19 +49,25 @@ impl Janitor {
     pub async fn run(self, shutdown: Shutdown) {
         let mut changes = self.queue.changes();
         let mut rounds = tokio::time::interval(ROUND);
-        loop {
-            tokio::select! {
-                change = changes.recv() => match change {
-                    Ok(Change::Finished { job } | Change::Removed { job }) if &*job.kind == KIND => {
-                        self.tidy(&job).await;
-                    }
-                    Ok(_) => {}
-                    Err(RecvError::Lagged(_)) => self.round().await,
-                    Err(RecvError::Closed) => return,
-                },
-                _ = rounds.tick() => self.round().await,
-                () = shutdown.begun() => return,
+        let follow = async {
+            loop {
+                tokio::select! {
+                    change = changes.recv() => match change {
+                        Ok(Change::Finished { job } | Change::Removed { job }) if &*job.kind == KIND => {
+                            self.tidy(&job).await;
+                        }
+                        Ok(_) => {}
+                        Err(RecvError::Lagged(_)) => self.round().await,
+                        Err(RecvError::Closed) => return,
+                    },
+                    _ = rounds.tick() => self.round().await,
+                }
             }
+        };
+        // What is left undone at the shutdown is done at the next start.
+        tokio::select! {
+            () = follow => {}
+            () = shutdown.begun() => {}
         }
     }
 

@@ -79,7 +79,7 @@ async fn a_topic_names_a_meeting_by_its_exact_title() {
     let (_, item) =
         bench.call(Method::POST, "/api/v1/queue", json!({"topic": "Only this one", "destination": "folder"})).await;
     let done = bench.until(item["id"].as_str().unwrap(), &["done"]).await;
-    assert_eq!(done["result"]["recording_id"], made["recording_id"].to_string(), "{made}");
+    assert_eq!(done["result"]["recording_id"], made["meeting"]["recording_id"].to_string());
     let (_, item) =
         bench.call(Method::POST, "/api/v1/queue", json!({"topic": "Never held", "destination": "folder"})).await;
     let dead = bench.until(item["id"].as_str().unwrap(), &["dead"]).await;

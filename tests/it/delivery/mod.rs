@@ -45,8 +45,8 @@ impl Bench {
         let folder = tempfile::tempdir().unwrap();
         let allowed: Vec<&str> = origins.iter().copied().chain([standin.base.as_str()]).collect();
         let text = format!(
-            "fathom.base_url = \"{}\"\nfathom.media_hosts = [\"127.0.0.1\"]\nfathom.calls_per_minute = 100000\n\
-             fathom.heavy_calls_per_minute = 100000\nfathom.downloads_per_minute = 100000\noutbound.allow = {}\n\
+            "fathom.base_url = \"{}\"\nfathom.media_hosts = [\"127.0.0.1\"]\nfathom.calls_per_minute = 10000\n\
+             fathom.heavy_calls_per_minute = 10000\nfathom.downloads_per_minute = 10000\noutbound.allow = {}\n\
              delivery.folder = \"{}\"\ndelivery.poll_interval = \"20ms\"\ndelivery.reserve_bytes = 0\n",
             standin.api(),
             json!(allowed),
