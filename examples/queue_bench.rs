@@ -250,7 +250,7 @@ async fn positions(folder: &Path, tenants: usize) -> Value {
 async fn main() {
     let seconds = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(3);
     let time = Duration::from_secs(seconds);
-    let folder = tempfile::tempdir_in(".").unwrap();
+    let folder = tempfile::tempdir_in("target").unwrap();
     let folder = folder.path();
     let mut lines = Vec::new();
     for tasks in CONNECTIONS {

@@ -25,7 +25,7 @@ wrk.body = '{"kind":"bench","payload":{"text":"%s"}}'
 
 # One connection a thread, so that a thread's state is a connection's: claim, then complete what was claimed.
 WORK = """
-local jobs, claimed = 0, nil
+jobs, claimed = 0, nil
 wrk.headers["Content-Type"] = "application/json"
 local threads = {}
 function setup(thread) table.insert(threads, thread) end
