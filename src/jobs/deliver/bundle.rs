@@ -86,7 +86,7 @@ pub fn write(folder: &Path, subject: &Subject, meeting: &Value, video: &Staged) 
         content_type: "application/json",
         content: pretty(&metadata(subject, meeting, video)),
     });
-    let mut staged: Vec<Staged> = parts.into_iter().map(|part| stage(folder, part)).collect::<io::Result<_>>()?;
+    let mut staged: Vec<Staged> = parts.iter().map(|part| stage(folder, part)).collect::<io::Result<_>>()?;
     staged.push(video.clone());
     Ok(staged)
 }
@@ -110,7 +110,7 @@ fn metadata(subject: &Subject, meeting: &Value, video: &Staged) -> Value {
 }
 
 /// Whole or not at all, so that a kill leaves nothing half.
-fn stage(folder: &Path, part: Part) -> io::Result<Staged> {
+fn stage(folder: &Path, part: &Part) -> io::Result<Staged> {
     let (path, fresh) = (folder.join(part.name), folder.join(format!("{}.new", part.name)));
     fs::write(&fresh, &part.content)?;
     fs::File::open(&fresh)?.sync_all()?;

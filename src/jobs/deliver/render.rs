@@ -32,16 +32,12 @@ pub fn seconds(timestamp: &str) -> Option<u32> {
 
 /// The transcript to read: `[00:05:32] Alice Johnson: …`.
 pub fn text(lines: &[Line]) -> String {
-    let mut out = String::new();
-    for line in lines {
-        let said = one_line(&line.text);
-        if line.speaker.is_empty() {
-            out.push_str(&format!("[{}] {said}\n", clock(line.at)));
-        } else {
-            out.push_str(&format!("[{}] {}: {said}\n", clock(line.at), one_line(&line.speaker)));
-        }
-    }
-    out
+    let line = |line: &Line| {
+        let speaker = one_line(&line.speaker);
+        let colon = if speaker.is_empty() { "" } else { ": " };
+        [&*format!("[{}] ", clock(line.at)), &*speaker, colon, &*one_line(&line.text), "\n"].concat()
+    };
+    lines.iter().map(line).collect()
 }
 
 /// The transcript as subtitles. Lines that go back in time start where the one before did.
@@ -51,20 +47,12 @@ pub fn vtt(lines: &[Line]) -> String {
     for (index, line) in lines.iter().enumerate() {
         start = line.at.max(start);
         let next = lines.get(index + 1).map(|next| next.at);
-        let end = next.filter(|next| *next > start).unwrap_or(start.saturating_add(if next.is_some() {
-            1
-        } else {
-            LAST_SECONDS
-        }));
+        let shown = if next.is_some() { 1 } else { LAST_SECONDS };
+        let end = next.filter(|next| *next > start).unwrap_or(start.saturating_add(shown));
         let voice = escaped(&line.speaker);
         let voice = if voice.is_empty() { String::new() } else { format!("<v {voice}>") };
-        out.push_str(&format!(
-            "\n{}\n{}.000 --> {}.000\n{voice}{}\n",
-            index + 1,
-            clock(start),
-            clock(end),
-            escaped(&line.text)
-        ));
+        let times = format!("{}.000 --> {}.000", clock(start), clock(end));
+        out += &["\n", &*(index + 1).to_string(), "\n", &*times, "\n", &*voice, &*escaped(&line.text), "\n"].concat();
     }
     out
 }

@@ -80,10 +80,12 @@ impl fmt::Debug for S3 {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Key {
-    access_key_id: String,
-    secret_access_key: String,
-    #[serde(default)]
-    session_token: Option<String>,
+    #[serde(rename = "access_key_id")]
+    id: String,
+    #[serde(rename = "secret_access_key")]
+    secret: String,
+    #[serde(default, rename = "session_token")]
+    token: Option<String>,
 }
 
 impl Key {
@@ -91,14 +93,14 @@ impl Key {
         let wanted = Error::MalformedKey("store the secret access key, with its access_key_id as a setting");
         let text = opened.secret.expose().trim();
         if let Some(id) = opened.settings.get("access_key_id").and_then(serde_json::Value::as_str) {
-            return Ok(Self { access_key_id: id.to_owned(), secret_access_key: text.to_owned(), session_token: None });
+            return Ok(Self { id: id.to_owned(), secret: text.to_owned(), token: None });
         }
         if text.starts_with('{') {
             return serde_json::from_str(text).map_err(|_| wanted);
         }
         match text.split_once(':') {
             Some((access, key)) if !access.is_empty() && !key.is_empty() => {
-                Ok(Self { access_key_id: access.to_owned(), secret_access_key: key.to_owned(), session_token: None })
+                Ok(Self { id: access.to_owned(), secret: key.to_owned(), token: None })
             }
             _ => Err(wanted),
         }
@@ -131,8 +133,8 @@ impl S3 {
         let key = Key::read(key)?;
         let mut builder = AmazonS3Builder::new()
             .with_http_connector(Guarded(guard))
-            .with_access_key_id(key.access_key_id)
-            .with_secret_access_key(key.secret_access_key)
+            .with_access_key_id(key.id)
+            .with_secret_access_key(key.secret)
             .with_region(&settings.region)
             .with_bucket_name(&settings.bucket)
             .with_virtual_hosted_style_request(!settings.path_style)
@@ -142,7 +144,7 @@ impl S3 {
                 retry_timeout: Duration::from_mins(1),
                 ..RetryConfig::default()
             });
-        if let Some(token) = key.session_token {
+        if let Some(token) = key.token {
             builder = builder.with_token(token);
         }
         if settings.path_style {
@@ -247,6 +249,7 @@ fn virtual_host(service: &Url, bucket: &str) -> String {
     format!("{}://{bucket}.{}{port}", service.scheme(), service.host_str().unwrap_or_default())
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn translate(error: object_store::Error) -> Error {
     match error {
         object_store::Error::NotFound { .. } => Error::Rejected(404),
