@@ -197,6 +197,28 @@ test('the sample for browsers runs as it was written', async () => {
   page.off('console', listener);
 });
 
+test('what strangers wrote stays text', async () => {
+  const evil = `"'><script>window.pwned = 1</script><img src=x onerror="window.pwned = 1">`;
+  const meeting = {
+    title: `Evil ${evil}`,
+    default_summary: { template_name: 'general', markdown_formatted: `# ${evil}\n- [click](javascript:window.pwned=1) ${evil}` },
+  };
+  const body = JSON.stringify({ key: KEY, meeting });
+  const made = await fetch(`${need('STANDIN')}/_control/meetings`, { method: 'POST', body, headers: { 'content-type': 'application/json' } });
+  assert.ok(made.ok, await made.text());
+  await page.goto(`${BASE}/app`);
+  await page.getByRole('button', { name: 'Look for new ones' }).click();
+  const title = page.locator('.meetings .title', { hasText: 'Evil' });
+  await title.waitFor();
+  assert.equal(await title.innerText(), meeting.title);
+  await title.click();
+  await page.waitForURL(/\/app\/meetings\//);
+  assert.equal(await page.locator('h1').innerText(), meeting.title);
+  assert.ok((await page.locator('#summary').innerText()).includes('<script>'));
+  assert.equal(await page.locator('#summary a').count(), 0);
+  assert.equal(await page.evaluate(() => window.pwned), undefined);
+});
+
 test('the keyboard leads through the page', async () => {
   await page.goto(`${BASE}/app/queue`);
   await page.keyboard.press('Tab');

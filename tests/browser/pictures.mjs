@@ -22,9 +22,6 @@ try {
   await page.locator('details[open]').getByLabel('Use it by default').check();
   await page.getByRole('button', { name: 'Add the folder' }).click();
   await page.locator('#destinations .rows').getByText('Archive').waitFor();
-  await page.getByText('Loom (you upload').click();
-  await page.getByRole('button', { name: 'Add Loom' }).click();
-  await page.locator('#destinations .rows').getByText('Loom').first().waitFor();
   await page.goto(`${app}/settings`);
   await picture('settings');
 

@@ -66,11 +66,13 @@ async fn a_person_with_a_browser_brings_meetings_to_where_they_should_be() {
     let mut app = app;
     app.launch().await;
     let port = app.base.rsplit_once(':').unwrap().1.to_owned();
+    let control = standin.base.clone();
     let run = tokio::task::spawn_blocking(move || {
         command("timeout")
             .args(["420", "node", "--test", "--test-reporter=spec", "app.test.mjs"])
             .current_dir(folder)
             .env("POCKETFLEET_PORT", port)
+            .env("STANDIN", control)
             .env("FATHOM_KEY", KEY)
             .env("LOOM_LINK", "https://www.loom.com/share/0123456789abcdef0123456789abcdef")
             .env("VIDEOS", serde_json::to_string(&videos).unwrap())
