@@ -20,7 +20,11 @@ use crate::auth::accounts;
 use crate::events;
 use crate::gateway;
 use crate::integrations::fathom;
+use crate::jobs::deliver;
+use crate::jobs::destinations::loom;
+use crate::meetings;
 use crate::outbound;
+use crate::queue;
 use crate::realtime;
 use crate::supervisor;
 use crate::telemetry;
@@ -96,12 +100,20 @@ pub struct Config {
     pub accounts: accounts::config::Settings,
     /// `[realtime]`
     pub realtime: realtime::Config,
-    /// `[vault]`
-    pub vault: vault::Config,
     /// `[outbound]`
     pub outbound: outbound::Config,
     /// `[fathom]`
     pub fathom: fathom::Config,
+    /// `[meetings]`
+    pub meetings: meetings::Config,
+    /// `[vault]`
+    pub vault: vault::Config,
+    /// `[delivery]`
+    pub delivery: deliver::Config,
+    /// `[loom]`
+    pub loom: loom::Config,
+    /// `[queue]`
+    pub queue: queue::Config,
     /// `[events]`
     pub events: events::Config,
     /// `PATH` of the environment, for finding the binary.
@@ -198,9 +210,16 @@ impl Config {
         self.server.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         accounts::config::check(&self.mail, &self.accounts).map_err(|error| Error::Invalid(error.to_string()))?;
         self.realtime.validate().map_err(|error| Error::Invalid(error.to_string()))?;
-        self.vault.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.outbound.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.fathom.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.meetings.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        if self.meetings.max_hook_bytes > self.server.max_account_bytes.max(self.server.max_json_bytes) {
+            let (key, value) = ("meetings.max_hook_bytes", self.meetings.max_hook_bytes);
+            return Err(rule(key, value, "not above server.max_account_bytes, which no request of ours may exceed"));
+        }
+        self.vault.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.delivery.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.queue.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.events.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         let i = &self.instances;
         let s = &self.server;

@@ -80,6 +80,8 @@ codes! {
     Conflict = "CONFLICT", 409, Client, "the current state does not allow this";
     /// The secret's time is over.
     SecretExpired = "SECRET_EXPIRED", 409, Client, "this secret has expired; store a new one";
+    /// No kind of job that the caller may add.
+    UnknownKind = "UNKNOWN_KIND", 400, Client, "there is no kind of job with this name that you may add";
     /// An account with this e-mail address exists.
     EmailTaken = "EMAIL_TAKEN", 400, Client, "an account with this e-mail address exists; sign in instead";
     /// The body is larger than the route takes.
@@ -90,14 +92,30 @@ codes! {
     UnsupportedMediaType = "UNSUPPORTED_MEDIA_TYPE", 415, Client, "send the body as it is, without Content-Encoding";
     /// An Expect header other than `100-continue`.
     ExpectationFailed = "EXPECTATION_FAILED", 417, Client, "only `Expect: 100-continue` is understood";
+    /// A WebSocket's address, and no WebSocket handshake.
+    UpgradeRequired = "UPGRADE_REQUIRED", 426, Client, "this address speaks WebSocket, version 13, over HTTP/1.1";
     /// Too many attempts; `Retry-After` says when to come back.
     RateLimited = "RATE_LIMITED", 429, Limit, "too many attempts; wait as long as Retry-After says";
     /// The caller's instance has as many requests waiting as it may.
     TenantBusy = "TENANT_BUSY", 429, Limit, "your instance has too many requests waiting; slow down";
+    /// The tenant has as many unfinished jobs as it may.
+    TooManyJobs = "TOO_MANY_JOBS", 429, Limit, "too many unfinished jobs; wait until some are done, or cancel some";
+    /// The queue as a whole has as many unfinished jobs as it may.
+    QueueFull = "QUEUE_FULL", 503, Limit, "the queue is full; try again later";
+    /// The idempotency key belongs to a different request.
+    IdempotencyKeyReused = "IDEMPOTENCY_KEY_REUSED", 409, Client, "this idempotency key was used for a different request; choose another";
+    /// A worker reports on a job that is no longer its own.
+    LeaseLost = "LEASE_LOST", 409, Client, "the job is no longer yours: its lease ended, or it was cancelled; drop it";
     /// The request head is larger than allowed.
     HeadersTooLarge = "HEADERS_TOO_LARGE", 431, Client, "the request has too many or too large headers";
     /// An error of ours that nobody planned.
     Internal = "INTERNAL_ERROR", 500, Server, "something went wrong on our side; quote the request id";
+    /// A destination of deliveries that cannot be one; the message says why.
+    InvalidDestination = "INVALID_DESTINATION", 400, Client, "this cannot be a destination; the message says why";
+    /// The key of a destination is missing or refused there.
+    DestinationKey = "DESTINATION_KEY", 409, Client, "the destination's key does not work; store a working one in the vault";
+    /// A destination does not do its part.
+    DestinationFailed = "DESTINATION_FAILED", 424, Client, "the destination did not take it; see the message";
     /// A stored secret cannot be opened.
     SecretUnreadable = "SECRET_UNREADABLE", 500, Server, "this secret cannot be read any more; store it again";
     /// Not built yet.
@@ -126,6 +144,18 @@ codes! {
     AccountsUnavailable = "ACCOUNTS_UNAVAILABLE", 503, Server, "the accounts service is away; try again soon";
     /// Shutting down.
     ShuttingDown = "SHUTTING_DOWN", 503, Server, "the server is shutting down; try again soon";
+    /// The user has not stored a key of Fathom's, or it is over.
+    FathomKeyMissing = "FATHOM_KEY_MISSING", 409, Client, "store a key of Fathom first: PUT /api/v1/vault with service \"fathom\"";
+    /// Fathom does not accept the user's key.
+    FathomKeyRefused = "FATHOM_KEY_REFUSED", 409, Client, "Fathom does not accept your key; store a valid one";
+    /// Fathom does not let the owner of the key do this.
+    FathomRefused = "FATHOM_REFUSED", 409, Client, "Fathom does not let the owner of this key do that";
+    /// The limits of the user's key at Fathom are reached.
+    FathomBusy = "FATHOM_BUSY", 503, Limit, "Fathom's limit for your key is reached; try again as Retry-After says";
+    /// Fathom did not answer, or not with what its document says.
+    FathomUnavailable = "FATHOM_UNAVAILABLE", 502, Server, "Fathom did not answer as it should; try again";
+    /// Nobody outside can reach this server, as far as it knows.
+    WebhooksNotConfigured = "WEBHOOKS_NOT_CONFIGURED", 501, Server, "this server does not know its public URL; ask its operator to set server.public_url";
     /// No answer in time.
     GatewayTimeout = "GATEWAY_TIMEOUT", 504, Server, "the instance did not answer in time";
 }

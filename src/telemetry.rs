@@ -109,6 +109,92 @@ pub struct StateLabels {
     pub state: &'static str,
 }
 
+/// Labels of [`QueueMetrics::depth`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DepthLabels {
+    /// The kind of job; there are as many as are registered or configured.
+    pub kind: String,
+    /// The state's name.
+    pub state: &'static str,
+}
+
+/// Label of [`QueueMetrics::wait_seconds`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabels {
+    /// The kind of job.
+    pub kind: String,
+}
+
+/// Labels of [`QueueMetrics::job_seconds`] and [`QueueMetrics::taken_back`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct JobLabels {
+    /// The kind of job.
+    pub kind: String,
+    /// How the attempt ended, from a small fixed set.
+    pub outcome: &'static str,
+}
+
+fn long_seconds() -> Histogram {
+    Histogram::new([0.005, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0])
+}
+
+/// The metrics of the job queue.
+#[derive(Debug)]
+pub struct QueueMetrics {
+    /// Jobs by kind and state, set some times a second.
+    pub depth: Family<DepthLabels, Gauge>,
+    /// From when a job could begin to when it began.
+    pub wait_seconds: Family<KindLabels, Histogram, fn() -> Histogram>,
+    /// How long attempts ran, by how they ended.
+    pub job_seconds: Family<JobLabels, Histogram, fn() -> Histogram>,
+    /// Running jobs that were taken from their workers, by reason.
+    pub taken_back: Family<JobLabels, Counter>,
+}
+
+impl Default for QueueMetrics {
+    fn default() -> Self {
+        Self {
+            depth: Family::default(),
+            wait_seconds: Family::new_with_constructor(long_seconds),
+            job_seconds: Family::new_with_constructor(long_seconds),
+            taken_back: Family::default(),
+        }
+    }
+}
+
+impl QueueMetrics {
+    fn register(&self, r: &mut Registry) {
+        r.register("queue_depth", "Jobs by kind and state", self.depth.clone());
+        r.register("queue_wait_seconds", "From when a job could begin to when it began", self.wait_seconds.clone());
+        r.register("job_seconds", "How long attempts at jobs ran, by how they ended", self.job_seconds.clone());
+        r.register("queue_taken_back", "Running jobs taken from their workers", self.taken_back.clone());
+    }
+
+    /// Sets how many jobs of a kind are in a state.
+    pub fn set_depth(&self, kind: &str, state: &'static str, count: usize) {
+        let labels = DepthLabels { kind: kind.to_owned(), state };
+        self.depth.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Notes that a job began after a wait.
+    pub fn waited(&self, kind: &str, wait: time::Duration) {
+        // A clock that was set back makes negative ones.
+        let seconds = wait.as_seconds_f64().max(0.0);
+        self.wait_seconds.get_or_create(&KindLabels { kind: kind.to_owned() }).observe(seconds);
+    }
+
+    /// Notes that an attempt ended.
+    pub fn ended(&self, kind: &str, outcome: &'static str, ran: Duration) {
+        let labels = JobLabels { kind: kind.to_owned(), outcome };
+        self.job_seconds.get_or_create(&labels).observe(ran.as_secs_f64());
+    }
+
+    /// Notes that a running job was taken from its worker.
+    pub fn taken_back(&self, kind: &str, reason: &'static str) {
+        self.taken_back.get_or_create(&JobLabels { kind: kind.to_owned(), outcome: reason }).inc();
+    }
+}
+
 fn seconds() -> Histogram {
     Histogram::new([0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0])
 }
@@ -150,6 +236,39 @@ pub struct Metrics {
     pub streams_ended: Family<ReasonLabels, Counter>,
     /// Events passed on to clients.
     pub events: Counter,
+    /// Finished deliveries, by kind of destination.
+    pub deliveries: Family<ReasonLabels, Counter>,
+    /// Bytes of recordings, `fetched` and `sent`.
+    pub delivery_bytes: Family<ReasonLabels, Counter>,
+    /// The job queue.
+    pub queue: QueueMetrics,
+    /// Open WebSockets.
+    pub ws_connections: Gauge,
+    /// Their subscriptions.
+    pub ws_subscriptions: Gauge,
+    /// Messages of their clients.
+    pub ws_messages_in: Counter,
+    /// Bytes of their clients.
+    pub ws_bytes_in: Counter,
+    /// Bytes to their clients.
+    pub ws_bytes_out: Counter,
+    /// Sockets that were written to, each time that events came.
+    pub ws_writes: Counter,
+    /// Sockets closed, by close code.
+    ws_closes: Family<CodeLabels, Counter>,
+    /// Sockets refused, by reason.
+    ws_refused: Family<ReasonLabels, Counter>,
+    /// Topics resumed, by outcome.
+    ws_recoveries: Family<ReasonLabels, Counter>,
+    /// From publishing an event to the last write of it on a worker.
+    pub ws_delivery_seconds: Histogram,
+}
+
+/// Label of closed sockets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabels {
+    /// The close code.
+    code: u32,
 }
 
 impl Metrics {
@@ -174,6 +293,19 @@ impl Metrics {
             streams: Family::default(),
             streams_ended: Family::default(),
             events: Counter::default(),
+            deliveries: Family::default(),
+            delivery_bytes: Family::default(),
+            queue: QueueMetrics::default(),
+            ws_connections: Gauge::default(),
+            ws_subscriptions: Gauge::default(),
+            ws_messages_in: Counter::default(),
+            ws_bytes_in: Counter::default(),
+            ws_bytes_out: Counter::default(),
+            ws_writes: Counter::default(),
+            ws_closes: Family::default(),
+            ws_refused: Family::default(),
+            ws_recoveries: Family::default(),
+            ws_delivery_seconds: seconds(),
         };
         metrics.register();
         for outcome in [Arrival::warm, Arrival::woken, Arrival::queued, Arrival::timed_out, Arrival::refused] {
@@ -202,11 +334,41 @@ impl Metrics {
         r.register("realtime_streams", "Open event streams by state", self.streams.clone());
         r.register("realtime_ended", "Event streams that the server ended", self.streams_ended.clone());
         r.register("realtime_events", "Events passed on to clients", self.events.clone());
+        r.register("deliveries", "Finished deliveries by kind of destination", self.deliveries.clone());
+        r.register("delivery_bytes", "Bytes of recordings that were fetched and sent", self.delivery_bytes.clone());
+        self.queue.register(r);
+        r.register("ws_connections", "Open WebSockets", self.ws_connections.clone());
+        r.register("ws_subscriptions", "Subscriptions of WebSockets", self.ws_subscriptions.clone());
+        r.register("ws_messages_in", "Messages of WebSocket clients", self.ws_messages_in.clone());
+        r.register("ws_bytes_in", "Bytes of WebSocket clients", self.ws_bytes_in.clone());
+        r.register("ws_bytes_out", "Bytes to WebSocket clients", self.ws_bytes_out.clone());
+        r.register("ws_writes", "WebSockets written to with events", self.ws_writes.clone());
+        r.register("ws_closes", "WebSockets closed, by code", self.ws_closes.clone());
+        r.register("ws_refused", "WebSockets refused before the upgrade", self.ws_refused.clone());
+        r.register("ws_recoveries", "Topics that clients resumed", self.ws_recoveries.clone());
+        r.register("ws_delivery_seconds", "Publishing to the last write on a worker", self.ws_delivery_seconds.clone());
     }
 
     /// Notes how a request came to its instance.
     pub fn arrived(&self, outcome: Arrival, after: Duration) {
         self.arrivals.get_or_create(&ArrivalLabels { outcome }).observe(after.as_secs_f64());
+    }
+
+    /// Notes the end of a socket. Clients choose codes too: those are counted together.
+    pub fn socket_closed(&self, code: u16) {
+        let code = if matches!(code, 1000..=1014 | 3000..=3599) { u32::from(code) } else { 4000 };
+        self.ws_closes.get_or_create(&CodeLabels { code }).inc();
+    }
+
+    /// Notes a socket that was not let in.
+    pub fn socket_refused(&self, reason: &'static str) {
+        self.ws_refused.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// Notes that a client resumed a topic.
+    pub fn socket_recovered(&self, recovered: bool) {
+        let reason = if recovered { "recovered" } else { "not_recovered" };
+        self.ws_recoveries.get_or_create(&ReasonLabels { reason }).inc();
     }
 
     /// The `OpenMetrics` text of everything.

@@ -10,12 +10,17 @@ use crate::api::Addresses;
 use crate::api::AppState;
 use crate::api::Limits;
 use crate::api::oauth2_redirect::Deliver;
+use crate::api::webhooks::HookBodies;
 use crate::audit::Audit;
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
 use crate::auth::api_keys::ApiKeys;
 use crate::events::Events;
 use crate::gateway::Dashboards;
+use crate::jobs::destinations::registry::Destinations;
+use crate::jobs::intake::Intake;
+use crate::meetings::Meetings;
+use crate::queue::Queue;
 use crate::records::Records;
 use crate::shutdown::Shutdown;
 use crate::store::sessions::Sessions;
@@ -63,7 +68,12 @@ macro_rules! service {
 }
 
 service!(records: Records);
+service!(meetings: Meetings);
+service!(hook_bodies: HookBodies);
 service!(audit: Audit);
 service!(vault: Vault);
 service!(api_keys: ApiKeys);
+service!(queue: Queue);
+service!(intake: Intake);
+service!(destinations: Destinations);
 service!(events: Events);

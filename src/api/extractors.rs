@@ -127,7 +127,7 @@ impl<S: Send + Sync> FromRequestParts<S> for RequestId {
 
 /// The token of `Authorization: Bearer T` or, as `PocketBase`'s SDKs send it, a bare `T`. Two such headers are
 /// nobody: which of them counts must not be a matter of who reads them.
-pub(super) fn token(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn token(headers: &HeaderMap) -> Option<&str> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (value, None) = (values.next()?, values.next()) else { return None };
     let value = value.to_str().ok()?.trim();

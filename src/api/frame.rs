@@ -72,11 +72,11 @@ fn finish(mut response: Response, shape: Shape, id: &str) -> Response {
 /// callers meet two shapes and no third.
 fn stray(response: &Response) -> Option<Problem> {
     let status = response.status();
-    let is_json = response
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/json"));
-    if is_json || !(status.is_client_error() || status.is_server_error()) {
+    // A page of ours may be an error as well; libraries write plain text.
+    let is_ours = response.headers().get(header::CONTENT_TYPE).is_some_and(|value| {
+        [&b"application/json"[..], b"text/html"].iter().any(|ours| value.as_bytes().starts_with(ours))
+    });
+    if is_ours || !(status.is_client_error() || status.is_server_error()) {
         return None;
     }
     Some(Problem::new(match status {

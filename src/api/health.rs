@@ -22,6 +22,7 @@ use utoipa_axum::routes;
 use crate::api::About;
 use crate::api::AppState;
 use crate::api::extractors::OptionalAuthUser;
+use crate::events::Events;
 use crate::ids::TenantId;
 use crate::shutdown::Shutdown;
 use crate::supervisor::FleetStatus;
@@ -204,20 +205,24 @@ async fn instances_health(State(supervisor): State<Supervisor>, user: OptionalAu
 /// The realtime connections in numbers.
 #[derive(Serialize, ToSchema)]
 struct SocketsHealth {
-    /// Open sockets.
+    /// `ok`, or `stopping` when no new sockets are taken.
+    #[schema(example = "ok")]
+    status: &'static str,
+    /// Open sockets and streams of our own events.
     connections: usize,
     /// Users behind them.
     users: usize,
-    /// Topics with a subscriber.
+    /// Topics in memory.
     topics: usize,
 }
 
 /// The realtime connections.
 #[utoipa::path(get, path = "/health/ws", tag = "operators",
-    responses((status = 200, description = "The numbers.", body = SocketsHealth,
-        example = json!({"connections": 0, "users": 0, "topics": 0}))))]
-async fn sockets_health() -> Json<SocketsHealth> {
-    Json(SocketsHealth { connections: 0, users: 0, topics: 0 })
+    responses((status = 200, description = "The numbers.", body = SocketsHealth)))]
+async fn sockets_health(State(events): State<Events>, State(shutdown): State<Shutdown>) -> Json<SocketsHealth> {
+    let found = events.status();
+    let status = if shutdown.has_begun() { "stopping" } else { "ok" };
+    Json(SocketsHealth { status, connections: found.connections, users: found.users, topics: found.topics })
 }
 
 #[cfg(test)]

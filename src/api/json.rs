@@ -31,6 +31,8 @@ use crate::error::Problem;
 
 /// How long a JSON body may take to arrive.
 pub(crate) const JSON_TIME: Duration = Duration::from_secs(30);
+/// Largest body that is a list or a result, in bytes.
+const BULK_BYTES: usize = 1 << 20;
 /// How long a sign-up with an avatar may take to arrive.
 const ACCOUNT_TIME: Duration = Duration::from_secs(30);
 
@@ -48,11 +50,32 @@ where
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         if !is_json(request.headers()) {
-            return Err(Problem::new(Code::InvalidBody)
-                .message("send the body as JSON, with `Content-Type: application/json`")
-                .into());
+            return Err(not_json().into());
         }
         let body = read(request.into_body(), Limits::from_ref(state).json, JSON_TIME).await?;
+        parse(&body).map(Self).map_err(ApiError)
+    }
+}
+
+/// A JSON body of type `T` that may be a list or a result: up to 1 MiB (or `server.max_account_bytes`, if that is less),
+/// for callers who have shown who they are before it is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Bulk<T>(pub T);
+
+impl<S, T> FromRequest<S> for Bulk<T>
+where
+    S: Send + Sync,
+    T: DeserializeOwned,
+    Limits: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        if !is_json(request.headers()) {
+            return Err(not_json().into());
+        }
+        let limits = Limits::from_ref(state);
+        let body = read(request.into_body(), BULK_BYTES.min(limits.json.max(limits.account)), JSON_TIME).await?;
         parse(&body).map(Self).map_err(ApiError)
     }
 }
@@ -102,6 +125,10 @@ pub fn invalid_field(field: &str, code: &'static str, message: &'static str) -> 
     Problem::new(Code::ValidationFailed).details(json!({ field: { "code": code, "message": message } }))
 }
 
+fn not_json() -> Problem {
+    Problem::new(Code::InvalidBody).message("send the body as JSON, with `Content-Type: application/json`")
+}
+
 pub(crate) fn is_json(headers: &HeaderMap) -> bool {
     let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else { return false };
     let media = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
@@ -132,6 +159,12 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
             Category::Syntax | Category::Eof | Category::Io => problem.message("the body is not valid JSON"),
         }
     })
+}
+
+/// A value that was read already, as a type.
+pub(crate) fn convert<T: DeserializeOwned>(value: serde_json::Value) -> Result<T, Problem> {
+    serde_json::from_value(value)
+        .map_err(|error| Problem::new(Code::InvalidBody).message(without_values(&error.to_string())))
 }
 
 /// The parser's message where it speaks of fields only; one that quotes a value is replaced.

@@ -9,28 +9,41 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::api::AppState;
 use crate::api::account_pages;
+use crate::api::admin_realtime;
 use crate::api::api_keys;
+use crate::api::artifacts;
+use crate::api::asyncapi;
 use crate::api::audit;
 use crate::api::auth;
 use crate::api::dashboard;
+use crate::api::destinations;
 use crate::api::error::ApiError;
+use crate::api::events;
 use crate::api::files;
 use crate::api::frame::frame;
 use crate::api::health;
 use crate::api::invitations;
+use crate::api::jobs;
 use crate::api::later;
 use crate::api::mail;
+use crate::api::meeting_hooks;
+use crate::api::meetings;
 use crate::api::members;
 use crate::api::metrics;
 use crate::api::oauth2_redirect;
 use crate::api::openapi;
 use crate::api::openapi::Document;
 use crate::api::openapi::alias;
+use crate::api::page;
 use crate::api::pocketbase;
+use crate::api::queue;
 use crate::api::sessions;
 use crate::api::tenants;
 use crate::api::vault;
+use crate::api::webhooks;
+use crate::api::websocket;
 use crate::api::welcome;
+use crate::api::worker;
 use crate::error::Code;
 use crate::error::Problem;
 
@@ -45,14 +58,20 @@ const USERS_BY_ID: &str = "/api/collections/_pb_users_auth_";
 fn routes() -> OpenApiRouter<AppState> {
     let users = || pocketbase::router().merge(mail::router());
     let auth = || auth::router().merge(sessions::router());
+    let meetings = || meetings::router().merge(meeting_hooks::router());
     OpenApiRouter::with_openapi(openapi::base())
         .nest(AUTH, auth())
         .nest("/auth", alias(auth(), "alias", AUTH))
         .nest(V1, tenants::router().merge(members::router()).merge(invitations::router()))
+        .nest(V1, meetings())
+        .nest("/api", alias(meetings(), "alias", V1))
         .nest(V1, audit::router())
         .nest(VAULT, vault::router())
         .nest("/api/keys", alias(vault::router(), "keys", VAULT))
         .nest(V1, api_keys::router())
+        .nest(V1, jobs::router().merge(queue::router()).merge(worker::router()))
+        .nest("/api", alias(queue::router(), "alias", V1))
+        .nest(V1, destinations::router().merge(artifacts::router()))
         .nest(USERS, users())
         .nest(USERS_BY_ID, alias(users(), "by_collection_id", USERS))
         .merge(pocketbase::health_router())
@@ -64,6 +83,11 @@ fn routes() -> OpenApiRouter<AppState> {
         .merge(welcome::router())
         .merge(account_pages::router())
         .merge(oauth2_redirect::router())
+        .merge(webhooks::router())
+        .nest(V1, admin_realtime::router())
+        .merge(websocket::router())
+        .merge(events::router())
+        .merge(asyncapi::router())
         .merge(later::router())
 }
 
@@ -78,7 +102,9 @@ pub fn document() -> OpenApi {
 pub fn router(state: AppState) -> Router {
     let document = serde_json::to_vec(&document()).unwrap_or_default();
     let (router, _) = routes().split_for_parts();
-    framed(router.layer(Extension(Document(Bytes::from(document)))).with_state(state))
+    let verifier = state.verifier.clone();
+    let api = router.layer(Extension(Document(Bytes::from(document)))).with_state(state);
+    framed(api.clone().merge(page::router(api, verifier)))
 }
 
 /// Adds the answers for wrong paths and methods, and the frame around everything.

@@ -23,7 +23,8 @@ code{background:#8882;padding:.1em .3em;border-radius:.2em}@media(prefers-color-
 body{background:#111;color:#eee}a{color:#8cf}}";
 
 /// Links for the curious, path and what is there.
-const LINKS: [(&str, &str); 5] = [
+const LINKS: [(&str, &str); 6] = [
+    ("/app", "your meetings: the page for people"),
     ("/openapi.json", "the API, as an OpenAPI document"),
     ("/health", "whether the process runs"),
     ("/ready", "whether it takes requests"),

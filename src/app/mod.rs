@@ -1,9 +1,11 @@
 //! The composition root: from a configuration to a running server, and down again in order.
 //!
 //! Start: data directory and its lock, listener, control database, `PocketBase` and templates, adoption, the global
-//! instance, the gateway, the control socket. Stop: no new connections, requests drain, tenants stop, the global
+//! instance, the queue, the gateway, the control socket. Stop: no new connections, requests drain, jobs stop, tenants stop, the global
 //! instance stops, the control database closes.
 
+mod delivery;
+mod meetings;
 pub mod services;
 
 use std::collections::HashMap;
@@ -178,6 +180,8 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
     let socket =
         ControlSocket::bind(&control_socket::path_in(&folders.root)).await.context("bind the control socket")?;
     supervisor.adopt().await;
+    let queue = state.services.queue.clone();
+    queue.start().await.context("start the queue")?;
     let mut front = tokio::spawn(gateway.run(listener, shutdown.clone()));
     let (audit, vault_made) = (state.services.audit.clone(), state.services.vault.made().map(Path::to_owned));
     let control = tokio::spawn(socket.serve(api::control::router(state), shutdown.clone()));
@@ -208,6 +212,8 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
         Ok(Err(error)) => outcome = Err(error).context("serve"),
         Err(_) => tracing::warn!("connections did not end in time"),
     }
+    // Jobs work with instances, so they end first.
+    queue.stop().await;
     supervisor.stop(config.server.stop_timeout).await;
     if tokio::time::timeout(GRACE, shutdown.finished()).await.is_err() {
         tracing::warn!("background tasks did not end in time");
@@ -239,7 +245,8 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
     }
     let (binary, templates) = prepare_pocketbase(config, folders).await?;
     let tenants = Tenants::open(Arc::clone(&store)).await?;
-    let placements = Placements::open(Arc::clone(&store), incarnation()).await?;
+    let incarnation = incarnation();
+    let placements = Placements::open(Arc::clone(&store), incarnation.clone()).await?;
     let versions = Versions::open(Arc::clone(&store)).await?;
     let sessions = Sessions::open(Arc::clone(&store)).await?;
     tenants.create_or_find(global_tenant()).await?;
@@ -290,6 +297,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         verifier: verifier.clone(),
         tenancy: tenancy.clone(),
         settle: settle(hub.clone()),
+        incarnation,
         metrics: Arc::clone(&metrics),
         shutdown: shutdown.clone(),
     })
@@ -519,7 +527,7 @@ fn welcome(config: &Config, folders: &Folders, listen: SocketAddr, vault_key: Op
         )
     });
     let text = format!(
-        "\npocketfleet {version} listens on {url}\n{made}{key}\n\
+        "\npocketfleet {version} listens on {url}\nThe page for people is {url}/app\n{made}{key}\n\
          Try:\n  curl -X POST {url}/auth/register -H 'Content-Type: application/json' \\\n    \
          -d '{{\"email\":\"ada@example.com\",\"password\":\"correct horse\",\"name\":\"Ada\"}}'\n  \
          pocketfleet --data {data} tenants list\n  pocketfleet --data {data} admin create --email you@example.com\n  \

@@ -6,8 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
+use time::OffsetDateTime;
 
 use crate::api::Services;
+use crate::api::webhooks::HookBodies;
+use crate::app::delivery;
+use crate::app::delivery::Delivery;
+use crate::app::meetings;
 use crate::audit::Audit;
 use crate::auth::Verifier;
 use crate::auth::api_keys::ApiKeys;
@@ -17,10 +22,13 @@ use crate::events::Events;
 use crate::events::Owns;
 use crate::ids::TenantId;
 use crate::ids::UserId;
-use crate::integrations::fathom;
-use crate::integrations::fathom::Auth;
 use crate::integrations::fathom::Fathom;
+use crate::jobs::announce::Announcer;
+use crate::jobs::intake::Intake;
+use crate::jobs::intake::Rules;
 use crate::outbound::Guard;
+use crate::queue;
+use crate::queue::Queue;
 use crate::records::Records;
 use crate::records::Settle;
 use crate::shutdown::Shutdown;
@@ -32,10 +40,8 @@ use crate::tenancy::MemberRole;
 use crate::tenancy::Tenancy;
 use crate::vault;
 use crate::vault::Checks;
-use crate::vault::Secret;
 use crate::vault::Unlocked;
 use crate::vault::Vault;
-use crate::vault::Verdict;
 
 /// What services stand on.
 #[expect(missing_debug_implementations, reason = "it lives for one call and holds closures")]
@@ -56,6 +62,8 @@ pub struct Given<'a> {
     pub tenancy: Tenancy,
     /// What has to happen before something is written to an instance.
     pub settle: Settle,
+    /// Names this run of this node.
+    pub incarnation: String,
     /// What `/metrics` shows.
     pub metrics: Arc<Metrics>,
     /// Whether we are about to stop; owns the services' tasks.
@@ -64,50 +72,78 @@ pub struct Given<'a> {
 
 /// Builds them.
 pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
-    let Given { config, data: _, store, unlocked, supervisor, verifier, tenancy, settle, metrics, shutdown } = given;
+    let Given { config, data, store, unlocked, supervisor, verifier, tenancy, settle, incarnation, metrics, shutdown } =
+        given;
     let records = Records::new(supervisor, settle)?;
-    let fathom = Fathom::new(config.fathom.clone(), Guard::new(&config.outbound)?, shutdown.clone())?;
-    let audit = Audit::open(Arc::clone(&store)).await.context("open the audit log")?;
+    let guard = Guard::new(&config.outbound)?;
+    let fathom = Fathom::new(config.fathom.clone(), guard.clone(), shutdown.clone())?;
+    let audit = Audit::open(Arc::clone(&store)).await?;
     let parts = vault::Parts {
         config: config.vault.clone(),
         unlocked,
         audit: audit.clone(),
-        checks: checks(fathom),
+        checks: checks(&fathom),
         shutdown: shutdown.clone(),
     };
-    let vault = Vault::new(parts).await.context("open the vault")?;
-    let api_keys = ApiKeys::new(store::api_keys::ApiKeys::open(Arc::clone(&store)).await?, verifier.clone());
+    let vault = Vault::new(parts).await?;
     let events = Events::open(events::Parts {
         config: config.events.clone(),
-        store,
-        verifier,
-        owns: owns(tenancy),
-        metrics,
-        shutdown,
+        store: Arc::clone(&store),
+        verifier: verifier.clone(),
+        owns: owns(tenancy.clone()),
+        metrics: Arc::clone(&metrics),
+        shutdown: shutdown.clone(),
     })
     .await
     .context("open the log of events")?;
-    Ok(Services { records, audit, vault, api_keys, events })
+    let api_keys = ApiKeys::new(store::api_keys::ApiKeys::open(Arc::clone(&store)).await?, verifier);
+    let queue = Queue::open(queue::Parts {
+        config: config.queue.clone(),
+        store: Arc::clone(&store),
+        node: incarnation,
+        // The lock of the data directory is ours.
+        is_alone: true,
+        handlers: Vec::new(),
+        clock: Arc::new(OffsetDateTime::now_utc),
+        metrics: Arc::clone(&metrics),
+        shutdown: shutdown.clone(),
+    })
+    .await
+    .context("open the queue")?;
+    let intake = Intake::new(queue.clone(), tenancy, Rules::of(&config.queue));
+    shutdown.spawn(Announcer::new(queue.clone(), events.clone(), intake.clone()).run(shutdown.clone()));
+    let meetings = meetings::open(config, data, store, &records, &vault, fathom.clone(), shutdown.clone()).await?;
+    let Delivery { destinations, staging, links } = delivery::open(delivery::Given {
+        config,
+        data,
+        records: &records,
+        vault: &vault,
+        fathom,
+        meetings: &meetings,
+        queue: &queue,
+        guard,
+        metrics,
+        shutdown,
+    })?;
+    Ok(Services {
+        records,
+        events,
+        audit,
+        vault,
+        meetings,
+        hook_bodies: HookBodies::default(),
+        api_keys,
+        queue,
+        intake,
+        destinations,
+        staging,
+        links,
+    })
 }
 
 /// Which services are asked about a secret before it is stored.
-fn checks(fathom: Fathom) -> Checks {
-    let ask = move |secret: &Secret| {
-        let session = fathom.as_user(Auth::ApiKey(Secret::new(secret.expose().to_owned())));
-        async move {
-            match session.check().await {
-                Ok(()) => Verdict::Ok,
-                Err(error @ (fathom::Error::Unauthorized | fathom::Error::Forbidden)) => {
-                    Verdict::Rejected { message: error.to_string() }
-                }
-                Err(error) => {
-                    tracing::info!(%error, "a key for Fathom could not be checked");
-                    Verdict::Unavailable
-                }
-            }
-        }
-    };
-    Checks::new().with("fathom", Arc::new(move |secret, _| Box::pin(ask(secret))))
+fn checks(fathom: &Fathom) -> Checks {
+    Checks::new().with(crate::meetings::SERVICE, meetings::check_of(fathom.clone()))
 }
 
 /// Who owns which tenant; nobody owns one that is suspended.

@@ -78,8 +78,8 @@ impl fmt::Display for Scope {
 
 /// Whether a text can name a kind of job.
 fn is_kind(text: &str) -> bool {
-    (1..=64).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-')
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    (1..=40).contains(&text.len()) && text.bytes().all(fits)
 }
 
 /// A key to be made.

@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 
 use super::Error;
 use super::Principal;
+use super::Role;
 use super::Verifier;
 use super::directory::Account;
 use super::keeper::calendar;
@@ -33,6 +34,11 @@ impl Standing {
     /// Whose token it was.
     pub fn user(&self) -> &UserId {
         &self.account.user
+    }
+
+    /// What the account may do, as of the last time that [`Verifier::holds`] was asked.
+    pub fn role(&self) -> Role {
+        self.account.role
     }
 }
 

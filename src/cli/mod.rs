@@ -9,6 +9,7 @@ pub mod api_keys;
 pub mod audit;
 pub mod client;
 pub mod doctor;
+pub mod jobs;
 pub mod output;
 pub mod templates;
 pub mod tenants;
@@ -86,6 +87,9 @@ enum Command {
     /// The audit log: checking and exporting it.
     #[command(subcommand)]
     Audit(audit::Command),
+    /// List and operate jobs.
+    #[command(subcommand)]
+    Jobs(jobs::Command),
     /// Make, list and revoke API keys.
     #[command(subcommand)]
     ApiKeys(api_keys::Command),
@@ -141,6 +145,10 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
         Command::Template(command) => {
             let config = Config::load(&flags(None))?;
             on_runtime(templates::run(command, &config, output, cli.global.json))
+        }
+        Command::Jobs(command) => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(jobs::run(command, &control, output))
         }
         Command::ApiKeys(command) => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);

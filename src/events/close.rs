@@ -66,6 +66,8 @@ codes! {
     Stale = 3502, "stale";
     /// An operator ended the connection.
     Forced = 3503, "disconnected by an operator";
+    /// This user has as many sockets as one may have.
+    TooMany = 3504, "too many sockets";
     /// A binary message: only JSON text is spoken.
     Binary = 3506, "binary is not spoken";
     /// Too many frames that could not be understood.

@@ -386,7 +386,8 @@ impl Writer {
                 }
                 count = self.requests.recv_many(&mut queued, GROUP) => {
                     if count == 0 {
-                        return;
+                        let outdated = std::mem::take(&mut self.outdated);
+                        return self.log.forget(outdated).await;
                     }
                     self.commit(coalesce(std::mem::take(&mut queued))).await;
                 }
@@ -423,7 +424,6 @@ impl Writer {
         let Some(segments) = self.store(&events).await else {
             return self.fail("events cannot be written").await;
         };
-        self.log.next.store(offset, Ordering::Release);
         for (event, segment) in events.iter().zip(segments) {
             let Some((topic, _)) = topics.get(&event.topic) else { continue };
             let Some(mut kept) = topic.kept() else { continue };
@@ -432,7 +432,14 @@ impl Writer {
             let old = kept.outdated();
             drop(kept);
             self.outdated.extend(old);
-            topic.tell(event);
+        }
+        // In this order: whoever reads `newest` finds everything up to there in the rings, and whoever listened before
+        // reading it is told of everything after it.
+        self.log.next.store(offset, Ordering::Release);
+        for event in &events {
+            if let Some((topic, _)) = topics.get(&event.topic) {
+                topic.tell(event);
+            }
         }
         self.log.sinks.pass(&events.into());
         let epoch = self.log.epoch();

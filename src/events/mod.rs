@@ -15,17 +15,22 @@
 //! (there is nothing yet that they would be about), and `permessage-deflate`.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
+use std::time::Instant;
 
 use serde::Deserialize;
 use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use crate::auth::Principal;
 use crate::auth::Verifier;
 use crate::error::Code;
 use crate::error::Problem;
@@ -36,29 +41,47 @@ use crate::store;
 use crate::store::Store;
 use crate::telemetry::Metrics;
 
+pub mod asyncapi;
+mod census;
 pub mod close;
 mod config;
 mod event;
+mod floor;
 mod frame;
+pub mod handshake;
+mod hub;
 mod log;
+pub mod message;
+mod rights;
 mod ring;
 mod sinks;
+mod socket;
+mod talk;
+mod tickets;
 mod topic;
 
 pub use config::Config;
 pub use config::Invalid;
 pub use event::Event;
 pub use event::Message;
+pub use hub::Endpoint;
+pub use hub::Entry;
+pub use hub::Heard;
+pub use hub::Joining;
+pub use hub::Listener;
+pub use hub::Wishes;
 pub use topic::Topic;
 
+use census::Census;
+use close::CloseCode;
+use hub::Hub;
 use log::Log;
+use tickets::Tickets;
 
 /// How often old events are swept.
 const SWEEP: Duration = Duration::from_secs(60);
 /// How long the last events may take to be logged when everything stops.
 const LAST_WRITES: Duration = Duration::from_secs(5);
-/// Events that may wait for one listener (see [`Events::listen`]).
-const LISTENER: usize = 256;
 
 /// Why something about events did not work.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +140,36 @@ pub struct Parts {
     pub shutdown: Shutdown,
 }
 
+/// How the hub is.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// Open sockets and streams.
+    pub connections: usize,
+    /// Users behind them.
+    pub users: usize,
+    /// Topics in memory.
+    pub topics: usize,
+    /// The epoch of offsets.
+    pub epoch: String,
+    /// The largest offset.
+    pub offset: u64,
+}
+
+/// One connection, for operators.
+#[derive(Debug, Clone)]
+pub struct Connected {
+    /// Its name.
+    pub id: u64,
+    /// Where it connected.
+    pub path: &'static str,
+    /// Whose it is; none before it said so.
+    pub user: Option<UserId>,
+    /// How many topics it listens to.
+    pub topics: usize,
+    /// How long it has been there.
+    pub age: Duration,
+}
+
 /// The hub; cheap to clone.
 #[derive(Clone)]
 pub struct Events {
@@ -124,47 +177,112 @@ pub struct Events {
 }
 
 struct Inner {
-    log: Arc<Log>,
+    hub: Arc<Hub>,
     closing: CancellationToken,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl fmt::Debug for Events {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Events").field("log", &self.inner.log).finish_non_exhaustive()
+        f.debug_struct("Events").field("hub", &self.inner.hub).finish_non_exhaustive()
     }
 }
 
 impl Events {
     /// Opens the log and starts its writer, on the caller's runtime. [`close`](Self::close) ends it.
     pub async fn open(parts: Parts) -> Result<Self, store::Error> {
-        let Parts { config, store, verifier: _, owns: _, metrics: _, shutdown } = parts;
+        let Parts { config, store, verifier, owns, metrics, shutdown } = parts;
         let (log, writer) = Log::open(store, &config).await?;
         let closing = CancellationToken::new();
         let writer = tokio::spawn(writer.run(closing.clone()));
         shutdown.spawn(sweep(Arc::clone(&log), shutdown.clone()));
-        let inner = Inner { log, closing, writer: Mutex::new(Some(writer)) };
+        let (census, tickets) = (Census::new(&config), Tickets::new(config.ticket_ttl));
+        let floors = Mutex::default();
+        let hub = Arc::new(Hub { config, log, verifier, owns, metrics, shutdown, census, tickets, floors });
+        let inner = Inner { hub, closing, writer: Mutex::new(Some(writer)) };
         Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Publishes a message: returns when it has its place in the queue of the log (waiting for one while that is full).
     /// Messages of one caller keep their order. Everybody sees it once it is on disk.
     pub async fn publish(&self, topic: Topic, message: Message) -> Result<(), Error> {
-        self.inner.log.queue(topic, message, None).await
+        self.inner.hub.log.queue(topic, message, None).await
     }
 
     /// The same, but waits until it is on disk, and says where.
     pub async fn publish_logged(&self, topic: Topic, message: Message) -> Result<Position, Error> {
         let (sender, logged) = oneshot::channel();
-        self.inner.log.queue(topic, message, Some(sender)).await?;
+        self.inner.hub.log.queue(topic, message, Some(sender)).await?;
         logged.await.map_err(|_| Error::Closed)
     }
 
     /// The newest events of a topic, oldest first, and the position they end at.
     pub async fn history(&self, topic: &Topic, limit: usize) -> Result<(Vec<Arc<Event>>, Position), Error> {
-        let topic = self.inner.log.topic(topic).await?;
+        let topic = self.inner.hub.log.topic(topic).await?;
         let events = topic.newest(limit);
-        Ok((events, Position { epoch: self.inner.log.epoch().to_string(), offset: topic.head() }))
+        Ok((events, Position { epoch: self.inner.hub.log.epoch().to_string(), offset: topic.head() }))
+    }
+
+    /// The `[events]` section.
+    pub fn config(&self) -> &Config {
+        &self.inner.hub.config
+    }
+
+    /// A ticket to connect with, once and soon, from the same network and origin. None while too many are out.
+    pub fn ticket(&self, principal: &Principal, ip: IpAddr, origin: Option<&str>) -> Option<(String, Duration)> {
+        let tickets = &self.inner.hub.tickets;
+        Some((tickets.issue(principal, ip, origin, Instant::now())?, tickets.ttl()))
+    }
+
+    /// Whose ticket it is, if it is good; it is not any more after that.
+    pub fn redeem(&self, ticket: &str, ip: IpAddr, origin: Option<&str>) -> Option<Principal> {
+        let principal = self.inner.hub.tickets.redeem(ticket, ip, origin, Instant::now())?;
+        self.inner.hub.verifier.still_holds(&principal).then_some(principal)
+    }
+
+    /// Lets a client in, or says why not. `principal` is none for one that will say `Hello` with a credential.
+    pub fn admit(&self, principal: Option<Principal>, ip: IpAddr, endpoint: Endpoint) -> Result<Entry, Problem> {
+        self.inner.hub.admit(principal, ip, endpoint)
+    }
+
+    /// Serves a WebSocket from now on, on the event loop of the calling thread; `tasks` waits for it.
+    pub async fn enter(&self, entry: Entry, wishes: Wishes, joining: Joining, tasks: &TaskTracker) {
+        self.inner.hub.enter(entry, wishes, joining, tasks).await;
+    }
+
+    /// A stream of events for a client that was let in.
+    pub async fn listen(&self, entry: Entry, topics: &[Topic], since: Option<&Position>) -> Result<Listener, Problem> {
+        self.inner.hub.listen(entry, topics, since).await
+    }
+
+    /// How it is.
+    pub fn status(&self) -> Status {
+        let (connections, users) = self.inner.hub.census.size();
+        let log = &self.inner.hub.log;
+        Status { connections, users, topics: log.topics(), epoch: log.epoch().to_string(), offset: log.newest() }
+    }
+
+    /// Who is connected, the oldest first.
+    pub fn connections(&self) -> Vec<Connected> {
+        let all = self.inner.hub.census.everybody();
+        let shown = all.iter().map(|connection| Connected {
+            id: connection.id,
+            path: connection.path,
+            user: connection.user(),
+            topics: connection.topics.load(Ordering::Relaxed),
+            age: connection.connected.elapsed(),
+        });
+        shown.collect()
+    }
+
+    /// Closes WebSockets: those of a user, or one; how many were asked to.
+    pub fn disconnect(&self, user: Option<&UserId>, id: Option<u64>, code: CloseCode) -> usize {
+        let all = self.inner.hub.census.everybody();
+        let meant = all.iter().filter(|connection| {
+            id.is_some_and(|id| connection.id == id)
+                || user.is_some_and(|user| connection.user().as_ref() == Some(user))
+        });
+        meant.map(|connection| connection.kick(code.number())).count()
     }
 
     /// Logs what is queued and ends. Whoever publishes afterwards gets [`Error::Closed`].

@@ -54,7 +54,7 @@ pub(crate) struct ClientIo {
     upgraded: Upgraded,
     writing: Stall,
     linger: Option<Linger>,
-    _permit: Permit,
+    permit: Permit,
 }
 
 #[derive(Debug)]
@@ -65,7 +65,12 @@ struct Linger {
 
 impl ClientIo {
     pub(crate) fn new(stream: TcpStream, upgraded: Upgraded, head: Vec<u8>, writing: Stall, permit: Permit) -> Self {
-        Self { stream, head, framing: Framing::new(), upgraded, writing, linger: None, _permit: permit }
+        Self { stream, head, framing: Framing::new(), upgraded, writing, linger: None, permit }
+    }
+
+    /// The socket itself, what was read of it before and not handed on, and its place among all connections.
+    pub(super) fn into_parts(self) -> (TcpStream, Vec<u8>, Permit) {
+        (self.stream, self.head, self.permit)
     }
 
     /// Hands on what was read before; its memory is given back with the last of it.

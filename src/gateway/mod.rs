@@ -48,6 +48,7 @@ mod tenant_access;
 mod tenant_route;
 #[cfg(test)]
 mod tests;
+pub mod upgrade;
 mod upload;
 mod visitors;
 mod worker;

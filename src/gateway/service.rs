@@ -18,6 +18,7 @@ use hyper::header;
 use hyper::header::HeaderValue;
 use hyper::http::request;
 use hyper::http::uri::PathAndQuery;
+use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::access::Access;
@@ -50,6 +51,7 @@ use super::route::is_read;
 use super::route::route;
 use super::security::Transport;
 use super::stall::Alarm;
+use super::upgrade::WorkerTasks;
 use super::upload::RequestBody;
 use crate::error::Code;
 use crate::error::Problem;
@@ -85,6 +87,7 @@ pub(crate) struct Service {
     pub(super) trusted: TrustedProxies,
     meters: Meters,
     slow_request: Duration,
+    tasks: TaskTracker,
 }
 
 /// The other end of one connection.
@@ -130,7 +133,8 @@ impl Passage {
 }
 
 impl Service {
-    pub(crate) fn new(blueprint: Blueprint) -> Self {
+    /// A service of one worker, whose tasks are `tasks`.
+    pub(crate) fn new(blueprint: Blueprint, tasks: TaskTracker) -> Self {
         let Blueprint { config, access, metrics, slow_request, router } = blueprint;
         Self {
             forwarder: Forwarder::new(config.response_timeout, config.body_idle_timeout),
@@ -144,6 +148,7 @@ impl Service {
             access,
             router,
             slow_request,
+            tasks,
         }
     }
 
@@ -285,6 +290,9 @@ impl Service {
         parts.headers.insert(X_REQUEST_ID, tag.header());
         parts.extensions.insert(ClientIp(client));
         parts.extensions.insert(tag.extension());
+        if parts.headers.contains_key(header::UPGRADE) {
+            parts.extensions.insert(WorkerTasks(self.tasks.clone()));
+        }
         if let Some(path) = path {
             parts.uri = at_path(&parts.uri, path)?;
         }

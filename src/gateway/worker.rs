@@ -98,8 +98,8 @@ impl Worker {
 fn run(runtime: LocalRuntime, blueprint: Blueprint, queue: mpsc::Receiver<Accepted>, drain: CancellationToken) {
     let config = Arc::clone(&blueprint.config);
     runtime.block_on(async move {
-        let service = Rc::new(Service::new(blueprint));
         let tasks = TaskTracker::new();
+        let service = Rc::new(Service::new(blueprint, tasks.clone()));
         serve(&service, queue, &config, &drain, &tasks).await;
         tasks.close();
         if tokio::time::timeout(config.drain_timeout, tasks.wait()).await.is_err() {

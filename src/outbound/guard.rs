@@ -74,6 +74,7 @@ impl From<reqwest::Error> for Error {
 pub struct Guard {
     rules: Arc<Rules>,
     http: reqwest::Client,
+    uploads: reqwest::Client,
 }
 
 struct Rules {
@@ -114,13 +115,15 @@ impl Guard {
         let hosts: Arc<HashSet<String>> = Arc::new(origins.iter().map(|(_, host, _)| host.clone()).collect());
         let timeout = config.connect_timeout;
         let resolver = Resolver { lookup, exempt: Arc::clone(&hosts), timeout };
-        let http = client()
-            .connect_timeout(timeout)
-            .read_timeout(config.idle_timeout)
-            .dns_resolver(resolver)
-            .user_agent(concat!("pocketfleet/", env!("CARGO_PKG_VERSION")))
-            .build()?;
-        Ok(Self { rules: Arc::new(Rules { ports: config.ports.clone(), origins, hosts }), http })
+        let builder = || {
+            client()
+                .connect_timeout(timeout)
+                .dns_resolver(resolver.clone())
+                .user_agent(concat!("pocketfleet/", env!("CARGO_PKG_VERSION")))
+        };
+        let http = builder().read_timeout(config.idle_timeout).build()?;
+        let uploads = builder().build()?;
+        Ok(Self { rules: Arc::new(Rules { ports: config.ports.clone(), origins, hosts }), http, uploads })
     }
 
     /// Whether a URL may be called, as far as it says so itself. What its name resolves to is looked at by
@@ -166,6 +169,12 @@ impl Guard {
     /// and, for short answers, a deadline.
     pub fn client(&self) -> &reqwest::Client {
         &self.http
+    }
+
+    /// The same client for requests with long bodies: it waits for the head of an answer as long as the request's own
+    /// timeout says, which has to be set, because an answer stands still for as long as its request is being sent.
+    pub fn uploads(&self) -> &reqwest::Client {
+        &self.uploads
     }
 
     /// Gets a URL, following at most `redirects` redirects that each pass the same check and `accepts`. Headers that

@@ -9,6 +9,8 @@
 //! Deliberately absent: what the records mean, and requests of users (`gateway` forwards those).
 
 mod error;
+mod form;
+mod sql;
 
 use std::fmt;
 use std::future::Future;
@@ -34,6 +36,8 @@ use crate::supervisor::Priority;
 use crate::supervisor::Supervisor;
 
 pub use error::Error;
+pub use form::Upload;
+pub use sql::sql_text;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest that one call may take.
@@ -42,6 +46,8 @@ const CALL_TIMEOUT: Duration = Duration::from_mins(1);
 const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
 /// Most writes in one batch; `PocketBase`'s own setting in golden directories allows more.
 const BATCH: usize = 50;
+/// Records that one page of [`Instance::list_all`] has.
+const PAGE: usize = 500;
 
 /// Attaches who listens to a tenant before something is written there.
 pub type Settle = Arc<dyn for<'a> Fn(&'a Lease) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> + Send + Sync>;
@@ -87,6 +93,15 @@ pub struct Query<'a> {
     pub limit: usize,
 }
 
+/// A record that is to be there as it is, whether it was or not.
+#[derive(Debug, Clone, Copy)]
+pub struct Put<'a> {
+    /// Of which collection.
+    pub collection: &'a str,
+    /// Its fields, `id` among them.
+    pub value: &'a Value,
+}
+
 impl Records {
     /// `settle` is called before the first write of each [`Instance`].
     pub fn new(supervisor: Supervisor, settle: Settle) -> Result<Self, Error> {
@@ -105,18 +120,24 @@ impl Records {
 impl Instance {
     /// The records that match, without a count of all.
     pub async fn list(&self, collection: &str, query: &Query<'_>) -> Result<Vec<Value>, Error> {
-        let mut pairs = vec![("skipTotal", "1".to_owned())];
-        let given = [("filter", query.filter), ("sort", query.sort), ("fields", query.fields)];
-        pairs
-            .extend(given.into_iter().filter(|(_, text)| !text.is_empty()).map(|(name, text)| (name, text.to_owned())));
-        if query.limit > 0 {
-            pairs.push(("perPage", query.limit.to_string()));
+        items(self.call(Method::GET, &records(collection), &pairs(query), None).await?)
+    }
+
+    /// All records that match, page by page, up to `most`. Records that are written meanwhile may be missing or twice.
+    pub async fn list_all(&self, collection: &str, query: &Query<'_>, most: usize) -> Result<Vec<Value>, Error> {
+        let mut all = Vec::new();
+        for page in 1.. {
+            let wanted = PAGE.min(most - all.len());
+            let mut pairs = pairs(&Query { limit: wanted, ..*query });
+            pairs.push(("page", page.to_string()));
+            let items = items(self.call(Method::GET, &records(collection), &pairs, None).await?)?;
+            let is_last = items.len() < wanted;
+            all.extend(items);
+            if is_last || all.len() >= most {
+                break;
+            }
         }
-        let mut page = self.call(Method::GET, &records(collection), &pairs, None).await?;
-        match page.get_mut("items").map(Value::take) {
-            Some(Value::Array(items)) => Ok(items),
-            _ => Err(Error::Unexpected),
-        }
+        Ok(all)
     }
 
     /// One record, if there is one.
@@ -143,12 +164,40 @@ impl Instance {
     /// at all; the groups before one that fails stay.
     pub async fn upsert(&self, collection: &str, values: &[Value]) -> Result<(), Error> {
         for group in values.chunks(BATCH) {
-            let url = records(collection);
-            let requests: Vec<Value> =
-                group.iter().map(|value| json!({ "method": "PUT", "url": url, "body": value })).collect();
-            self.call(Method::POST, "/api/batch", &[], Some(&json!({ "requests": requests }))).await?;
+            let group: Vec<_> = group.iter().map(|value| Put { collection, value }).collect();
+            self.put(&group).await?;
         }
         Ok(())
+    }
+
+    /// The same for records of several collections, all of them or none: 50 at most.
+    pub async fn put(&self, puts: &[Put<'_>]) -> Result<(), Error> {
+        if puts.is_empty() {
+            return Ok(());
+        }
+        let request = |put: &Put<'_>| json!({ "method": "PUT", "url": records(put.collection), "body": put.value });
+        let requests: Vec<Value> = puts.iter().map(request).collect();
+        self.call(Method::POST, "/api/batch", &[], Some(&json!({ "requests": requests }))).await?;
+        Ok(())
+    }
+
+    /// Creates a record with a file in one of its fields, and returns it as stored.
+    pub async fn create_with_file(
+        &self,
+        collection: &str,
+        fields: &Value,
+        upload: &Upload<'_>,
+    ) -> Result<Value, Error> {
+        let answer = self.send(Method::POST, &records(collection), &[], Some(form::encode(fields, upload))).await?;
+        serde_json::from_slice(&answer).map_err(|_| Error::Unexpected)
+    }
+
+    /// What one `SELECT` gives: rows of texts, nulls as none. Texts from outside go into it through [`sql_text`] and in
+    /// no other way. For reading only: whoever listens is not attached first.
+    pub async fn rows(&self, select: &str) -> Result<Vec<Vec<Option<String>>>, Error> {
+        let body = Bytes::from(json!({ "query": select }).to_string());
+        let answer = self.ask(Method::POST, "/api/sql", &[], Some(("application/json".to_owned(), body))).await?;
+        sql::rows(&answer)
     }
 
     /// Any call of `PocketBase`'s API that answers JSON or nothing (null then).
@@ -175,6 +224,16 @@ impl Instance {
         if method != Method::GET && !self.is_settled.swap(true, Ordering::AcqRel) {
             (self.settle)(&self.lease).await;
         }
+        self.ask(method, path, query, body).await
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, String)],
+        body: Option<(String, Bytes)>,
+    ) -> Result<Bytes, Error> {
         let mut url = Url::parse(&self.lease.base_url()).map_err(|_| Error::Unexpected)?;
         url.set_path(path);
         if !query.is_empty() {
@@ -211,6 +270,23 @@ impl Instance {
 /// A text as a literal of `PocketBase`'s filter language.
 pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+fn pairs(query: &Query<'_>) -> Vec<(&'static str, String)> {
+    let mut pairs = vec![("skipTotal", "1".to_owned())];
+    let given = [("filter", query.filter), ("sort", query.sort), ("fields", query.fields)];
+    pairs.extend(given.into_iter().filter(|(_, text)| !text.is_empty()).map(|(name, text)| (name, text.to_owned())));
+    if query.limit > 0 {
+        pairs.push(("perPage", query.limit.to_string()));
+    }
+    pairs
+}
+
+fn items(mut page: Value) -> Result<Vec<Value>, Error> {
+    match page.get_mut("items").map(Value::take) {
+        Some(Value::Array(items)) => Ok(items),
+        _ => Err(Error::Unexpected),
+    }
 }
 
 fn records(collection: &str) -> String {

@@ -4,7 +4,9 @@
 //! again" (at most once, never the only copy of anything), [`Blobs`](blobs::Blobs) keeps objects that are written
 //! once. Each has an embedded form here: one `SQLite` file, in-process queues, a folder. Typed records with live
 //! views stand on top: [`tenants`], [`members`], [`invitations`], [`slugs`], [`placements`], [`sessions`],
-//! [`versions`], [`secrets`], [`vault_keys`], [`api_keys`].
+//! [`versions`], [`secrets`], [`vault_keys`].
+//! views stand on top: [`api_keys`], [`tenants`], [`members`], [`invitations`], [`slugs`], [`placements`], [`sessions`],
+//! [`versions`].
 //!
 //! Invariants:
 //! - A write is on disk before its call returns, and its revision is larger than that of every write before it.
@@ -26,6 +28,8 @@ pub mod api_keys;
 pub mod blobs;
 pub mod bus;
 mod error;
+pub mod hooks;
+pub mod inbox;
 pub mod invitations;
 mod keys;
 pub mod members;

@@ -123,6 +123,7 @@ async fn state() -> (AppState, TempDir) {
         verifier: verifier.clone(),
         tenancy: tenancy.clone(),
         settle: Arc::new(|_| Box::pin(async {})),
+        incarnation: "test".to_owned(),
         metrics: Arc::clone(&metrics),
         shutdown: shutdown.clone(),
     })
@@ -218,6 +219,10 @@ async fn what_is_routed_and_not_documented_is_listed_and_not_built_yet() {
 fn no_other_file_routes_past_the_document() {
     for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/api")).unwrap() {
         let path = entry.unwrap().path();
+        // The page is for browsers, and the document leaves it out.
+        if path.ends_with("page") {
+            continue;
+        }
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
         let text = fs::read_to_string(&path).unwrap();
         let code = text.split("#[cfg(test)]").next().unwrap();

@@ -129,7 +129,7 @@ async fn welcome_and_api_description_are_served() {
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
     let health: Value = app.get("/api/health").await.json().await.unwrap();
     assert_eq!(health["code"], 200, "PocketBase's own shape");
-    let later = app.get("/api/queue").await;
+    let later = app.get("/api/meetings").await;
     assert_eq!(later.status(), 501);
     assert_eq!(later.json::<Value>().await.unwrap()["error"]["code"], "NOT_IMPLEMENTED");
     let nothing = app.get("/nothing/here").await;

@@ -44,9 +44,10 @@ def work(job):
     lengths = []
     for done, word in enumerate(words, start=1):
         lengths.append(len(word))
-        told = call("progress", {**mine, "step": "counting", "done": done, "total": len(words)})
+        call("progress", {**mine, "step": "counting", "done": done, "total": len(words)})
+        told = call("heartbeat", mine)
         if told["cancelled"]:
-            raise Lost("cancelled")
+            raise ValueError("called off")
     return {"lengths": lengths}
 
 

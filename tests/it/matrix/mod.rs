@@ -13,6 +13,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use crate::support::TestApp;
+use crate::workers::KINDS;
 
 mod own;
 mod people;
@@ -37,10 +38,12 @@ pub(crate) enum Who {
     OfInstance,
     /// The owner's file token in place of an auth token.
     FileToken,
+    /// An API key of the owner's, which is good for jobs and for nothing else.
+    ApiKey,
     Garbage,
 }
 
-pub(crate) const EVERYBODY: [Who; 11] = [
+pub(crate) const EVERYBODY: [Who; 12] = [
     Who::Anonymous,
     Who::Owner,
     Who::Other,
@@ -51,6 +54,7 @@ pub(crate) const EVERYBODY: [Who; 11] = [
     Who::Revoked,
     Who::OfInstance,
     Who::FileToken,
+    Who::ApiKey,
     Who::Garbage,
 ];
 
@@ -301,7 +305,7 @@ const IDS: [Id; 3] = [Id::Owners, Id::Others, Id::Absent];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_call_by_everybody_on_every_id_ends_as_the_model_says() {
-    let app = TestApp::start().await;
+    let app = TestApp::with(KINDS).await;
     let world = World::make(&app).await;
     let (mut cases, mut wrong) = (0, Vec::new());
     let mut refusals: BTreeMap<(Who, Call, Id), Vec<(Place, Told)>> = BTreeMap::new();
@@ -349,7 +353,7 @@ fn all() -> impl Iterator<Item = (Who, Place, Call, Id)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_refused_wakes_nothing() {
-    let app = TestApp::start().await;
+    let app = TestApp::with(KINDS).await;
     let world = World::make(&app).await;
     for tenant in [&world.owner, &world.workspace] {
         app.put_to_sleep(tenant);

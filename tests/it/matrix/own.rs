@@ -42,6 +42,10 @@ fn calls(world: &World, who: Who) -> Vec<Case> {
             add(Method::DELETE, path, None, &[404]);
         }
     }
+    add(Method::GET, "/api/v1/settings/api-keys".to_owned(), None, &[200]);
+    if who != Who::Owner {
+        add(Method::DELETE, format!("/api/v1/settings/api-keys/{}", world.api_key), None, &[404]);
+    }
     // By slug, by id, a tenant that others have, and one that nobody has.
     let places = [
         ("acme", matches!(who, Who::Owner | Who::Member | Who::Guest), who == Who::Owner),
@@ -68,6 +72,42 @@ fn calls(world: &World, who: Who) -> Vec<Case> {
             add(Method::DELETE, path(&format!("/members/{}", world.owner)), None, refused);
             add(Method::POST, path("/dashboard"), Some(json!({})), refused);
         }
+    }
+    cases.extend(jobs(world, who));
+    cases
+}
+
+/// The routes of jobs, which a key of the owner's reaches as the owner does, and those of workers, which nobody does.
+fn jobs(world: &World, who: Who) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let is_somebody = who.is_somebody() || who == Who::ApiKey;
+    let mut add = |method: Method, path: String, body: Option<serde_json::Value>, wanted: u16| {
+        cases.push((method, path, body, vec![if is_somebody { wanted } else { 401 }]));
+    };
+    let (owners, others) = &world.jobs;
+    let absent = "0".repeat(26);
+    let is_owner = matches!(who, Who::Owner | Who::ApiKey);
+    for (job, is_own) in [(owners, is_owner), (others, who == Who::Other), (&absent, false)] {
+        let found = if is_own { 200 } else { 404 };
+        for base in ["/api/v1/queue", "/api/queue", "/api/v1/jobs"] {
+            add(Method::GET, format!("{base}/{job}"), None, found);
+            add(Method::POST, format!("{base}/{job}/move"), Some(json!({"to": "front"})), found);
+            add(Method::POST, format!("{base}/{job}/retry"), Some(json!({})), found);
+        }
+        if !is_own {
+            add(Method::DELETE, format!("/api/v1/queue/{job}"), None, 404);
+            add(Method::POST, format!("/api/v1/jobs/{job}/cancel"), Some(json!({})), 404);
+            let url = json!({"url": "https://a.example/x"});
+            add(Method::POST, format!("/api/v1/queue/{job}/share_url"), Some(url), 404);
+        }
+    }
+    for path in ["/api/v1/queue", "/api/queue", "/api/v1/jobs"] {
+        add(Method::GET, path.to_owned(), None, 200);
+        add(Method::POST, path.to_owned(), Some(json!({"items": []})), 400);
+    }
+    let wanted = if who == Who::ApiKey { 403 } else { 401 };
+    for verb in ["claim", "heartbeat", "progress", "complete", "fail", "release"] {
+        cases.push((Method::POST, format!("/api/v1/worker/{verb}"), Some(json!({})), vec![wanted]));
     }
     cases
 }

@@ -10,6 +10,7 @@ use reqwest::multipart;
 use serde_json::Value;
 use serde_json::json;
 
+use crate::api_keys;
 use crate::matrix::Who;
 use crate::support::TestApp;
 use crate::support::User;
@@ -29,6 +30,9 @@ pub(crate) struct World {
     pub(crate) shared_note: (String, String),
     /// A session of the owner and one of the other.
     pub(crate) sessions: (String, String),
+    /// A job that waits, of the owner and of the other, and the owner's API key's id.
+    pub(crate) jobs: (String, String),
+    pub(crate) api_key: String,
 }
 
 impl World {
@@ -56,6 +60,8 @@ impl World {
         let revoked = app.sign_in(&owner.email, &owner.password).await;
         let tokens = tokens(app, &owner, &revoked).await;
         let sessions = (session(&owner).await, session(&other).await);
+        let jobs = (job(&owner).await, job(&other).await);
+        let (key, api_key) = api_keys::make(&owner, &["jobs"]).await;
         let people = [
             (Who::Owner, &owner),
             (Who::Other, &other),
@@ -67,7 +73,12 @@ impl World {
             base: app.base.clone(),
             http: app.http.clone(),
             accounts: people.iter().map(|(who, user)| (*who, user.id.clone())).collect(),
-            tokens: people.into_iter().map(|(who, user)| (who, user.token.clone())).chain(tokens).collect(),
+            tokens: people
+                .into_iter()
+                .map(|(who, user)| (who, user.token.clone()))
+                .chain(tokens)
+                .chain([(Who::ApiKey, key)])
+                .collect(),
             workspace: workspace["id"].as_str().unwrap().to_owned(),
             owner: owner.id,
             other: other.id,
@@ -75,6 +86,8 @@ impl World {
             others_note,
             shared_note,
             sessions,
+            jobs,
+            api_key,
         }
     }
 
@@ -138,6 +151,14 @@ async fn tokens(app: &TestApp, owner: &User, revoked: &User) -> Vec<(Who, String
         (Who::FileToken, file["token"].as_str().unwrap().to_owned()),
         (Who::Garbage, "eyJhbGciOiJIUzI1NiJ9.e30.x".to_owned()),
     ]
+}
+
+/// The id of a job that waits for as long as its user's queue rests.
+async fn job(user: &User) -> String {
+    assert_eq!(user.post("/api/v1/queue/pause", json!({})).await.status(), 204);
+    let answer = user.post("/api/v1/jobs", json!({"kind": "transcode"})).await;
+    assert_eq!(answer.status(), 201, "{}", answer.text().await.unwrap());
+    answer.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned()
 }
 
 /// The id of a user's first session.

@@ -15,10 +15,12 @@ use std::time::Instant;
 use serde_json::Value;
 use serde_json::json;
 
+pub(crate) mod fathom;
 pub(crate) mod golden;
 pub(crate) mod node;
 pub(crate) mod oidc;
 pub(crate) mod raw;
+pub(crate) mod sinks;
 pub(crate) mod smtp;
 pub(crate) mod sse;
 
@@ -95,10 +97,12 @@ pub(crate) struct TestApp {
     pub base: String,
     pub http: reqwest::Client,
     config: PathBuf,
+    /// The step at which the next start kills itself, as `kill -9` would.
+    pub failpoint: Option<&'static str>,
     /// Log lines with these texts are expected although they are warnings or errors.
     expected: Vec<&'static str>,
-    /// The step at which the next start kills itself (`name:nth`).
-    failpoint: Option<String>,
+    /// What the next start gets in its environment, such as a failpoint.
+    pub environment: Vec<(&'static str, String)>,
     // Must be the last field: the directory goes after everything that uses it.
     pub dir: tempfile::TempDir,
 }
@@ -152,7 +156,8 @@ impl TestApp {
         text.push_str(keys);
         std::fs::write(&config, text).unwrap();
         let http = http().timeout(PATIENCE).build().unwrap();
-        Self { child: None, base: String::new(), http, config, expected: Vec::new(), failpoint: None, dir }
+        let (expected, environment) = (Vec::new(), Vec::new());
+        Self { child: None, base: String::new(), http, config, failpoint: None, expected, environment, dir }
     }
 
     /// More configuration, for an app that is not running yet.
@@ -165,11 +170,6 @@ impl TestApp {
     /// A warning or error that this test provokes.
     pub(crate) fn expect_log(&mut self, text: &'static str) {
         self.expected.push(text);
-    }
-
-    /// Arms a failpoint for the next start only.
-    pub(crate) fn arm(&mut self, step: &str) {
-        self.failpoint = Some(step.to_owned());
     }
 
     pub(crate) fn data(&self) -> PathBuf {
@@ -201,6 +201,7 @@ impl TestApp {
             .arg(self.data())
             .arg("--pocketbase")
             .arg(pocketbase())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

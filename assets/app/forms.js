@@ -1,0 +1,110 @@
+// Sends forms without a reload, and takes over what changed: the parts of the page that carry `data-part`. The server
+// answers with whole pages; nothing is put together from data here.
+
+const SIGN_IN = '/app/sign-in';
+
+/** Fetches a page; `undefined` when the browser goes elsewhere or the server cannot be reached. */
+export async function fetched(address, options = {}) {
+  let answer;
+  try {
+    answer = await fetch(address, { credentials: 'same-origin', cache: 'no-store', ...options });
+  } catch {
+    return undefined;
+  }
+  if (new URL(answer.url).pathname === SIGN_IN && location.pathname !== SIGN_IN) {
+    location.assign(SIGN_IN);
+    return undefined;
+  }
+  if (!(answer.headers.get('content-type') ?? '').startsWith('text/html')) return undefined;
+  const page = new DOMParser().parseFromString(await answer.text(), 'text/html');
+  return { ok: answer.ok, page };
+}
+
+/** Puts the parts of another page, or those named, in the place of ours. */
+export function swap(page, names) {
+  const kept = document.activeElement?.id;
+  let changed = false;
+  for (const fresh of page.querySelectorAll('[data-part]')) {
+    const old = document.getElementById(fresh.id);
+    if (!old || (names && !names.includes(fresh.id))) continue;
+    // Nobody loses what they type or pick.
+    if (names && old.contains(document.activeElement) && document.activeElement.matches('input:not([type=checkbox]), select')) continue;
+    for (const box of old.querySelectorAll('input[name=recording]:checked')) {
+      const same = fresh.querySelector(`#${CSS.escape(box.id)}`);
+      if (names && same) same.setAttribute('checked', '');
+    }
+    for (const field of old.querySelectorAll('.handoff input[type=url], #destination')) {
+      const same = fresh.querySelector(`#${CSS.escape(field.id)}`);
+      if (names && same && field.value) same.value = field.value;
+    }
+    const taken = document.adoptNode(fresh);
+    old.replaceWith(taken);
+    dress(taken);
+    changed = true;
+  }
+  if (kept && document.activeElement === document.body) document.getElementById(kept)?.focus({ preventScroll: true });
+  if (changed) document.dispatchEvent(new Event('app:swapped'));
+}
+
+/** Says something to who cannot see it. */
+export function say(text) {
+  const place = document.getElementById('news');
+  if (place) place.textContent = text;
+}
+
+/** What scripts add to markup: times in the reader's zone, the count of what is picked. */
+export function dress(root) {
+  for (const time of root.querySelectorAll('time[datetime]')) {
+    const at = new Date(time.dateTime);
+    if (Number.isNaN(at.valueOf())) continue;
+    time.title = time.textContent;
+    time.textContent = at.toLocaleString(undefined, { dateStyle: 'medium', timeStyle: 'short' });
+  }
+  for (const form of root.querySelectorAll('form[data-picks]')) {
+    const all = form.querySelector('[data-pick-all]');
+    const boxes = [...form.querySelectorAll('input[name=recording]')];
+    all.hidden = boxes.length < 2;
+    all.addEventListener('click', () => {
+      const rest = boxes.filter((box) => !box.checked);
+      for (const box of boxes) box.checked = rest.length > 0;
+      count(form, boxes);
+    });
+    form.addEventListener('change', () => count(form, boxes));
+    count(form, boxes);
+  }
+}
+
+function count(form, boxes) {
+  const picked = boxes.filter((box) => box.checked).length;
+  form.querySelector('[data-count]').textContent = picked > 0 ? `(${picked})` : '';
+}
+
+async function send(form, submitter) {
+  const buttons = [...form.querySelectorAll('button')];
+  const body = new URLSearchParams(new FormData(form, submitter));
+  for (const button of buttons) button.disabled = true;
+  const found = await fetched(form.action, { method: 'POST', body });
+  for (const button of buttons) button.disabled = false;
+  if (!found) {
+    say('The server could not be reached.');
+    return;
+  }
+  if (found.ok) swap(found.page);
+  else swap(found.page, ['notice']);
+  const notice = document.querySelector('#notice .notice');
+  if (notice?.classList.contains('bad')) document.getElementById('main').scrollIntoView({ block: 'start' });
+}
+
+/** Takes over the forms that say so. */
+export function enhance() {
+  document.addEventListener('submit', (event) => {
+    const form = event.target;
+    if (form.dataset.confirm && !confirm(form.dataset.confirm)) {
+      event.preventDefault();
+      return;
+    }
+    if (!('swap' in form.dataset)) return;
+    event.preventDefault();
+    void send(form, event.submitter);
+  });
+}

@@ -1,0 +1,294 @@
+//! The files on their way to the destination, what is noted of them, and the hand-off to a person.
+
+use std::io;
+use std::path::Path;
+
+use bytes::Bytes;
+use serde_json::Value;
+use serde_json::json;
+
+use super::attempt::Attempt;
+use super::attempt::Step;
+use super::attempt::dead;
+use super::attempt::now;
+use super::attempt::of_destination;
+use super::attempt::of_io;
+use super::attempt::of_records;
+use super::bundle;
+use super::checkpoint::Sending;
+use super::checkpoint::Staged;
+use super::checkpoint::Subject;
+use super::ledger;
+use super::ledger::Artifact;
+use crate::failpoint;
+use crate::jobs::destinations;
+use crate::jobs::destinations::Delivered;
+use crate::jobs::destinations::Destination;
+use crate::jobs::destinations::Outgoing;
+use crate::jobs::destinations::Resume;
+use crate::jobs::destinations::Upload;
+use crate::jobs::destinations::error::Remedy;
+use crate::jobs::destinations::loom::ShareLink;
+use crate::meetings;
+use crate::queue::Outcome;
+use crate::records::Instance;
+
+pub(super) const UPLOAD: &str = "upload";
+/// What a parked delivery waits for.
+pub const AWAITING: &str = "awaiting_upload: upload the video in Loom and submit its share link";
+
+/// A staged file as a destination takes it.
+pub(super) fn outgoing(folder: &Path, subject: &Subject, staged: &Staged) -> Outgoing {
+    Outgoing {
+        path: folder.join(&staged.file),
+        folder: subject.folder.clone(),
+        name: staged.name.clone(),
+        content_type: staged.content_type.clone(),
+        size: staged.size,
+        sha256: staged.sha256.clone(),
+    }
+}
+
+impl Attempt {
+    /// Has the files beside the video staged.
+    pub(super) async fn make_bundle(&mut self, subject: &Subject) -> Step<()> {
+        if !self.checkpoint.files.is_empty() {
+            return Ok(());
+        }
+        let Some(video) = self.checkpoint.video.clone() else { return Err(dead("there is no staged video")) };
+        self.run.progress("bundling", 0, None);
+        let whole = match self.parts.meetings.one(self.tenant(), subject.recording_id, now()).await {
+            Ok(whole) => whole.meeting,
+            Err(meetings::Error::NotFound) => return Err(dead("the meeting was deleted meanwhile")),
+            Err(error) if error.is_passing() => return Err(super::attempt::retry(error.to_string())),
+            Err(error) => return Err(dead(error.to_string())),
+        };
+        let (folder, of) = (self.folder.clone(), subject.clone());
+        let written = tokio::task::spawn_blocking(move || bundle::write(&folder, &of, &whole, &video)).await;
+        self.checkpoint.files = written.map_err(|error| of_io(io::Error::other(error)))?.map_err(of_io)?;
+        self.save().await?;
+        failpoint::hit("delivery.bundled");
+        Ok(())
+    }
+
+    /// Sends all files that were not sent.
+    pub(super) async fn send_all(&mut self, subject: &Subject, to: &dyn Destination) -> Step<()> {
+        while let Some(staged) = self.checkpoint.files.get(self.checkpoint.sent.len()).cloned() {
+            let file = outgoing(&self.folder, subject, &staged);
+            if to.capabilities().max_bytes.is_some_and(|most| file.size > most) {
+                return Err(dead(destinations::Error::TooLarge.to_string()));
+            }
+            let delivered = loop {
+                match self.send_one(&file, to).await? {
+                    Ok(delivered) => break delivered,
+                    Err(error) if error.remedy() == Remedy::StartOver => {
+                        self.checkpoint.sending = None;
+                        self.restart(&error.to_string()).await?;
+                    }
+                    Err(error) => return Err(of_destination(error)),
+                }
+            };
+            failpoint::hit("delivery.placed");
+            self.checkpoint.sent.push(delivered);
+            self.checkpoint.sending = None;
+            self.save().await?;
+            failpoint::hit("delivery.sent");
+        }
+        Ok(())
+    }
+
+    /// Sends one file, from where it stopped. The outer error ends the attempt.
+    async fn send_one(
+        &mut self,
+        file: &Outgoing,
+        to: &dyn Destination,
+    ) -> Step<Result<Delivered, destinations::Error>> {
+        let index = self.checkpoint.sent.len();
+        let mut upload = match self.under_way(index).await {
+            None => None,
+            Some(upload) => match to.resume(file, &upload).await {
+                Ok(Resume::At(upload)) => Some(upload),
+                Ok(Resume::StartOver) => None,
+                Ok(Resume::Complete(delivered)) => return Ok(Ok(delivered)),
+                Err(error) => return Ok(Err(error)),
+            },
+        };
+        if upload.is_none() {
+            let begun = match to.begin(file).await {
+                Ok(begun) => begun,
+                Err(error) => return Ok(Err(error)),
+            };
+            failpoint::hit("delivery.begun");
+            self.note_upload(index, &begun).await?;
+            failpoint::hit("delivery.announced");
+            upload = Some(begun);
+        }
+        let mut upload = upload.unwrap_or_default();
+        let run = self.run.clone();
+        let step = if index + 1 == self.checkpoint.files.len() { "uploading" } else { "uploading the papers" };
+        let report = move |sent: u64| run.progress(step, sent, Some(file.size));
+        // An empty file is sent once, so that it exists.
+        let mut is_first = upload.offset == 0;
+        while upload.offset < file.size || (is_first && file.size == 0) {
+            is_first = false;
+            let before = upload.offset;
+            upload = match to.send(file, upload, &report).await {
+                Ok(upload) => upload,
+                Err(error) => return Ok(Err(error)),
+            };
+            failpoint::hit("delivery.part_sent");
+            self.note_upload(index, &upload).await?;
+            failpoint::hit("delivery.part");
+            self.parts.metrics.sent(upload.offset.saturating_sub(before));
+        }
+        Ok(to.finish(file, &upload).await)
+    }
+
+    async fn under_way(&self, index: usize) -> Option<Upload> {
+        let sending = self.checkpoint.sending.as_ref().filter(|sending| sending.index == index)?;
+        let opened = self.unseal(UPLOAD, &sending.sealed).await?;
+        serde_json::from_str(opened.expose()).ok()
+    }
+
+    async fn note_upload(&mut self, index: usize, upload: &Upload) -> Step<()> {
+        let text = serde_json::to_string(upload).unwrap_or_default();
+        let sealed = self.seal(UPLOAD, text).await?;
+        self.checkpoint.sending = Some(Sending { index, sealed });
+        self.save().await
+    }
+
+    /// Notes in the user's instance what was delivered.
+    pub(super) async fn record(&mut self, subject: &Subject) -> Step<()> {
+        self.run.progress("recording", 0, None);
+        let instance = self.instance().await?;
+        let placed: Vec<(Staged, Delivered)> =
+            self.checkpoint.files.iter().cloned().zip(self.checkpoint.sent.iter().cloned()).collect();
+        for (staged, placed) in &placed {
+            let content = self.content(staged).await;
+            let file = Artifact { staged, placed, expires_at: None, content };
+            self.note_artifact(&instance, subject, file).await?;
+        }
+        failpoint::hit("delivery.noted");
+        let url = placed.last().and_then(|(_, video)| video.url.clone());
+        self.note_delivered(&instance, subject, url.as_deref()).await
+    }
+
+    async fn note_artifact(&self, instance: &Instance, subject: &Subject, file: Artifact<'_>) -> Step<()> {
+        let job = self.run.job.id.as_str();
+        ledger::artifact(instance, subject, job, file).await.map_err(|error| of_records(&error))
+    }
+
+    async fn note_delivered(&self, instance: &Instance, subject: &Subject, url: Option<&str>) -> Step<()> {
+        let change = json!({
+            "state": "delivered",
+            "job": self.run.job.id.as_str(),
+            "url": url.unwrap_or_default(),
+            "error": "",
+            "attempts": self.run.attempt,
+            "finished_at": ledger::stored(now()),
+        });
+        ledger::note(instance, subject, &change).await.map_err(|error| of_records(&error))?;
+        failpoint::hit("delivery.recorded");
+        self.parts.metrics.delivered(subject.kind);
+        Ok(())
+    }
+
+    /// The content of a small file that is not the video; none when its staging is gone already.
+    async fn content(&self, staged: &Staged) -> Option<Bytes> {
+        if staged.kind == "video" || staged.size > ledger::KEPT_BYTES {
+            return None;
+        }
+        tokio::fs::read(self.folder.join(&staged.file)).await.ok().map(Bytes::from)
+    }
+
+    /// Gives the files to the person, or takes their answer.
+    pub(super) async fn hand_off(&mut self, subject: &Subject) -> Step<Value> {
+        if self.checkpoint.handed_off.is_none() {
+            self.offer(subject).await?;
+        }
+        let input = self.run.job.input.as_ref();
+        let said = input.and_then(|input| input.get("share_url").or_else(|| input.get("url")));
+        let Some(url) = said.and_then(Value::as_str) else {
+            return Err(Outcome::Park { reason: AWAITING.to_owned() });
+        };
+        let accepted = match ShareLink::parse(url) {
+            Ok(link) => self.parts.destinations.loom().accept(&link).await,
+            Err(error) => Err(error),
+        };
+        let delivered = match accepted {
+            Ok(delivered) => delivered,
+            Err(error) if error.remedy() == Remedy::GiveUp => {
+                return Err(Outcome::Park { reason: format!("awaiting_upload: {error}") });
+            }
+            Err(error) => return Err(of_destination(error)),
+        };
+        let instance = self.instance().await?;
+        let mut sent = Vec::new();
+        for staged in &self.checkpoint.files {
+            let placed = if staged.kind == "video" { delivered.clone() } else { Delivered::default() };
+            let content = self.content(staged).await;
+            if staged.kind == "video" || content.is_some() {
+                let file = Artifact { staged, placed: &placed, expires_at: None, content };
+                self.note_artifact(&instance, subject, file).await?;
+            }
+            sent.push(placed);
+        }
+        self.note_delivered(&instance, subject, delivered.url.as_deref()).await?;
+        self.checkpoint.sent = sent;
+        self.clean();
+        Ok(self.result(subject))
+    }
+
+    /// Notes the staged files as theirs to fetch.
+    async fn offer(&mut self, subject: &Subject) -> Step<()> {
+        let at = now();
+        let instance = self.instance().await?;
+        for staged in &self.checkpoint.files {
+            let is_video = staged.kind == "video";
+            let location = if is_video { format!("staging:{}", self.run.job.id) } else { String::new() };
+            let file = Artifact {
+                staged,
+                placed: &Delivered { url: None, location },
+                expires_at: is_video.then(|| at + self.parts.config.handoff_ttl),
+                content: self.content(staged).await,
+            };
+            self.note_artifact(&instance, subject, file).await?;
+        }
+        ledger::note(&instance, subject, &json!({ "state": "awaiting_upload", "error": "" }))
+            .await
+            .map_err(|error| of_records(&error))?;
+        failpoint::hit("delivery.offered");
+        self.checkpoint.handed_off = Some(at);
+        self.save().await?;
+        failpoint::hit("delivery.handed_off");
+        Ok(())
+    }
+
+    /// What the job leaves behind for whoever asks for it.
+    pub(super) fn result(&self, subject: &Subject) -> Value {
+        let files: Vec<Value> = self
+            .checkpoint
+            .files
+            .iter()
+            .zip(&self.checkpoint.sent)
+            .map(|(staged, placed)| {
+                json!({
+                    "kind": staged.kind,
+                    "name": staged.name,
+                    "size": staged.size,
+                    "sha256": staged.sha256,
+                    "location": placed.location,
+                })
+            })
+            .collect();
+        json!({
+            "recording_id": subject.recording_id.to_string(),
+            "title": subject.title,
+            "destination": subject.destination,
+            "kind": subject.kind,
+            "state": "delivered",
+            "url": self.checkpoint.sent.last().and_then(|video| video.url.clone()),
+            "files": files,
+        })
+    }
+}

@@ -1,0 +1,209 @@
+//! Resumable uploads by tus 1.0.0: creation, offset, patches, termination.
+//!
+//! Source: <https://tus.io/protocols/resumable-upload>. The successor draft of the IETF differs and is not mixed in.
+//! A kill between the answer of the creation and the note of it leaves an empty upload at the server, which no client
+//! can find again; servers expire those.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::future::BoxFuture;
+use reqwest::Method;
+use reqwest::RequestBuilder;
+use reqwest::Response;
+use reqwest::StatusCode;
+use reqwest::Url;
+use reqwest::header::CONTENT_LENGTH;
+use reqwest::header::CONTENT_TYPE;
+use reqwest::header::LOCATION;
+use serde_json::json;
+
+use super::Capabilities;
+use super::Delivered;
+use super::Destination;
+use super::Outgoing;
+use super::Report;
+use super::Resume;
+use super::Upload;
+use super::error::Error;
+use super::parts;
+use super::registry::Credential;
+use crate::outbound::Guard;
+
+const VERSION: &str = "1.0.0";
+const OFFSET: &str = "Upload-Offset";
+/// What one `PATCH` carries.
+const PART: u64 = 8 * 1024 * 1024;
+
+/// A server that takes tus uploads.
+pub struct Tus {
+    guard: Guard,
+    endpoint: Url,
+    credential: Option<Credential>,
+}
+
+impl fmt::Debug for Tus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tus").field("host", &self.endpoint.host_str()).finish_non_exhaustive()
+    }
+}
+
+impl Tus {
+    /// Uploads are created at `endpoint`, with `credential` if there is one.
+    pub fn new(guard: Guard, endpoint: &str, credential: Option<Credential>) -> Result<Self, Error> {
+        let endpoint = guard.parse(endpoint)?;
+        Ok(Self { guard, endpoint, credential })
+    }
+
+    /// A request; the credential goes to the configured origin only.
+    fn request(&self, method: Method, url: Url, bytes: u64) -> RequestBuilder {
+        let is_ours = url.origin() == self.endpoint.origin();
+        let request = self.guard.uploads().request(method, url).header("Tus-Resumable", VERSION);
+        let request = request.timeout(parts::patience(bytes));
+        match &self.credential {
+            Some(Credential { name, value }) if is_ours => request.header(name, value),
+            _ => request,
+        }
+    }
+
+    async fn create(&self, size: u64, metadata: String) -> Result<Url, Error> {
+        let request = self
+            .request(Method::POST, self.endpoint.clone(), 0)
+            .header("Upload-Length", size)
+            .header("Upload-Metadata", metadata)
+            .header(CONTENT_LENGTH, 0);
+        let response = parts::judge(request.send().await?).await?;
+        let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+        let location = location.ok_or(Error::Unexpected("no Location of the new upload"))?;
+        let url = self.endpoint.join(location).map_err(|_| Error::Unexpected("a Location that is no address"))?;
+        self.guard.check(&url)?;
+        Ok(url)
+    }
+
+    fn address(&self, upload: &Upload) -> Result<Url, Error> {
+        let text = upload.state.get("url").and_then(serde_json::Value::as_str).ok_or(Error::Gone)?;
+        Ok(self.guard.parse(text)?)
+    }
+
+    /// How much the server has; none when it does not know the upload any more.
+    async fn offset(&self, url: Url, file: &Outgoing) -> Result<Option<u64>, Error> {
+        let response = self.request(Method::HEAD, url, 0).send().await?;
+        if is_gone(response.status()) {
+            return Ok(None);
+        }
+        let response = parts::judge(response).await?;
+        let length = number(&response, "Upload-Length");
+        let offset = number(&response, OFFSET).ok_or(Error::Unexpected("no Upload-Offset"))?;
+        Ok(Some(offset).filter(|offset| *offset <= file.size && length.is_none_or(|length| length == file.size)))
+    }
+
+    async fn patch(&self, file: &Outgoing, mut upload: Upload, report: Report<'_>) -> Result<Upload, Error> {
+        let length = PART.min(file.size.saturating_sub(upload.offset));
+        if length == 0 {
+            return Ok(upload);
+        }
+        let body = parts::body(&file.path, upload.offset, length, Arc::new(AtomicU64::new(0))).await?;
+        let request = self
+            .request(Method::PATCH, self.address(&upload)?, length)
+            .header(OFFSET, upload.offset)
+            .header(CONTENT_TYPE, "application/offset+octet-stream")
+            .header(CONTENT_LENGTH, length)
+            .body(body);
+        let response = request.send().await?;
+        if response.status() == StatusCode::CONFLICT {
+            // It has more or less than we thought: its word counts.
+            upload.offset = self.offset(self.address(&upload)?, file).await?.ok_or(Error::Gone)?;
+            return Ok(upload);
+        }
+        if is_gone(response.status()) {
+            return Err(Error::Gone);
+        }
+        let response = parts::judge(response).await?;
+        let offset = number(&response, OFFSET).ok_or(Error::Unexpected("no Upload-Offset"))?;
+        if offset <= upload.offset || offset > file.size {
+            return Err(Error::Unexpected("an Upload-Offset that does not follow"));
+        }
+        upload.offset = offset;
+        report(offset);
+        Ok(upload)
+    }
+}
+
+fn is_gone(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE)
+}
+
+fn number(response: &Response, header: &str) -> Option<u64> {
+    response.headers().get(header)?.to_str().ok()?.trim().parse().ok()
+}
+
+fn metadata(file: &Outgoing) -> String {
+    let pairs = [
+        ("filename", format!("{}/{}", file.folder, file.name)),
+        ("filetype", file.content_type.clone()),
+        ("sha256", file.sha256.clone()),
+    ];
+    pairs.map(|(key, value)| format!("{key} {}", STANDARD.encode(value))).join(",")
+}
+
+impl Destination for Tus {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { resumable: true, max_bytes: None, returns_share_url: false, needs_human: false }
+    }
+
+    fn begin<'a>(&'a self, file: &'a Outgoing) -> BoxFuture<'a, Result<Upload, Error>> {
+        Box::pin(async move {
+            let url = self.create(file.size, metadata(file)).await?;
+            Ok(Upload { offset: 0, state: json!({ "url": url.as_str() }) })
+        })
+    }
+
+    fn resume<'a>(&'a self, file: &'a Outgoing, upload: &'a Upload) -> BoxFuture<'a, Result<Resume, Error>> {
+        Box::pin(async move {
+            Ok(match self.offset(self.address(upload)?, file).await? {
+                Some(offset) => Resume::At(Upload { offset, state: upload.state.clone() }),
+                None => Resume::StartOver,
+            })
+        })
+    }
+
+    fn send<'a>(
+        &'a self,
+        file: &'a Outgoing,
+        upload: Upload,
+        report: Report<'a>,
+    ) -> BoxFuture<'a, Result<Upload, Error>> {
+        Box::pin(self.patch(file, upload, report))
+    }
+
+    fn finish<'a>(&'a self, file: &'a Outgoing, upload: &'a Upload) -> BoxFuture<'a, Result<Delivered, Error>> {
+        Box::pin(async move {
+            let url = self.address(upload)?;
+            match self.offset(url.clone(), file).await? {
+                Some(offset) if offset == file.size => Ok(Delivered { url: None, location: url.to_string() }),
+                Some(_) => Err(Error::Unexpected("bytes that were taken are missing")),
+                None => Err(Error::Gone),
+            }
+        })
+    }
+
+    fn abandon<'a>(&'a self, _file: &'a Outgoing, upload: &'a Upload) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            if let Ok(url) = self.address(upload) {
+                // An extension of the protocol that a server need not have.
+                let _ = self.request(Method::DELETE, url, 0).send().await;
+            }
+        })
+    }
+
+    fn check(&self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async {
+            let url = self.create(0, format!("filename {}", STANDARD.encode("pocketfleet-check"))).await?;
+            let _ = self.request(Method::DELETE, url, 0).send().await;
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,320 @@
+//! Schedules: jobs that are added again and again, at times a cron pattern names.
+//!
+//! One record each, `schedule.<tenant>.<id>`. Every node looks every second; an occurrence is added under an
+//! idempotency key made of the schedule and the time, so it is added once, whoever else does it and whenever
+//! somebody crashes in between.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::Serialize;
+use serde_json::Value;
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use super::Error;
+use super::JobId;
+use super::NewJob;
+use super::Queue;
+use super::add::check_size;
+use super::cron::Pattern;
+use crate::failpoint;
+use crate::ids::TenantId;
+use crate::ids::UserId;
+use crate::store::Change;
+use crate::store::Entry;
+use crate::store::Revision;
+
+/// What the keys of schedules begin with.
+pub(super) const PREFIX: &str = "schedule.";
+/// How often the clock is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a schedule whose job could not be added is left alone.
+const PAUSE: Duration = Duration::from_secs(30);
+
+/// What happens to occurrences that passed while nobody looked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Missed {
+    /// Nothing: the next one comes in its time.
+    Skip,
+    /// The last of them is made up for.
+    Once,
+    /// The last so many of them are made up for (100 at most).
+    All {
+        /// How many.
+        most: u32,
+    },
+}
+
+/// What somebody wants done again and again.
+#[derive(Debug, Clone)]
+pub struct NewSchedule {
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Who asks.
+    pub user: UserId,
+    /// Five fields in UTC: minute, hour, day of month, month, day of week.
+    pub cron: String,
+    /// The kind of job.
+    pub kind: String,
+    /// A line for people.
+    pub title: String,
+    /// What the handler needs to know.
+    pub payload: Value,
+    /// The jobs' priority.
+    pub priority: i8,
+    /// What happens to occurrences that passed while nobody looked.
+    pub missed: Missed,
+}
+
+/// A schedule.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Schedule {
+    /// Its name.
+    pub id: JobId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Who asked for it.
+    pub user: UserId,
+    /// See [`NewSchedule::cron`].
+    pub cron: String,
+    /// The kind of job.
+    pub kind: String,
+    /// A line for people.
+    #[serde(default)]
+    pub title: String,
+    /// What the handler needs to know.
+    #[serde(default)]
+    pub payload: Value,
+    /// The jobs' priority.
+    #[serde(default)]
+    pub priority: i8,
+    /// What happens to occurrences that passed while nobody looked.
+    pub missed: Missed,
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// The last occurrence that was seen to.
+    #[serde(with = "time::serde::rfc3339")]
+    pub last: OffsetDateTime,
+}
+
+impl Schedule {
+    /// When it is due next; none when it never is.
+    pub fn next(&self) -> Option<OffsetDateTime> {
+        Pattern::parse(&self.cron)?.next(self.last)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Row {
+    schedule: Arc<Schedule>,
+    revision: Revision,
+    pattern: Option<Pattern>,
+    /// Left alone until then.
+    rests: Option<Instant>,
+}
+
+/// All schedules, fed by the watch and by own writes.
+#[derive(Debug, Default)]
+pub(super) struct Timetable {
+    rows: HashMap<JobId, Row>,
+}
+
+fn key_of(schedule: &Schedule) -> String {
+    format!("{PREFIX}{}.{}", schedule.tenant, schedule.id)
+}
+
+fn decode(entry: &Entry) -> Option<Schedule> {
+    let found = serde_json::from_slice::<Schedule>(&entry.value).ok().filter(|found| key_of(found) == *entry.key);
+    if found.is_none() {
+        tracing::error!(store.key = %entry.key, "the record of a schedule cannot be read; it is treated as absent");
+    }
+    found
+}
+
+impl Timetable {
+    pub(super) fn load(&mut self, entries: &[Entry]) {
+        let present: Vec<(Schedule, Revision)> =
+            entries.iter().filter_map(|entry| Some((decode(entry)?, entry.revision))).collect();
+        self.rows.retain(|id, _| present.iter().any(|(schedule, _)| schedule.id == *id));
+        for (schedule, revision) in present {
+            self.put(schedule, revision);
+        }
+    }
+
+    pub(super) fn note(&mut self, change: &Change) {
+        match change {
+            Change::Put(entry) => {
+                if let Some(schedule) = decode(entry) {
+                    self.put(schedule, entry.revision);
+                }
+            }
+            Change::Delete { key, .. } => {
+                let id = key.rsplit('.').next().and_then(|text| JobId::parse(text).ok());
+                drop(id.and_then(|id| self.rows.remove(&id)));
+            }
+        }
+    }
+
+    fn put(&mut self, schedule: Schedule, revision: Revision) {
+        let old = self.rows.get(&schedule.id);
+        if old.is_some_and(|old| old.revision >= revision) {
+            return;
+        }
+        let pattern = match old {
+            Some(old) if old.schedule.cron == schedule.cron => old.pattern.clone(),
+            _ => Pattern::parse(&schedule.cron),
+        };
+        self.rows.insert(schedule.id, Row { schedule: Arc::new(schedule), revision, pattern, rests: None });
+    }
+
+    fn of_tenant(&self, tenant: &TenantId) -> Vec<Arc<Schedule>> {
+        let rows = self.rows.values().filter(|row| row.schedule.tenant == *tenant);
+        let mut found: Vec<_> = rows.map(|row| Arc::clone(&row.schedule)).collect();
+        found.sort_by_key(|schedule| schedule.id);
+        found
+    }
+}
+
+impl Queue {
+    pub(super) fn timetable(&self) -> MutexGuard<'_, Timetable> {
+        self.inner.timetable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a schedule; its first occurrence is the first one after now. Durable when it returns.
+    pub async fn add_schedule(&self, new: NewSchedule, now: OffsetDateTime) -> Result<Arc<Schedule>, Error> {
+        if !self.knows(&new.kind) {
+            return Err(Error::UnknownKind);
+        }
+        let pattern = Pattern::parse(&new.cron).ok_or(Error::Invalid("a schedule is a cron pattern of five fields"))?;
+        if pattern.next(now).is_none() {
+            return Err(Error::Invalid("this cron pattern never comes"));
+        }
+        check_size("payload", &new.payload, self.inner.config.max_payload_bytes)?;
+        let most = self.inner.config.max_schedules_per_tenant;
+        if self.timetable().of_tenant(&new.tenant).len() >= most {
+            return Err(Error::TooManySchedules { most });
+        }
+        let id = self.inner.names.lock().unwrap_or_else(PoisonError::into_inner).next(now);
+        let schedule = Schedule {
+            id,
+            tenant: new.tenant,
+            user: new.user,
+            cron: new.cron,
+            kind: new.kind,
+            title: new.title.chars().filter(|c| !c.is_control()).take(200).collect(),
+            payload: new.payload,
+            priority: new.priority,
+            missed: new.missed,
+            created_at: now,
+            last: now,
+        };
+        let revision = self.inner.store.create(&key_of(&schedule), encode(&schedule)?).await?;
+        self.timetable().put(schedule.clone(), revision);
+        Ok(Arc::new(schedule))
+    }
+
+    /// A tenant's schedules, the oldest first.
+    pub fn schedules(&self, tenant: &TenantId) -> Vec<Arc<Schedule>> {
+        self.timetable().of_tenant(tenant)
+    }
+
+    /// Ends a schedule; what it added stays. [`Error::NotFound`] when there is none.
+    pub async fn remove_schedule(&self, tenant: &TenantId, id: &JobId) -> Result<(), Error> {
+        loop {
+            let found = self.timetable().rows.get(id).filter(|row| row.schedule.tenant == *tenant).cloned();
+            let key = key_of(&found.ok_or(Error::NotFound)?.schedule);
+            let Some(entry) = self.inner.store.get(&key).await? else { break };
+            match self.inner.store.delete(&key, entry.revision).await {
+                Ok(_) => break,
+                Err(error) if error.is_refusal() => tokio::task::yield_now().await,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.timetable().rows.remove(id);
+        Ok(())
+    }
+
+    /// Looks at the clock every second.
+    pub(super) async fn follow_schedules(&self) {
+        let mut ticks = tokio::time::interval(LOOK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.inner.stopping.cancelled() => return,
+            }
+            let rows: Vec<Row> = {
+                let now = Instant::now();
+                let timetable = self.timetable();
+                let awake = timetable.rows.values().filter(|row| row.rests.is_none_or(|until| until <= now));
+                awake.cloned().collect()
+            };
+            for row in rows {
+                if let Err(error) = self.occur(&row).await {
+                    let id = row.schedule.id;
+                    tracing::warn!(schedule.id = %id, %error, "add the job of a schedule; trying again in a while");
+                    if let Some(row) = self.timetable().rows.get_mut(&id) {
+                        row.rests = Some(Instant::now() + PAUSE);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds what is due of a schedule, then notes that it was.
+    async fn occur(&self, row: &Row) -> Result<(), Error> {
+        let (schedule, Some(pattern)) = (&row.schedule, &row.pattern) else { return Ok(()) };
+        let now = self.now();
+        let (times, last) = pattern.due(schedule.last, now, schedule.missed);
+        if last == schedule.last {
+            return Ok(());
+        }
+        let job = |at: &OffsetDateTime| NewJob {
+            kind: schedule.kind.clone(),
+            tenant: schedule.tenant.clone(),
+            user: schedule.user.clone(),
+            title: schedule.title.clone(),
+            payload: schedule.payload.clone(),
+            priority: schedule.priority,
+            run_at: None,
+            idempotency_key: Some(format!("schedule.{}.{}", schedule.id, at.unix_timestamp())),
+            dedupe: None,
+            max_attempts: None,
+        };
+        self.add(times.iter().map(job).collect(), now).await?;
+        failpoint::hit("queue.schedule.added");
+        let next = Schedule { last, ..Schedule::clone(schedule) };
+        match self.inner.store.update(&key_of(&next), encode(&next)?, row.revision).await {
+            Ok(revision) => self.timetable().put(next, revision),
+            // Another node noted it, or it was removed; the watch tells.
+            Err(error) if error.is_refusal() => self.refresh(&next).await?,
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Reads a schedule anew.
+    async fn refresh(&self, schedule: &Schedule) -> Result<(), Error> {
+        match self.inner.store.get(&key_of(schedule)).await? {
+            Some(entry) => {
+                if let Some(found) = decode(&entry) {
+                    self.timetable().put(found, entry.revision);
+                }
+            }
+            None => drop(self.timetable().rows.remove(&schedule.id)),
+        }
+        Ok(())
+    }
+}
+
+fn encode(schedule: &Schedule) -> Result<Bytes, Error> {
+    serde_json::to_vec(schedule).map(Bytes::from).map_err(|_| Error::Invalid("the schedule cannot be written as JSON"))
+}

@@ -1,0 +1,141 @@
+//! What Fathom and the media host may do wrong, a disk that is full, a user who changes their mind.
+
+use reqwest::Method;
+use serde_json::Value;
+use serde_json::json;
+
+use super::Bench;
+use super::assert_delivered_once;
+use super::sha256;
+use crate::support::eventually;
+
+const SMALL: [&str; 2] = ["--media-bytes", "300000"];
+
+/// Faults that pass: the delivery succeeds in spite of each.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_passes_is_waited_out() {
+    let bench = Bench::start(&[], &SMALL, "").await;
+    let recordings = bench.recordings().await;
+    let download = "/recordings/*/download";
+    let poll = "/recordings/*/downloads/*";
+    let media = "/media/*";
+    let faults = [
+        ("429 with Retry-After", json!({"path": download, "kind": "status", "status": 429, "retry_after": 1})),
+        ("429 without headers", json!({"path": poll, "kind": "no_headers429"})),
+        ("500 at the request", json!({"path": download, "kind": "status", "status": 500})),
+        ("503 at the poll", json!({"path": poll, "kind": "status", "status": 503})),
+        ("no JSON", json!({"path": poll, "kind": "malformed"})),
+        ("no status", json!({"path": poll, "kind": "missing_field", "field": "status"})),
+        ("expired download", json!({"path": poll, "kind": "expired_download"})),
+        ("failed download", json!({"path": poll, "kind": "failed_download"})),
+        ("cut connection", json!({"path": poll, "kind": "drop"})),
+        ("expired link", json!({"path": media, "kind": "expired_link"})),
+        ("short body", json!({"path": media, "kind": "short_body", "times": 2})),
+        ("500 of the media", json!({"path": media, "kind": "status", "status": 500})),
+        ("wrong size once", json!({"path": poll, "kind": "wrong_size"})),
+    ];
+    for ((name, fault), recording) in faults.into_iter().zip(&recordings) {
+        bench.standin.fault(fault).await;
+        let result = bench.deliver(*recording, "folder").await;
+        bench.standin.control(Method::DELETE, "/faults", None).await;
+        let files = bench.in_folder();
+        let (_, video) = files.iter().find(|(path, _)| path.ends_with(&format!("_{recording}/video.mp4"))).unwrap();
+        assert_eq!(sha256(video), sha256(&bench.video(*recording).await), "{name}: {result}");
+        assert_delivered_once(&bench, *recording).await;
+    }
+    bench.nothing_staged().await;
+    assert!(!bench.in_folder().keys().any(|path| path.ends_with(".part")));
+}
+
+/// Faults that do not pass: the delivery ends with a reason, and leaves nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_pass_is_said_and_leaves_nothing() {
+    let bench = Bench::start(&[], &SMALL, "delivery.max_attempts = 2\n").await;
+    let recordings = bench.recordings().await;
+    let always = |mut fault: Value| {
+        fault["times"] = json!(1000);
+        fault
+    };
+    let faults = [
+        (json!({"path": "/recordings/*/download", "kind": "status", "status": 401}), "does not accept the key"),
+        (json!({"path": "/recordings/*/download", "kind": "status", "status": 403}), "does not let the owner"),
+        (json!({"path": "/recordings/*/download", "kind": "status", "status": 404}), "nothing under this id"),
+        (json!({"path": "/recordings/*/download", "kind": "status", "status": 422}), "no downloadable media"),
+        (json!({"path": "/recordings/*/downloads/*", "kind": "wrong_size"}), "another size"),
+        (json!({"path": "/media/*", "kind": "redirect_loopback"}), "not"),
+        (json!({"path": "/recordings/*/downloads/*", "kind": "failed_download"}), "could not prepare"),
+    ];
+    for ((fault, reason), recording) in faults.into_iter().zip(&recordings) {
+        bench.standin.fault(always(fault.clone())).await;
+        let id = bench.order(*recording, "folder").await;
+        let dead = bench.until(&id, &["dead"]).await;
+        bench.standin.control(Method::DELETE, "/faults", None).await;
+        assert!(dead["error"].as_str().unwrap().contains(reason), "{fault}: {dead}");
+        let row = eventually("the failure is noted", async || {
+            bench.rows(*recording).await.into_iter().find(|row| row["state"] == "failed")
+        })
+        .await;
+        assert_eq!(row["error"], dead["error"]);
+    }
+    bench.nothing_staged().await;
+    assert!(bench.in_folder().is_empty(), "{:?}", bench.in_folder().keys());
+    // Brought back by a person, it succeeds.
+    let failed = bench.get("/api/v1/jobs?state=dead").await["items"][0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(bench.call(Method::POST, &format!("/api/v1/queue/{failed}/retry"), json!({})).await.0, 200);
+    bench.until(&failed, &["done"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recording_that_does_not_fit_is_not_begun() {
+    let bench = Bench::start(&[], &SMALL, "delivery.reserve_bytes = 9000000000000000\n").await;
+    let id = bench.order(bench.recordings().await[0], "folder").await;
+    let waiting = bench.until(&id, &["scheduled"]).await;
+    assert!(waiting["error"].as_str().unwrap().contains("no room"), "{waiting}");
+    let recording = bench.recordings().await[0];
+    assert_eq!(bench.rows(recording).await[0]["state"], "delivering");
+    assert_eq!(bench.standin.calls("GET /media").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recording_larger_than_the_limit_is_refused() {
+    let bench = Bench::start(&[], &SMALL, "delivery.max_bytes = 100000\n").await;
+    let id = bench.order(bench.recordings().await[0], "folder").await;
+    let dead = bench.until(&id, &["dead"]).await;
+    assert!(dead["error"].as_str().unwrap().contains("delivery.max_bytes"), "{dead}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calling_off_a_download_leaves_nothing() {
+    let bench = Bench::start(&[], &["--media-bytes", "20000000", "--media-rate", "1000000"], "").await;
+    let recording = bench.recordings().await[0];
+    let id = bench.order(recording, "folder").await;
+    eventually("bytes are coming", async || {
+        let progress = bench.job(&id).await["progress"].clone();
+        (progress["step"] == "downloading" && progress["done"].as_u64() > Some(0)).then_some(())
+    })
+    .await;
+    assert!(!bench.staged().is_empty());
+    assert_eq!(bench.call(Method::DELETE, &format!("/api/v1/queue/{id}"), Value::Null).await.0, 204);
+    bench.until(&id, &["cancelled"]).await;
+    eventually("it is noted", async || {
+        bench.rows(recording).await.iter().any(|row| row["state"] == "cancelled").then_some(())
+    })
+    .await;
+    bench.nothing_staged().await;
+    assert!(bench.in_folder().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_instance_sleeps_while_a_recording_is_on_its_way() {
+    let standin = ["--media-bytes", "6000000", "--media-rate", "1000000"];
+    let bench = Bench::start(&[], &standin, "instances.idle_timeout = \"200ms\"\n").await;
+    let recording = bench.recordings().await[0];
+    let id = bench.order(recording, "folder").await;
+    eventually("it sleeps during the download", async || {
+        let is_running = bench.job(&id).await["progress"]["step"] == "downloading";
+        (is_running && bench.app.tenant(&bench.user.id)["state"] == "asleep").then_some(())
+    })
+    .await;
+    bench.until(&id, &["done"]).await;
+    assert_delivered_once(&bench, recording).await;
+}
