@@ -240,11 +240,11 @@ pub(super) async fn add<T, V: Serialize>(
 }
 
 /// Whose jobs they are to be. What others than admins say of it counts for nothing.
-fn whom(verifier: &Verifier, owner: &JobOwner, names: Vec<Option<String>>) -> Result<UserId, Problem> {
+fn whom(verifier: &Verifier, owner: &JobOwner, asked: Vec<Option<String>>) -> Result<UserId, Problem> {
     if !owner.is_admin {
         return Ok(owner.user.clone());
     }
-    let mut named: Vec<_> = names.into_iter().flatten().collect();
+    let mut named: Vec<_> = asked.into_iter().flatten().collect();
     named.dedup();
     match named.as_slice() {
         [] => Ok(owner.user.clone()),

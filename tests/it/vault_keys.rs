@@ -105,7 +105,7 @@ async fn a_rotation_that_was_killed_goes_on_and_every_secret_opens_at_every_mome
         ("vault.rotate.rewrapped_all", 4),
         ("vault.rotate.filed", 5),
     ] {
-        app.failpoint = Some(step);
+        app.arm(step);
         app.launch().await;
         all_open(&app).await;
         let rotation = app.cli(&["vault", "rotate-master"]);
