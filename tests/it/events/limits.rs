@@ -94,7 +94,9 @@ async fn silent_clients_are_asked_and_then_let_go() {
     );
     mute.write_all(head.as_bytes()).await.unwrap();
     let mut bytes = Vec::new();
-    let close = [0x88, 2 + 7, (3012_u16 >> 8) as u8, (3012 & 0xff) as u8];
+    // Its head, and the code 3012 before the reason.
+    let [high, low] = 3012_u16.to_be_bytes();
+    let close = [0x88, 2 + 7, high, low];
     let closed = async {
         while !bytes.windows(4).any(|window| window == close) {
             assert!(mute.read_buf(&mut bytes).await.unwrap() > 0, "closed without the code: {bytes:?}");

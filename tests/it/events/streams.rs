@@ -34,7 +34,8 @@ impl Stream {
                     line.unwrap_or_default().trim_start().to_owned()
                 };
                 let found = (field("id:"), field("event:"), field("data:"));
-                self.text = rest.to_owned();
+                let end = self.text.len() - rest.len();
+                self.text.drain(..end);
                 if !found.2.is_empty() {
                     return Some((found.0, found.1, serde_json::from_str(&found.2).unwrap()));
                 }
