@@ -198,8 +198,6 @@ impl Config {
         self.server.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         accounts::config::check(&self.mail, &self.accounts).map_err(|error| Error::Invalid(error.to_string()))?;
         self.realtime.validate().map_err(|error| Error::Invalid(error.to_string()))?;
-        self.outbound.validate().map_err(|error| Error::Invalid(error.to_string()))?;
-        self.fathom.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.check_meetings()?;
         self.vault.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         let i = &self.instances;
@@ -282,6 +280,8 @@ impl Config {
 
 impl Config {
     fn check_meetings(&self) -> Result<(), Error> {
+        self.outbound.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.fathom.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.meetings.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         if self.meetings.max_hook_bytes > self.server.max_account_bytes.max(self.server.max_json_bytes) {
             let (key, value) = ("meetings.max_hook_bytes", self.meetings.max_hook_bytes);
