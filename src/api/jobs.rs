@@ -244,9 +244,9 @@ fn whom(verifier: &Verifier, owner: &JobOwner, names: Vec<Option<String>>) -> Re
     if !owner.is_admin {
         return Ok(owner.user.clone());
     }
-    let mut named: Vec<_> = names.into_iter().flatten().collect();
-    named.dedup();
-    match named.as_slice() {
+    let mut wanted: Vec<_> = names.into_iter().flatten().collect();
+    wanted.dedup();
+    match wanted.as_slice() {
         [] => Ok(owner.user.clone()),
         [one] => UserId::parse(one)
             .ok()

@@ -25,6 +25,7 @@ use crate::events::Topic;
 use crate::ids::TenantId;
 use crate::ids::UserId;
 use crate::jobs::intake::Intake;
+use crate::jobs::item;
 use crate::jobs::item::QueueItem;
 use crate::queue::Active;
 use crate::queue::Change;
@@ -300,7 +301,7 @@ fn queue_update(user: &UserId, news: &News, active: &[Active], now: &str) -> Mes
 fn progress_update(job: &Job, now: &str) -> Value {
     json!({
         "job_id": job.id.as_str(),
-        "recording_id": job.payload["recording_id"].as_u64(),
+        "recording_id": item::recording_of(&job.payload),
         "topic": job.title,
         "step": job.progress.step,
         "done": job.progress.done,

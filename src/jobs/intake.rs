@@ -7,7 +7,6 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::Map;
 use serde_json::Value;
 use serde_json::json;
 use time::Duration;
@@ -17,6 +16,7 @@ use crate::error::Code;
 use crate::error::Problem;
 use crate::ids::TenantId;
 use crate::ids::UserId;
+use crate::jobs::deliver;
 use crate::queue;
 use crate::queue::Added;
 use crate::queue::NewJob;
@@ -30,8 +30,10 @@ pub const DELIVER_MEETING: &str = "deliver_meeting";
 pub const MOST_WISHES: usize = 1_000;
 /// Longest title, in characters.
 const TITLE_CHARS: usize = 200;
-/// Longest idempotency key and dedupe text, in bytes.
+/// Longest idempotency key, in bytes.
 const KEY_BYTES: usize = 200;
+/// Longest dedupe text of a user's own, in bytes.
+const DEDUPE_BYTES: usize = 120;
 /// Longest name of a destination, in bytes.
 const DESTINATION_BYTES: usize = 64;
 /// A job can be put off this far.
@@ -208,6 +210,7 @@ fn job_of(user: &UserId, wish: Wish, rules: &Rules, now: OffsetDateTime, index: 
     if wish.idempotency_key.as_deref().is_some_and(|key| !is_key(key)) {
         return Err(wrong("idempotency_key", "1 to 200 visible characters of ASCII"));
     }
+    let tenant = TenantId::personal(user);
     let work = match wish.work {
         // However a meeting is asked for, it is the same job.
         Work::Any { kind, title, payload, dedupe } if kind == DELIVER_MEETING => {
@@ -230,19 +233,17 @@ fn job_of(user: &UserId, wish: Wish, rules: &Rules, now: OffsetDateTime, index: 
             if meeting.topic.trim().is_empty() && meeting.recording_id.is_none() {
                 return Err(wrong("recording_id", "say which meeting: send a recording_id or a topic"));
             }
-            // The same recording to the same place is the same work, as long as it is not done.
-            let dedupe = meeting.recording_id.map(|recording| {
-                format!("{DELIVER_MEETING} {recording} {}", destination.as_deref().unwrap_or_default())
-            });
-            let payload = payload(&meeting.topic, meeting.recording_id, destination);
-            (DELIVER_MEETING.to_owned(), meeting.topic, payload, dedupe)
+            let topic = Some(meeting.topic.as_str()).filter(|topic| !topic.is_empty());
+            let order =
+                deliver::order(tenant.clone(), user.clone(), meeting.recording_id, topic, destination.as_deref());
+            (order.kind, order.title, order.payload, order.dedupe)
         }
         Work::Any { kind, title, payload, dedupe } => {
             if !rules.is_open(&kind) {
                 return Err(Error::Kind { index });
             }
-            if dedupe.as_deref().is_some_and(|key| !is_key(key)) {
-                return Err(wrong("dedupe", "1 to 200 visible characters of ASCII"));
+            if dedupe.as_deref().is_some_and(|text| !is_text(text)) {
+                return Err(wrong("dedupe", "1 to 120 bytes, none of them a control character"));
             }
             // A user's own words never meet those of the kinds.
             let dedupe = dedupe.map(|text| format!("own {kind} {text}"));
@@ -254,7 +255,7 @@ fn job_of(user: &UserId, wish: Wish, rules: &Rules, now: OffsetDateTime, index: 
     }
     Ok(NewJob {
         kind,
-        tenant: TenantId::personal(user),
+        tenant,
         user: user.clone(),
         title,
         payload,
@@ -266,25 +267,14 @@ fn job_of(user: &UserId, wish: Wish, rules: &Rules, now: OffsetDateTime, index: 
     })
 }
 
-/// What the job says of its meeting; what was not said is left out.
-fn payload(topic: &str, recording_id: Option<u64>, destination: Option<String>) -> Value {
-    let mut payload = Map::new();
-    if !topic.is_empty() {
-        payload.insert("topic".to_owned(), topic.into());
-    }
-    if let Some(recording) = recording_id {
-        payload.insert("recording_id".to_owned(), recording.into());
-    }
-    if let Some(destination) = destination {
-        payload.insert("destination".to_owned(), destination.into());
-    }
-    Value::Object(payload)
-}
-
 /// What can name a destination.
 fn is_name(text: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     (1..=DESTINATION_BYTES).contains(&text.len()) && text.bytes().all(fits)
+}
+
+fn is_text(text: &str) -> bool {
+    (1..=DEDUPE_BYTES).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
 fn is_key(text: &str) -> bool {
@@ -294,6 +284,7 @@ fn is_key(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jobs::item;
 
     fn rules() -> Rules {
         Rules { kinds: vec!["transcode".to_owned()], priorities: -10..=10 }
@@ -323,7 +314,7 @@ mod tests {
     fn the_same_recording_to_the_same_place_is_one_job_and_topics_alone_are_not() {
         let jobs = made(vec![meeting("Team", Some(7)), meeting("Other", Some(7)), meeting("Team", None)]).unwrap();
         assert_eq!(jobs[0].dedupe, jobs[1].dedupe);
-        assert_eq!((jobs[0].payload["recording_id"].as_u64(), &jobs[2].dedupe), (Some(7), &None));
+        assert_eq!((item::recording_of(&jobs[0].payload), &jobs[2].dedupe), (Some(7), &None));
         assert_eq!((&*jobs[2].title, &jobs[2].payload), ("Team", &json!({"topic": "Team"})));
         assert_ne!(made(vec![any("transcode")]).unwrap()[0].dedupe, Some("x".to_owned()));
     }

@@ -8,6 +8,12 @@ use utoipa::ToSchema;
 use crate::queue::Job;
 use crate::queue::Progress;
 
+/// The recording that a payload speaks of, as a number or as its digits.
+pub(super) fn recording_of(payload: &Value) -> Option<u64> {
+    let found = &payload["recording_id"];
+    found.as_u64().or_else(|| found.as_str()?.parse().ok())
+}
+
 /// How far a job is. Units are those of the step: bytes, lines, parts.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = JobProgress)]
@@ -93,7 +99,7 @@ impl QueueItem {
             position,
             user_id: job.user.as_str().to_owned(),
             topic: job.title.clone(),
-            recording_id: job.payload["recording_id"].as_u64(),
+            recording_id: recording_of(&job.payload),
             destination: job.payload["destination"].as_str().map(str::to_owned),
             priority: job.priority,
             attempts: job.attempts,

@@ -307,7 +307,7 @@ async fn a_reused_pid_in_the_record_is_never_signalled() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kill_of_the_global_instance_keeps_signed_in_users_working_and_it_returns() {
-    let mut app = TestApp::with("instances.backoff_base = \"10s\"\n").await;
+    let mut app = TestApp::with("instances.quarantine_failures = 0\n").await;
     app.expect_log("instance failed");
     let ada = app.user("ada").await;
     ada.note("x").await;

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on fails, and says why")]
 
 mod accounts;
+mod announce;
 mod answers;
 mod api_keys;
 mod app_browser;

@@ -10,9 +10,6 @@ use time::format_description::well_known::Rfc3339;
 use crate::support::TestApp;
 use crate::support::User;
 
-/// Meetings are delivered by nobody here, so that nothing moves under the test's hands.
-const MEETINGS: &str = "queue.external_kinds = [\"deliver_meeting\"]\n";
-
 /// Sends and reads; status and body.
 pub(crate) async fn call(user: &User, method: Method, path: &str, body: Option<Value>) -> (u16, Value) {
     let mut request = user.request(method, path);
@@ -52,7 +49,7 @@ fn ids(queue: &Value) -> Vec<&str> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_samples_of_the_seed_work_word_for_word() {
-    let app = TestApp::with(MEETINGS).await;
+    let app = TestApp::start().await;
     let ada = resting(&app, "ada").await;
     let sent = ada
         .request(Method::POST, "/api/queue")
@@ -82,7 +79,7 @@ async fn the_samples_of_the_seed_work_word_for_word() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_recording_for_one_destination_is_one_item_until_it_is_done() {
-    let app = TestApp::with(MEETINGS).await;
+    let app = TestApp::start().await;
     let ada = resting(&app, "ada").await;
     let (status, first) = post(&ada, "/api/v1/queue", json!({"recording_id": 7, "topic": "Team"})).await;
     assert_eq!(status, 201, "{first}");
@@ -103,7 +100,7 @@ async fn one_recording_for_one_destination_is_one_item_until_it_is_done() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idempotency_key_stands_for_one_wish() {
-    let app = TestApp::with(MEETINGS).await;
+    let app = TestApp::start().await;
     let ada = resting(&app, "ada").await;
     let wish = json!({"topic": "Team", "idempotency_key": "k-1"});
     let (status, first) = post(&ada, "/api/v1/queue", wish.clone()).await;
@@ -121,7 +118,7 @@ async fn an_idempotency_key_stands_for_one_wish() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn items_are_in_the_order_of_dispatch_and_can_be_moved() {
-    let app = TestApp::with(MEETINGS).await;
+    let app = TestApp::start().await;
     let ada = resting(&app, "ada").await;
     let items: Vec<_> = ["a", "b", "c", "d"].iter().map(|topic| json!({ "topic": topic })).collect();
     let (status, added) = post(&ada, "/api/v1/queue", json!({ "items": items })).await;
@@ -156,7 +153,7 @@ async fn items_are_in_the_order_of_dispatch_and_can_be_moved() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_input_is_refused_whole_and_changes_nothing() {
-    let app = TestApp::with(MEETINGS).await;
+    let app = TestApp::start().await;
     let ada = resting(&app, "ada").await;
     let at = |span: Duration| (OffsetDateTime::now_utc() + span).format(&Rfc3339).unwrap();
     let many: Vec<_> = (0..10_000).map(|n| json!({"topic": n.to_string()})).collect();
@@ -227,7 +224,7 @@ async fn bad_input_is_refused_whole_and_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn times_that_have_passed_mean_now_and_others_are_waited_for() {
-    let app = TestApp::with(MEETINGS).await;
+    let app = TestApp::start().await;
     let ada = resting(&app, "ada").await;
     let at = |span: Duration| (OffsetDateTime::now_utc() + span).format(&Rfc3339).unwrap();
     let (status, past) = post(&ada, "/api/v1/queue", json!({"topic": "past", "run_at": at(-Duration::DAY)})).await;
@@ -240,7 +237,7 @@ async fn times_that_have_passed_mean_now_and_others_are_waited_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_touches_anothers_items_and_admins_name_whom_they_add_for() {
-    let app = TestApp::with(MEETINGS).await;
+    let app = TestApp::start().await;
     let (ada, bob) = (resting(&app, "ada").await, resting(&app, "bob").await);
     let (_, item) = post(&ada, "/api/v1/queue", json!({"topic": "mine"})).await;
     let id = item["id"].as_str().unwrap();
@@ -280,7 +277,7 @@ async fn nobody_touches_anothers_items_and_admins_name_whom_they_add_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn history_comes_in_pages_newest_first() {
-    let app = TestApp::with(MEETINGS).await;
+    let app = TestApp::start().await;
     let ada = resting(&app, "ada").await;
     let items: Vec<_> = (0..25).map(|n| json!({ "topic": format!("{n:02}") })).collect();
     let (_, added) = post(&ada, "/api/v1/queue", json!({ "items": items })).await;
