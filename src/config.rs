@@ -210,13 +210,7 @@ impl Config {
         self.server.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         accounts::config::check(&self.mail, &self.accounts).map_err(|error| Error::Invalid(error.to_string()))?;
         self.realtime.validate().map_err(|error| Error::Invalid(error.to_string()))?;
-        self.outbound.validate().map_err(|error| Error::Invalid(error.to_string()))?;
-        self.fathom.validate().map_err(|error| Error::Invalid(error.to_string()))?;
-        self.meetings.validate().map_err(|error| Error::Invalid(error.to_string()))?;
-        if self.meetings.max_hook_bytes > self.server.max_account_bytes.max(self.server.max_json_bytes) {
-            let (key, value) = ("meetings.max_hook_bytes", self.meetings.max_hook_bytes);
-            return Err(rule(key, value, "not above server.max_account_bytes, which no request of ours may exceed"));
-        }
+        self.check_meetings()?;
         self.vault.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.delivery.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.queue.validate().map_err(|error| Error::Invalid(error.to_string()))?;
@@ -300,6 +294,17 @@ impl Config {
 }
 
 impl Config {
+    fn check_meetings(&self) -> Result<(), Error> {
+        self.outbound.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.fathom.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.meetings.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        if self.meetings.max_hook_bytes > self.server.max_account_bytes.max(self.server.max_json_bytes) {
+            let (key, value) = ("meetings.max_hook_bytes", self.meetings.max_hook_bytes);
+            return Err(rule(key, value, "not above server.max_account_bytes, which no request of ours may exceed"));
+        }
+        Ok(())
+    }
+
     fn check_workspaces(&self) -> Result<(), Error> {
         let w = &self.workspaces;
         positive("workspaces.max_members", w.max_members as u64)?;

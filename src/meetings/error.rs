@@ -18,6 +18,9 @@ pub enum Error {
     /// Nothing of this number, or nothing that the caller may know of.
     #[error("there is no such meeting")]
     NotFound,
+    /// The instance has no place for meetings: its template is older, or not ours.
+    #[error("this instance has no collections for meetings; its template has to be brought up to date")]
+    NoCollections,
     /// No address that Fathom can call.
     #[error("this server has no public URL; ask its operator to set server.public_url")]
     NoPublicUrl,
@@ -56,6 +59,7 @@ impl Error {
         match self {
             Self::Busy | Self::InboxFull | Self::Store(_) => true,
             Self::Cursor
+            | Self::NoCollections
             | Self::NotFound
             | Self::NoDelivery
             | Self::NoPublicUrl
@@ -75,7 +79,7 @@ impl From<Error> for Problem {
             Error::Cursor => Problem::new(Code::InvalidRequest).message(said),
             Error::NotFound | Error::Forged => Problem::new(Code::NotFound),
             Error::NoPublicUrl => Problem::new(Code::WebhooksNotConfigured),
-            Error::NoDelivery => Problem::new(Code::NotImplemented).message(said),
+            Error::NoCollections | Error::NoDelivery => Problem::new(Code::NotImplemented).message(said),
             Error::Busy => Problem::new(Code::Conflict).message(said),
             Error::NotAMeeting => Problem::new(Code::InvalidBody).message(said),
             Error::InboxFull => Problem::new(Code::Overloaded).retry_after(Duration::from_mins(1)),

@@ -24,6 +24,7 @@ use super::state::State;
 use super::state::Verdict;
 use super::state::judge;
 use crate::ids::TenantId;
+use crate::records;
 use crate::records::Instance;
 use crate::records::Query;
 use crate::records::quoted;
@@ -239,14 +240,22 @@ fn lacks_contents(meeting: &Value) -> bool {
 
 /// The row of the state of syncing.
 pub(super) async fn row_of(instance: &Instance) -> Result<Row, Error> {
-    let rows = instance.rows(STATE).await?;
+    let rows = instance.rows(STATE).await.map_err(no_table)?;
     let document = rows.into_iter().next().and_then(|row| row.into_iter().nth(1)).flatten();
     Ok(Row::parse(document.as_deref()))
 }
 
+/// An instance of a template without meetings is not one that is broken.
+fn no_table(error: records::Error) -> Error {
+    match error {
+        records::Error::Refused { status: 400, message } if message.contains("no such table") => Error::NoCollections,
+        error => error.into(),
+    }
+}
+
 async fn look(instance: &Instance, filter: &Filter) -> Result<Found, Error> {
     let mut found = Found { row: Row::default(), items: Vec::new() };
-    for row in instance.rows(&filter.sql()).await? {
+    for row in instance.rows(&filter.sql()).await.map_err(no_table)? {
         let mut values = row.into_iter();
         let (kind, document) = (values.next().flatten(), values.next().flatten());
         if kind.as_deref() == Some("state") {

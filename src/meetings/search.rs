@@ -100,7 +100,7 @@ fn match_text(search: &str) -> Option<String> {
 /// The row of `sync_state`, as the first row of any answer.
 pub(super) const STATE: &str = "SELECT 'state' AS kind, (SELECT json_object('state', state, 'error', error, \
     'retry_at', retry_at, 'synced_at', synced_at, 'newest', newest, 'phase', phase, 'since', since, 'cursor', cursor, \
-    'seen', seen, 'refused_key', refused_key) FROM sync_state WHERE id = 'syncstate000000') AS doc";
+    'seen', seen, 'synced_key', synced_key, 'refused_key', refused_key) FROM sync_state WHERE id = 'syncstate000000') AS doc";
 
 const DELIVERY: &str = "json((SELECT json_object('state', d.state, 'destination', d.destination, 'url', d.url, 'job', \
     d.job) FROM deliveries d WHERE d.recording_id = m.recording_id ORDER BY d.updated DESC LIMIT 1))";

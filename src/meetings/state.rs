@@ -48,6 +48,7 @@ pub(super) struct Row {
     pub(super) since: String,
     pub(super) cursor: String,
     pub(super) seen: String,
+    pub(super) synced_key: String,
     pub(super) refused_key: String,
 }
 
@@ -62,7 +63,7 @@ impl Row {
         json!({
             "id": ROW, "state": self.state, "error": self.error, "retry_at": self.retry_at,
             "synced_at": self.synced_at, "newest": self.newest, "phase": self.phase, "since": self.since,
-            "cursor": self.cursor, "seen": self.seen, "refused_key": self.refused_key,
+            "cursor": self.cursor, "seen": self.seen, "synced_key": self.synced_key, "refused_key": self.refused_key,
         })
     }
 
@@ -71,17 +72,23 @@ impl Row {
         dates::instant(&self.synced_at)
     }
 
-    /// What a run does next, and the row as it begins: what was interrupted goes on where it was.
-    pub(super) fn begin(&self, overlap: Duration) -> (Phase, Self) {
+    /// What a run with a key does next, and the row as it begins: what was interrupted goes on where it was, unless it
+    /// was with another key, which may see other meetings.
+    pub(super) fn begin(&self, overlap: Duration, key: &str) -> (Phase, Self) {
         let mut row = self.clone();
+        if row.synced_key != key {
+            key.clone_into(&mut row.synced_key);
+            row.newest = String::new();
+            row.phase = String::new();
+        }
         "syncing".clone_into(&mut row.state);
         row.retry_at = String::new();
         row.refused_key = String::new();
-        let phase = match self.phase.as_str() {
+        let phase = match row.phase.as_str() {
             "list" => Phase::List,
             "contents" => Phase::Contents,
             _ => {
-                row.enter(Phase::List, dates::instant(&self.newest).map(|newest| newest - overlap));
+                row.enter(Phase::List, dates::instant(&row.newest).map(|newest| newest - overlap));
                 Phase::List
             }
         };
@@ -226,6 +233,9 @@ pub(super) fn judge(row: &Row, around: Circumstances<'_>, now: OffsetDateTime, c
     let Some(ttl) = ttl else {
         return Verdict { state: State::Syncing, refresh: true, wait: true, served: Served::Miss };
     };
+    if row.synced_key != key {
+        return Verdict { state: State::Stale, refresh: true, wait: false, served };
+    }
     if ttl > time::Duration::ZERO {
         // The list is whole; what is interrupted or under way are contents.
         let unfinished = !row.phase.is_empty() && !around.is_running;
@@ -261,7 +271,7 @@ mod tests {
     }
 
     fn synced(ago: Duration) -> Row {
-        let mut row = Row::default();
+        let mut row = Row { synced_key: "k".to_owned(), ..Row::default() };
         row.listed(NOW - ago);
         row.finish();
         row
@@ -298,6 +308,9 @@ mod tests {
         assert_eq!((judged(&row).state, judged(&row).refresh), (State::Failed, false));
         row.fail("x".to_owned(), None, "older");
         assert!(judged(&row).refresh);
+        let other =
+            judge(&synced(Duration::ZERO), Circumstances { key: Some("new"), is_running: false }, NOW, &config());
+        assert_eq!((other.state, other.refresh), (State::Stale, true), "another key may see others");
         let none = judge(&row, Circumstances { key: None, is_running: false }, NOW, &config());
         assert_eq!((none.state, none.refresh), (State::NoKey, false));
     }
@@ -306,21 +319,23 @@ mod tests {
     fn an_interrupted_run_goes_on_where_it_was() {
         let mut row = synced(Duration::from_mins(6));
         row.newest = "2025-12-31 00:00:00.000Z".to_owned();
-        let (phase, mut row) = row.begin(Duration::from_hours(24));
+        let (phase, mut row) = row.begin(Duration::from_hours(24), "k");
         assert_eq!((phase, row.since.as_str()), (Phase::List, "2025-12-30 00:00:00.000Z"));
         row.read(Some("c2"), Some(datetime!(2026-01-01 10:00 UTC)));
         let row = Row::parse(Some(&row.record().to_string()));
-        let (phase, mut row) = row.begin(Duration::from_hours(24));
+        let (phase, mut row) = row.begin(Duration::from_hours(24), "k");
         assert_eq!((phase, row.cursor.as_str(), row.since.as_str()), (Phase::List, "c2", "2025-12-30 00:00:00.000Z"));
+        let (phase, anew) = row.begin(Duration::from_hours(24), "new");
+        assert_eq!((phase, anew.cursor.as_str(), anew.since.as_str()), (Phase::List, "", ""));
         assert_eq!(row.newest, "2025-12-31 00:00:00.000Z", "only a whole list moves it");
         row.read(None, Some(datetime!(2026-01-01 09:00 UTC)));
         row.listed(NOW);
         assert_eq!(row.newest, "2026-01-01 10:00:00.000Z");
         row.enter(Phase::Contents, None);
-        assert_eq!(row.begin(Duration::ZERO).0, Phase::Contents);
+        assert_eq!(row.begin(Duration::ZERO, "k").0, Phase::Contents);
         let whole = judged(&row);
         assert_eq!((whole.state, whole.refresh), (State::Fresh, true), "contents are missing");
         row.finish();
-        assert_eq!((row.begin(Duration::ZERO).0, row.state.as_str()), (Phase::List, "fresh"));
+        assert_eq!((row.begin(Duration::ZERO, "k").0, row.state.as_str()), (Phase::List, "fresh"));
     }
 }

@@ -146,7 +146,7 @@ impl Meetings {
                 return;
             }
         };
-        let mut run = Run { meetings: self, tenant, session, step, waits: 0, written: 0 };
+        let mut run = Run { meetings: self, tenant, key: &key, session, step, waits: 0, written: 0 };
         match run.whole().await {
             Ok(()) => {
                 let duration_ms = begun.elapsed().as_millis();
@@ -228,6 +228,7 @@ async fn digests(instance: &Instance, ids: &[String]) -> Result<HashMap<String, 
 struct Run<'a> {
     meetings: &'a Meetings,
     tenant: &'a TenantId,
+    key: &'a str,
     session: Session,
     step: &'a watch::Sender<Step>,
     waits: u32,
@@ -241,7 +242,7 @@ impl Run<'_> {
 
     async fn whole(&mut self) -> Result<(), Error> {
         let row = row_of(&self.instance().await?).await?;
-        let (phase, mut row) = row.begin(self.meetings.inner.parts.config.overlap);
+        let (phase, mut row) = row.begin(self.meetings.inner.parts.config.overlap, self.key);
         if phase == Phase::List {
             self.list(&mut row).await?;
         }

@@ -166,6 +166,10 @@ pub(crate) struct Made {
     pub(crate) value: Value,
 }
 
+fn whole(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(0)
+}
+
 fn stamp(seconds: usize) -> String {
     format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
@@ -193,7 +197,7 @@ fn owner(seed: usize) -> &'static (&'static str, &'static str, bool) {
 pub(crate) fn meeting(seed: usize, n: usize, recording_id: u64, now: OffsetDateTime) -> Made {
     let mix = seed * 31 + n * 7;
     let minutes = [25, 30, 45, 50, 60, 15][mix % 6];
-    let back = Duration::hours(i64::try_from(n).unwrap_or(0) * 29 + 3) + Duration::minutes(i64::from(mix as u32 % 40));
+    let back = Duration::hours(whole(n) * 29 + 3) + Duration::minutes(whole(mix % 40));
     finished(seed, n, recording_id, now - back, minutes)
 }
 
@@ -214,7 +218,7 @@ fn finished(seed: usize, n: usize, recording_id: u64, created_at: OffsetDateTime
     present.dedup_by_key(|person| person.0);
     let is_external = present.iter().any(|person| person.2);
     let ended = created_at - Duration::seconds(95);
-    let started = ended - Duration::minutes(minutes) + Duration::seconds(i64::from(mix as u32 % 50));
+    let started = ended - Duration::minutes(minutes) + Duration::seconds(whole(mix % 50));
     let scheduled = started - Duration::seconds(72);
     let (owner_email, owner_domain) = email(owner);
     let slug = format!("{:x}", recording_id.wrapping_mul(2_654_435_761));
@@ -286,7 +290,7 @@ fn transcript(theme: &Theme, present: &[&(&str, &str, bool)], mix: usize, second
 
 fn summary(theme: &Theme, title: &str, present: &[&(&str, &str, bool)]) -> Value {
     let names: Vec<&str> = present.iter().map(|person| person.0).collect();
-    let list = |items: &[&str]| items.iter().map(|item| format!("- {item}\n")).collect::<String>();
+    let list = |items: &[&str]| items.iter().flat_map(|item| ["- ", item, "\n"]).collect::<String>();
     let text = format!(
         "## {title}\n\nPresent: {}.\n\n### Key takeaways\n\n{}\n### Discussed\n\n{}\n### Next steps\n\n{}",
         names.join(", "),

@@ -53,17 +53,16 @@ struct Link {
 /// `POST /recordings/{id}/download`.
 pub(crate) fn request(world: &Arc<World>, call: &Call, id: &str, fault: Option<&Kind>) -> Answer {
     let recording_id = id.parse().map_err(|_| Refusal(StatusCode::BAD_REQUEST, "bad id"))?;
-    let destination = match call.body.is_empty() {
-        true => None,
-        false => {
-            let body: Value =
-                serde_json::from_slice(&call.body).map_err(|_| Refusal(StatusCode::BAD_REQUEST, "bad JSON"))?;
-            let object = body.as_object().ok_or(Refusal(StatusCode::BAD_REQUEST, "an object is needed"))?;
-            if object.keys().any(|field| field != "destination_url") {
-                return Err(Refusal(StatusCode::BAD_REQUEST, "unknown property"));
-            }
-            object.get("destination_url").and_then(Value::as_str).map(str::to_owned)
+    let destination = if call.body.is_empty() {
+        None
+    } else {
+        let body: Value =
+            serde_json::from_slice(&call.body).map_err(|_| Refusal(StatusCode::BAD_REQUEST, "bad JSON"))?;
+        let object = body.as_object().ok_or(Refusal(StatusCode::BAD_REQUEST, "an object is needed"))?;
+        if object.keys().any(|field| field != "destination_url") {
+            return Err(Refusal(StatusCode::BAD_REQUEST, "unknown property"));
         }
+        object.get("destination_url").and_then(Value::as_str).map(str::to_owned)
     };
     let (download_id, value) = {
         let mut state = world.state();
@@ -189,15 +188,16 @@ pub(crate) async fn media(
     let whole = video.len();
     let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     let is_same = text(header::IF_RANGE).is_none_or(|mark| mark == video.etag());
-    let range = text(header::RANGE).filter(|_| is_same).and_then(|text| range(text, whole));
+    let asked = text(header::RANGE).filter(|_| is_same);
+    let range = asked.and_then(|text| range(text, whole)).unwrap_or(Range::Whole);
     let (status, first, last) = match range {
-        Some(None) => {
+        Range::Beyond => {
             let mut response = StatusCode::RANGE_NOT_SATISFIABLE.into_response();
             insert(&mut response, header::CONTENT_RANGE, &format!("bytes */{whole}"));
             return response;
         }
-        Some(Some((first, last))) => (StatusCode::PARTIAL_CONTENT, first, last),
-        None => (StatusCode::OK, 0, whole.saturating_sub(1)),
+        Range::Part(first, last) => (StatusCode::PARTIAL_CONTENT, first, last),
+        Range::Whole => (StatusCode::OK, 0, whole.saturating_sub(1)),
     };
     let etag = video.etag();
     let stop = match fault {
@@ -226,17 +226,24 @@ fn insert(response: &mut Response, name: header::HeaderName, value: &str) {
     }
 }
 
-/// The first and last byte of one range. None = not a range to be heeded; none inside = there are no such bytes.
-fn range(text: &str, whole: u64) -> Option<Option<(u64, u64)>> {
+/// What of the media is asked for: first and last byte.
+enum Range {
+    Whole,
+    Part(u64, u64),
+    Beyond,
+}
+
+/// None = not a range to be heeded.
+fn range(text: &str, whole: u64) -> Option<Range> {
     let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
     let end = whole.saturating_sub(1);
     if first.is_empty() {
         let count: u64 = last.parse().ok()?;
-        return Some((count > 0).then(|| (whole.saturating_sub(count), end)));
+        return Some(if count > 0 { Range::Part(whole.saturating_sub(count), end) } else { Range::Beyond });
     }
     let first: u64 = first.parse().ok()?;
     let last = if last.is_empty() { end } else { last.parse::<u64>().ok()?.min(end) };
-    Some((first <= last && first < whole).then_some((first, last)))
+    Some(if first <= last && first < whole { Range::Part(first, last) } else { Range::Beyond })
 }
 
 /// The bytes up to `stop`, and a broken connection where that is before `end`.

@@ -46,17 +46,17 @@ impl Video {
     fn byte(&self, at: u64) -> u8 {
         let known = usize::try_from(at).ok().and_then(|at| self.head.get(at)).copied();
         // Padding that differs from place to place, so that a piece in the wrong place is noticed.
-        known.unwrap_or_else(|| (at.wrapping_mul(0x9e37_79b9).wrapping_add(self.seed) >> 13) as u8)
+        known.unwrap_or_else(|| at.wrapping_mul(0x9e37_79b9).wrapping_add(self.seed).to_le_bytes()[2])
     }
 }
 
-fn boxed(kind: &[u8; 4], content: &[u8]) -> Vec<u8> {
+fn boxed(kind: [u8; 4], content: &[u8]) -> Vec<u8> {
     let size = u32::try_from(content.len() + 8).unwrap_or(u32::MAX);
-    [&size.to_be_bytes()[..], kind, content].concat()
+    [&size.to_be_bytes()[..], &kind, content].concat()
 }
 
 /// A box with version and flags, made of 32-bit numbers.
-fn full(kind: &[u8; 4], flags: u32, numbers: &[u32]) -> Vec<u8> {
+fn full(kind: [u8; 4], flags: u32, numbers: &[u32]) -> Vec<u8> {
     let content: Vec<u8> = std::iter::once(&flags).chain(numbers).flat_map(|n| n.to_be_bytes()).collect();
     boxed(kind, &content)
 }
@@ -65,10 +65,10 @@ const MATRIX: [u32; 9] = [0x1_0000, 0, 0, 0, 0x1_0000, 0, 0, 0, 0x4000_0000];
 
 fn movie(recording_id: u64) -> Vec<u8> {
     let pictures: Vec<Vec<u8>> = (0..PICTURES).map(|n| picture(n, recording_id)).collect();
-    let ftyp = boxed(b"ftyp", b"isom\0\0\x02\0isomiso2avc1mp41");
+    let ftyp = boxed(*b"ftyp", b"isom\0\0\x02\0isomiso2avc1mp41");
     // The size of the index does not depend on where it points.
     let offset = u32::try_from(ftyp.len() + index(&pictures, 0).len() + 8).unwrap_or(0);
-    [ftyp, index(&pictures, offset), boxed(b"mdat", &pictures.concat())].concat()
+    [ftyp, index(&pictures, offset), boxed(*b"mdat", &pictures.concat())].concat()
 }
 
 fn index(pictures: &[Vec<u8>], offset: u32) -> Vec<u8> {
@@ -76,28 +76,28 @@ fn index(pictures: &[Vec<u8>], offset: u32) -> Vec<u8> {
     let mut sizes = vec![0, PICTURES];
     sizes.extend(pictures.iter().map(|picture| u32::try_from(picture.len()).unwrap_or(0)));
     let stbl = boxed(
-        b"stbl",
+        *b"stbl",
         &[
-            boxed(b"stsd", &[&[0, 0, 0, 0, 0, 0, 0, 1], &avc1()[..]].concat()),
-            full(b"stts", 0, &[1, PICTURES, 1000]),
-            full(b"stsc", 0, &[1, 1, PICTURES, 1]),
-            full(b"stsz", 0, &sizes),
-            full(b"stco", 0, &[1, offset]),
+            boxed(*b"stsd", &[&[0, 0, 0, 0, 0, 0, 0, 1], &avc1()[..]].concat()),
+            full(*b"stts", 0, &[1, PICTURES, 1000]),
+            full(*b"stsc", 0, &[1, 1, PICTURES, 1]),
+            full(*b"stsz", 0, &sizes),
+            full(*b"stco", 0, &[1, offset]),
         ]
         .concat(),
     );
-    let dinf = boxed(b"dinf", &boxed(b"dref", &[&[0, 0, 0, 0, 0, 0, 0, 1], &full(b"url ", 1, &[])[..]].concat()));
-    let minf = boxed(b"minf", &[full(b"vmhd", 1, &[0, 0]), dinf, stbl].concat());
-    let hdlr = boxed(b"hdlr", &[&[0; 8][..], b"vide", &[0; 12], b"Video\0"].concat());
-    let mdia = boxed(b"mdia", &[full(b"mdhd", 0, &[0, 0, 1000, PICTURES * 1000, 0x55c4_0000]), hdlr, minf].concat());
+    let dinf = boxed(*b"dinf", &boxed(*b"dref", &[&[0, 0, 0, 0, 0, 0, 0, 1], &full(*b"url ", 1, &[])[..]].concat()));
+    let minf = boxed(*b"minf", &[full(*b"vmhd", 1, &[0, 0]), dinf, stbl].concat());
+    let hdlr = boxed(*b"hdlr", &[&[0; 8][..], b"vide", &[0; 12], b"Video\0"].concat());
+    let mdia = boxed(*b"mdia", &[full(*b"mdhd", 0, &[0, 0, 1000, PICTURES * 1000, 0x55c4_0000]), hdlr, minf].concat());
     let mut tkhd = vec![0, 0, 1, 0, PICTURES * 1000, 0, 0, 0, 0];
     tkhd.extend(MATRIX);
     tkhd.extend([width << 16, height << 16]);
-    let trak = boxed(b"trak", &[full(b"tkhd", 3, &tkhd), mdia].concat());
+    let trak = boxed(*b"trak", &[full(*b"tkhd", 3, &tkhd), mdia].concat());
     let mut mvhd = vec![0, 0, 1000, PICTURES * 1000, 0x1_0000, 0x0100_0000, 0, 0];
     mvhd.extend(MATRIX);
     mvhd.extend([0, 0, 0, 0, 0, 0, 2]);
-    boxed(b"moov", &[full(b"mvhd", 0, &mvhd), trak].concat())
+    boxed(*b"moov", &[full(*b"mvhd", 0, &mvhd), trak].concat())
 }
 
 fn avc1() -> Vec<u8> {
@@ -115,10 +115,10 @@ fn avc1() -> Vec<u8> {
         &[0, 0, 0, 0, 0, 1],
         &[0; 32],
         &[0, 0x18, 0xff, 0xff],
-        &boxed(b"avcC", &config),
+        &boxed(*b"avcC", &config),
     ]
     .concat();
-    boxed(b"avc1", &content)
+    boxed(*b"avc1", &content)
 }
 
 /// Bits of H.264, most significant first.

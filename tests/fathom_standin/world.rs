@@ -205,7 +205,7 @@ impl State {
             }
             let is_over = calls.len() >= limits[at];
             let oldest = calls.front().copied().unwrap_or(now);
-            let reset = (MINUTE - now.saturating_duration_since(oldest)).as_secs() + 1;
+            let reset = MINUTE.saturating_sub(now.saturating_duration_since(oldest)).as_secs() + 1;
             let remaining = limits[at].saturating_sub(calls.len() + 1);
             let left = Left { limit: limits[at], remaining, reset, is_over };
             if tightest.is_none_or(|other| (!left.is_over, left.remaining) <= (!other.is_over, other.remaining)) {

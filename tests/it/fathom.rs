@@ -12,6 +12,7 @@ use pocketfleet::integrations::fathom::Fetched;
 use pocketfleet::integrations::fathom::Media;
 use pocketfleet::integrations::fathom::MeetingsQuery;
 use pocketfleet::integrations::fathom::NewWebhook;
+use pocketfleet::integrations::fathom::OAuthApp;
 use pocketfleet::integrations::fathom::Patience;
 use pocketfleet::integrations::fathom::Session;
 use pocketfleet::integrations::fathom::UsersQuery;
@@ -38,12 +39,14 @@ pub(crate) fn client_with(standin: &Standin, change: impl FnOnce(&mut Config)) -
         base_url: standin.api(),
         media_hosts: vec!["127.0.0.1".to_owned()],
         timeout: Duration::from_secs(5),
+        oauth: OAuthApp {
+            client_id: "standin-app".to_owned(),
+            client_secret: "standin-secret".to_owned(),
+            authorize_url: format!("{}/oauth2/authorize", standin.api()),
+            token_url: format!("{}/oauth2/token", standin.api()),
+        },
         ..Config::default()
     };
-    config.oauth.client_id = "standin-app".to_owned();
-    config.oauth.client_secret = "standin-secret".to_owned();
-    config.oauth.token_url = format!("{}/oauth2/token", standin.api());
-    config.oauth.authorize_url = format!("{}/oauth2/authorize", standin.api());
     change(&mut config);
     let allow = vec![standin.base.clone()];
     let guard = Guard::new(&outbound::Config { allow, ..outbound::Config::default() }).unwrap();
@@ -171,6 +174,8 @@ async fn a_recording_is_prepared_and_fetched_from_any_offset_without_the_key() {
     }
     assert_eq!((&download.status, polls), (&DownloadStatus::Completed, 2));
     let video = download.video.unwrap();
+    let shown = format!("{:?}", fathom.fetch(&video, 0, None).await.unwrap());
+    assert!(!shown.contains("media/"), "the link is a credential: {shown}");
     let (whole, etag) = fetch(&fathom, &video, 0, None).await;
     assert_eq!((whole.len() as u64, &whole[4..8]), (video.file_size_bytes.unwrap(), &b"ftyp"[..]));
     let (rest, _) = fetch(&fathom, &video, 1_234_567, etag.as_deref()).await;

@@ -6,9 +6,11 @@ use serde_json::json;
 
 use crate::support::TestApp;
 use crate::support::User;
+use crate::support::command;
 use crate::support::eventually;
 use crate::support::fathom::KEY;
 use crate::support::fathom::Standin;
+use crate::support::root;
 use crate::support::sse::Stream;
 
 /// An app that calls a stand-in, with further configuration.
@@ -151,7 +153,7 @@ async fn an_old_list_is_shown_at_once_and_refreshed_behind_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_key_is_not_tried_again_until_there_is_another() {
-    let standin = Standin::start().await;
+    let standin = Standin::with(&["--key", KEY, "--key", "another-key=3"]).await;
     let app = fleet(&standin, "meetings.ttl = \"300ms\"\n").await;
     let ada = app.user("ada").await;
     let wrong = json!({"service": "fathom", "secret": "not-a-key-of-anybody"});
@@ -168,9 +170,9 @@ async fn a_refused_key_is_not_tried_again_until_there_is_another() {
         assert_eq!((ids(&kept).len(), &kept["sync"]["state"]), (27, &json!("failed")), "what is there stays");
     }
     assert_eq!(standin.calls("GET /meetings").await, calls);
-    standin.control(Method::POST, "/keys", Some(json!({"key": "another-key", "meetings": 3}))).await;
     store_key(&ada, "another-key").await;
-    eventually("the other key is used", async || (ids(&list(&ada, "?limit=100").await).len() > 27).then_some(())).await;
+    eventually("the other key is used", async || (ids(&list(&ada, "?limit=100").await).len() == 30).then_some(()))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -203,10 +205,10 @@ async fn limits_are_waited_for_and_failures_are_said_and_overcome() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn odd_meetings_are_taken_as_far_as_they_go() {
-    let standin = Standin::with(&["--key", "odd=12"]).await;
+    let standin = Standin::with(&["--key", "odd-meetings=12"]).await;
     let app = fleet(&standin, "").await;
     let ada = app.user("ada").await;
-    store_key(&ada, "odd").await;
+    store_key(&ada, "odd-meetings").await;
     standin.fault(json!({"path": "/meetings", "nth": 1, "kind": "missing_field", "field": "created_at"})).await;
     standin.fault(json!({"path": "/meetings", "nth": 2, "kind": "missing_field", "field": "recording_id"})).await;
     list(&ada, "").await;
@@ -248,6 +250,7 @@ async fn a_killed_refresh_goes_on_where_it_was() {
     let mut app = TestApp::prepare(&(standin.keys() + "meetings.first_wait = \"0s\"\n"));
     app.failpoint = Some("meetings.page_stored:2");
     app.launch().await;
+    app.expect_log("stop a stray process");
     let ada = app.user("ada").await;
     store_key(&ada, KEY).await;
     // The answer may be cut off by the end of the program.
@@ -258,4 +261,31 @@ async fn a_killed_refresh_goes_on_where_it_was() {
     let ada = ada.at(&app);
     synced(&ada, 27).await;
     assert_eq!(standin.calls("GET /meetings").await, 7, "the third page, then three of contents");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_of_before_gets_its_collections_when_it_wakes() {
+    let templates = tempfile::tempdir().unwrap();
+    let from = [root().join("pb_templates/global"), root().join("pb_templates/personal")];
+    assert!(command("cp").arg("-r").args(from).arg(templates.path()).status().unwrap().success());
+    let migration = templates.path().join("personal/pb_migrations/1800000003_meetings.js");
+    let text = std::fs::read_to_string(&migration).unwrap();
+    std::fs::remove_file(&migration).unwrap();
+    let standin = Standin::start().await;
+    let keys = format!("pocketbase.templates = \"{}\"\n", templates.path().display());
+    let mut app = fleet(&standin, &keys).await;
+    let ada = app.user("ada").await;
+    ada.note("before").await;
+    let none = ada.get("/api/v1/meetings").await;
+    assert_eq!(none.status(), 501);
+    let none: Value = none.json().await.unwrap();
+    assert!(none["error"]["message"].as_str().unwrap().contains("brought up to date"), "{none}");
+    assert!(app.terminate().success());
+    std::fs::write(&migration, text).unwrap();
+    app.launch().await;
+    let ada = ada.at(&app);
+    store_key(&ada, KEY).await;
+    synced(&ada, 27).await;
+    assert_eq!(ada.titles().await, ["before"]);
+    assert_eq!(list(&ada, "?search=the").await["items"].as_array().unwrap().len(), 25);
 }

@@ -24,7 +24,7 @@ fn titles(list: &Value) -> Vec<&str> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn words_are_found_wherever_they_stand_and_nothing_typed_is_an_error() {
-    let standin = Standin::with(&["--key", "k=3"]).await;
+    let standin = Standin::with(&["--key", "key-of-words=3"]).await;
     for (title, summary, said) in [
         ("Zürich offsite", "## Plan\nWe meet by the lake.", "the xylophone was out of tune"),
         ("Budget", "A *heliotrope* wall and NOT much else", "nothing to see"),
@@ -35,11 +35,11 @@ async fn words_are_found_wherever_they_stand_and_nothing_typed_is_an_error() {
             "default_summary": {"template_name": "general", "markdown_formatted": summary},
             "transcript": [{"speaker": {"display_name": "Grace"}, "text": said, "timestamp": "00:00:01"}],
         });
-        standin.add_meeting("k", meeting, false).await;
+        standin.add_meeting("key-of-words", meeting, false).await;
     }
     let app = fleet(&standin, "").await;
     let ada = app.user("ada").await;
-    store_key(&ada, "k").await;
+    store_key(&ada, "key-of-words").await;
     synced(&ada, 6).await;
     for (typed, found) in [
         ("zurich", vec!["Zürich offsite"]),

@@ -160,6 +160,7 @@ async fn a_crash_behind_the_acknowledgement_loses_nothing() {
     for step in ["meetings.hook_stored", "meetings.ingested"] {
         let mut app = reachable(&standin, "");
         app.failpoint = Some(step);
+        app.expect_log("stop a stray process");
         app.launch().await;
         let ada = app.user("ada").await;
         store_key(&ada, KEY).await;

@@ -155,6 +155,8 @@ migrate((app) => {
       { type: "date", name: "since", hidden: true },
       { type: "text", name: "cursor", max: 5000, hidden: true },
       { type: "date", name: "seen", hidden: true },
+      // The version of the key that this is of: with another key the list is read from its beginning.
+      { type: "text", name: "synced_key", max: 200, hidden: true },
       // The key that the source refused, so that it is not tried again and again.
       { type: "text", name: "refused_key", max: 200, hidden: true },
       ...times,

@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn patience_ends() {
-        assert!(may_wait(Patience::INTERACTIVE, Duration::from_secs(240), Duration::from_mins(1)));
+        assert!(may_wait(Patience::INTERACTIVE, Duration::from_mins(4), Duration::from_mins(1)));
         assert!(!may_wait(Patience::INTERACTIVE, Duration::from_secs(241), Duration::from_mins(1)));
         assert!(!may_wait(Patience::JOB, Duration::ZERO, Duration::from_secs(30)));
         assert!(!may_wait(Patience::NONE, Duration::ZERO, Duration::from_millis(1)));

@@ -52,7 +52,7 @@ impl std::fmt::Debug for OAuthApp {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// Not an address.
-    #[error("fathom.{0}: an http or https URL without query")]
+    #[error("fathom.{0}: an https URL without query; http only to this machine")]
     Url(&'static str),
     /// Out of range.
     #[error("fathom.{key}: {rule}")]
@@ -70,9 +70,13 @@ pub enum ConfigError {
 impl Config {
     /// Checks the values.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        // Keys and tokens go there.
         let is_url = |text: &str| {
             Url::parse(text).is_ok_and(|url| {
-                matches!(url.scheme(), "http" | "https") && url.query().is_none() && url.fragment().is_none()
+                let is_here = matches!(url.host_str(), Some("127.0.0.1" | "[::1]" | "localhost"));
+                (url.scheme() == "https" || url.scheme() == "http" && is_here)
+                    && url.query().is_none()
+                    && url.fragment().is_none()
             })
         };
         if !is_url(&self.base_url) {
@@ -155,9 +159,13 @@ mod tests {
     #[test]
     fn half_an_app_and_odd_addresses_are_refused() {
         assert!(Config::default().validate().is_ok());
-        for base_url in ["", "api.fathom.ai", "ftp://x", "https://x/?y"] {
+        for base_url in
+            ["", "api.fathom.ai", "ftp://x", "https://x/?y", "http://api.fathom.ai", "http://127.0.0.1.example"]
+        {
             assert!(Config { base_url: base_url.to_owned(), ..Config::default() }.validate().is_err(), "{base_url}");
         }
+        let here = Config { base_url: "http://127.0.0.1:9/external/v1".to_owned(), ..Config::default() };
+        assert!(here.validate().is_ok());
         let mut config = Config::default();
         config.oauth.client_id = "us".to_owned();
         assert!(config.validate().is_err());

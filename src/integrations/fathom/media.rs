@@ -1,11 +1,13 @@
 //! Fetching media behind a signed link: through the guard, from listed hosts, without a key, from any offset.
 
+use std::fmt;
+use std::time::Duration;
+
 use bytes::Bytes;
 use reqwest::Response;
 use reqwest::header;
 use reqwest::header::HeaderMap;
 use reqwest::header::HeaderValue;
-use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::Error;
@@ -20,7 +22,6 @@ use crate::outbound::Refused;
 const MAX_REDIRECTS: usize = 3;
 
 /// Media on its way.
-#[derive(Debug)]
 pub struct Fetched {
     response: Response,
     /// Where the bytes begin: what was asked for, or 0 when the media changed or no ranges are served.
@@ -29,6 +30,13 @@ pub struct Fetched {
     pub length: Option<u64>,
     /// A mark of this version, for the next [`Fathom::fetch`].
     pub etag: Option<String>,
+}
+
+impl fmt::Debug for Fetched {
+    /// Without the answer, whose address is a credential.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fetched").field("offset", &self.offset).field("length", &self.length).finish_non_exhaustive()
+    }
 }
 
 impl Fetched {
@@ -62,13 +70,16 @@ impl Fathom {
         let response = guard.get(url, headers, MAX_REDIRECTS, accepts).await?;
         let etag = response.headers().get(header::ETAG).and_then(|value| value.to_str().ok()).map(str::to_owned);
         match response.status().as_u16() {
-            200 => Ok(Fetched { offset: 0, length: response.content_length(), etag, response }),
+            200 => {
+                let length = response.content_length();
+                Ok(Fetched { response, offset: 0, length, etag })
+            }
             206 => {
                 let (first, length) = content_range(response.headers()).ok_or(Error::Malformed("no range"))?;
                 if first != offset {
                     return Err(Error::Malformed("another range than asked for"));
                 }
-                Ok(Fetched { offset, length, etag, response })
+                Ok(Fetched { response, offset, length, etag })
             }
             401 | 403 | 404 | 410 => Err(Error::LinkExpired),
             429 => {

@@ -358,6 +358,7 @@ pub struct Media {
 }
 
 /// A webhook as it was made. Its id and secret are told this once only.
+#[expect(clippy::struct_excessive_bools, reason = "they are the fields of Fathom's answer")]
 #[derive(Debug, Deserialize)]
 pub struct Webhook {
     /// What it is deleted by.

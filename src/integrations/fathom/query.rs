@@ -8,6 +8,7 @@ use super::model::Domains;
 use super::model::Trigger;
 
 /// Which meetings, and how much of each. Pages have 10; Fathom takes no other size.
+#[expect(clippy::struct_excessive_bools, reason = "they are the parameters of Fathom's call")]
 #[derive(Debug, Clone, Default)]
 pub struct MeetingsQuery {
     /// Where to go on; empty = from the newest.

@@ -68,7 +68,7 @@ impl Credential {
     ) -> Result<(HeaderName, HeaderValue, Option<Issue>), Error> {
         let (name, mut value, issue) = match self {
             Self::Key(key) => {
-                let value = HeaderValue::from_str(key.expose()).map_err(|_| Error::Unauthorized)?;
+                let value = HeaderValue::from_str(key.expose().trim()).map_err(|_| Error::Unauthorized)?;
                 (HeaderName::from_static("x-api-key"), value, None)
             }
             Self::OAuth(live) => {
@@ -100,7 +100,7 @@ impl Session {
     pub(super) fn new(shared: Arc<Shared>, auth: Auth) -> Self {
         let (credential, key) = match auth {
             Auth::ApiKey(secret) => {
-                let key = key_hash("key", secret.expose());
+                let key = key_hash("key", secret.expose().trim());
                 (Credential::Key(Arc::new(secret)), key)
             }
             Auth::OAuth(oauth) => {
