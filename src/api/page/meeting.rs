@@ -43,6 +43,12 @@ pub(super) async fn meeting(visitor: Visitor, Path(recording): Path<String>, Que
     let known = whole.artifacts.take().unwrap_or_default();
     let artifacts = artifacts.map_or(known, |found| found.items);
     let panel = panel.map(|panel| panel.of(&whole.meeting.recording_id)).unwrap_or_default();
+    for delivery in whole.deliveries.iter_mut().flatten() {
+        let known = panel.destinations.iter().find(|known| delivery.destination.as_ref() == Some(&known.id));
+        if let Some(known) = known {
+            delivery.destination = Some(known.name.clone());
+        }
+    }
     let notice = Notice::said(params.get("said").map(String::as_str));
     let frame = Frame::new("Meeting", &visitor.principal.email, notice);
     let here = format!("/app/meetings/{name}");

@@ -371,7 +371,9 @@ fn text_at<'a>(value: &'a Value, places: &[&str]) -> &'a str {
 /// Without the marks of Markdown and of search results, on one line.
 fn plain(text: &str) -> String {
     let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    ["<mark>", "</mark>", "**", "##", "`"].iter().fold(text, |text, mark| text.replace(mark, ""))
+    ["<mark>", "</mark>", "**", "#### ", "### ", "## ", "# ", "`"]
+        .iter()
+        .fold(text, |text, mark| text.replace(mark, ""))
 }
 
 #[cfg(test)]
