@@ -85,7 +85,7 @@ async fn a_person_with_a_browser_brings_meetings_to_where_they_should_be() {
     assert!(text.contains("fail 0"), "{text}");
     // What was delivered lies where it should.
     let delivered = walk(&archive);
-    assert!(delivered.iter().filter(|name| name.ends_with(".mp4")).count() >= 4, "{delivered:?}");
+    assert!(delivered.iter().filter(|name| name.contains(".mp4")).count() >= 4, "{delivered:?}");
 }
 
 /// The files below a folder.
