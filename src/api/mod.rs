@@ -47,6 +47,7 @@ pub mod pocketbase;
 pub mod queue;
 pub mod router;
 mod services;
+pub(crate) mod session_cookie;
 pub mod sessions;
 pub(crate) mod socket_auth;
 pub mod tenants;

@@ -19,6 +19,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use percent_encoding::percent_decode_str;
 
 use crate::api::extractors::token;
+use crate::api::session_cookie;
 use crate::auth::Principal;
 use crate::auth::Verifier;
 use crate::error::Code;
@@ -27,8 +28,6 @@ use crate::events::Events;
 use crate::events::Position;
 use crate::gateway;
 
-/// The session cookie, which the page at `/app` sets to the user's token.
-const COOKIES: [&str; 2] = ["__Host-session_token", "session_token"];
 /// The subprotocol that carries a token.
 const BEARER: &str = "bearer.";
 
@@ -101,7 +100,7 @@ pub(crate) fn principal(
         }
         return verify(token);
     }
-    if let Some(token) = cookie(headers) {
+    if let Some(token) = session_cookie::token(parts) {
         if !is_ours(headers, &events.config().origins) {
             let message = "a session cookie counts only for pages of this origin";
             return Err(Problem::new(Code::Forbidden).message(message));
@@ -123,13 +122,6 @@ pub(crate) fn principal(
 pub(crate) fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let lines = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|line| line.to_str().ok());
     lines.flat_map(|line| line.split(',')).map(str::trim).filter(|name| !name.is_empty())
-}
-
-/// The session cookie.
-fn cookie(headers: &HeaderMap) -> Option<&str> {
-    let lines = headers.get_all(header::COOKIE).iter().filter_map(|line| line.to_str().ok());
-    let mut pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.find(|(name, _)| COOKIES.contains(name)).map(|(_, value)| value.trim_matches('"'))
 }
 
 /// Whether the page that asks may use the cookie.
@@ -177,12 +169,8 @@ mod tests {
     }
 
     #[test]
-    fn cookies_protocols_and_positions_are_read() {
-        let map = headers(&[
-            (header::COOKIE, "x=1; session_token=abc; y=2"),
-            (header::SEC_WEBSOCKET_PROTOCOL, "cp.v1.json, bearer.YWJj"),
-        ]);
-        assert_eq!(cookie(&map), Some("abc"));
+    fn protocols_and_positions_are_read() {
+        let map = headers(&[(header::SEC_WEBSOCKET_PROTOCOL, "cp.v1.json, bearer.YWJj")]);
         assert_eq!(protocols(&map).collect::<Vec<_>>(), ["cp.v1.json", "bearer.YWJj"]);
         assert_eq!(position("ab12:7").unwrap(), Position { epoch: "ab12".to_owned(), offset: 7 });
         for bad in ["", "7", "a:", ":7", "a:-1", "a b:7"] {

@@ -66,6 +66,7 @@ pub use self::dashboard::Opened;
 pub use self::request_id::RequestId;
 pub use self::security::secure;
 pub use self::service::ClientIp;
+pub use self::service::IsHttps;
 
 use self::accept::Caps;
 use self::access::Access;

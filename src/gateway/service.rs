@@ -63,6 +63,10 @@ use crate::telemetry::Metrics;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientIp(pub IpAddr);
 
+/// Whether a trusted proxy said that the client came over https, for handlers behind the gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IsHttps(pub bool);
+
 /// What every worker needs to make its own [`Service`].
 #[derive(Debug, Clone)]
 pub(crate) struct Blueprint {
@@ -286,6 +290,7 @@ impl Service {
         check_length(request.headers(), limit)?;
         let (mut parts, incoming) = request.into_parts();
         let client = self.trusted.client(peer.address, &parts.headers);
+        parts.extensions.insert(IsHttps(peer.is_trusted && forwarded_proto(&parts.headers) == "https"));
         headers::strip_forged(&mut parts.headers);
         parts.headers.insert(X_REQUEST_ID, tag.header());
         parts.extensions.insert(ClientIp(client));

@@ -11,6 +11,7 @@ use axum::http::Method;
 use axum::http::StatusCode;
 use axum::http::header;
 use axum::middleware::Next;
+use axum::response::AppendHeaders;
 use axum::response::IntoResponse;
 use axum::response::Redirect;
 use axum::response::Response;
@@ -30,6 +31,7 @@ use crate::api::page::layout::Notice;
 use crate::api::page::session;
 use crate::api::page::session::Stranger;
 use crate::api::page::session::Visitor;
+use crate::api::session_cookie;
 use crate::error::Code;
 use crate::error::Problem;
 
@@ -104,15 +106,19 @@ pub(super) async fn register(stranger: Stranger, headers: HeaderMap, fields: Fie
 }
 
 /// Signs out: the session ends, not only the cookie.
-pub(super) async fn sign_out(visitor: Result<Visitor, Response>, headers: HeaderMap) -> Response {
+pub(super) async fn sign_out(visitor: Result<Visitor, Response>) -> Response {
     if let Ok(visitor) = visitor
         && let Err(problem) = visitor.api.send::<Value>(Method::POST, "/api/v1/auth/logout", Value::Null).await
         && problem.code != Code::Unauthorized
     {
         return layout::failure(&problem);
     }
-    let cookie = session::clear_cookie(session::is_https(&headers));
-    ([(header::SET_COOKIE, cookie)], Redirect::to("/app/sign-in?said=signed-out")).into_response()
+    let [plain, host] = session_cookie::clear();
+    (
+        AppendHeaders([(header::SET_COOKIE, plain), (header::SET_COOKIE, host)]),
+        Redirect::to("/app/sign-in?said=signed-out"),
+    )
+        .into_response()
 }
 
 #[derive(Deserialize)]

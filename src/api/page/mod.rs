@@ -27,6 +27,7 @@ mod views;
 use std::collections::HashMap;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::extract::Query;
 use axum::middleware::from_fn;
 use axum::middleware::from_fn_with_state;
@@ -39,6 +40,9 @@ use crate::api::page::api::Api;
 use crate::auth::Verifier;
 use crate::error::Code;
 use crate::error::Problem;
+
+/// Largest form, in bytes.
+const LONGEST_FORM: usize = 64 * 1024;
 
 /// What the page needs.
 #[derive(Clone)]
@@ -77,6 +81,7 @@ pub(super) fn router(api: Router, verifier: Verifier) -> Router {
         .route("/app/assets/{name}", get(assets::asset))
         .route("/app/{*rest}", get(absent))
         .layer(from_fn_with_state(state.clone(), accounts::renewing))
+        .layer(DefaultBodyLimit::max(LONGEST_FORM))
         .layer(from_fn(session::same_origin))
         .with_state(state)
 }

@@ -280,9 +280,16 @@ pub(super) async fn panel(visitor: Visitor, Query(params): Params) -> Response {
     }
 }
 
+/// Most meetings that one form may pick; their titles are looked for one by one.
+const MOST_PICKED: usize = 200;
+
 /// Adds the picked meetings.
 pub(super) async fn add(visitor: Visitor, fields: Fields) -> Response {
-    let picked: Vec<&str> = fields.all("recording").filter(|id| !id.is_empty()).collect();
+    let picked: Vec<&str> = fields.all("recording").filter(|id| !id.is_empty()).take(MOST_PICKED + 1).collect();
+    if picked.len() > MOST_PICKED {
+        let problem = Problem::new(Code::InvalidRequest).message("pick fewer meetings at once: 200 at most");
+        return layout::failure(&problem);
+    }
     if picked.is_empty() {
         let problem = Problem::new(Code::InvalidRequest).message("pick at least one meeting first");
         return layout::failure(&problem);

@@ -1,7 +1,6 @@
 //! Who looks at the page: the session cookie, and the rule that nothing is changed on the word of a foreign page.
 //!
-//! The cookie holds the user's token and is named `session_token`, the name that sockets read too. It is never shown
-//! to scripts. A browser sends it along whoever made the page that asks, so every request that changes something must
+//! The cookie holds the user's token and is never shown to scripts; sockets read it too. A browser sends it along whoever made the page that asks, so every request that changes something must
 //! come from a page of ours: the `Origin` that browsers add to each such request, and no page can forge, must be the
 //! host that was asked. A request without one is refused as well.
 
@@ -23,13 +22,11 @@ use time::OffsetDateTime;
 use crate::api::page::PageState;
 use crate::api::page::api::Caller;
 use crate::api::page::layout;
+use crate::api::session_cookie;
 use crate::auth::Principal;
 use crate::error::Code;
 use crate::error::Problem;
 use crate::pocketbase::token::Unverified;
-
-/// The cookie's name, which sockets know too.
-pub(super) const COOKIE: &str = "session_token";
 
 /// Somebody who is signed in.
 pub(super) struct Visitor {
@@ -51,7 +48,7 @@ impl FromRequestParts<PageState> for Visitor {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, state: &PageState) -> Result<Self, Response> {
-        let found = cookie(&parts.headers)
+        let found = session_cookie::token(parts)
             .and_then(|token| Some((token, state.verifier.verify(token, SystemTime::now()).ok()?)));
         let Some((token, principal)) = found else { return Err(Redirect::to("/app/sign-in").into_response()) };
         Ok(Self { principal, api: state.api.caller(parts, Some(token)) })
@@ -63,25 +60,8 @@ impl FromRequestParts<PageState> for Stranger {
 
     async fn from_request_parts(parts: &mut Parts, state: &PageState) -> Result<Self, Self::Rejection> {
         let is_signed_in =
-            cookie(&parts.headers).is_some_and(|token| state.verifier.verify(token, SystemTime::now()).is_ok());
+            session_cookie::token(parts).is_some_and(|token| state.verifier.verify(token, SystemTime::now()).is_ok());
         Ok(Self { api: state.api.caller(parts, None), is_signed_in })
-    }
-}
-
-/// The session's token. Two cookies of the name are nobody: one of them was planted, by a page on a host below or
-/// beside ours.
-fn cookie(headers: &HeaderMap) -> Option<&str> {
-    let mut found = headers
-        .get_all(header::COOKIE)
-        .iter()
-        .filter_map(|line| line.to_str().ok())
-        .flat_map(|line| line.split(';'))
-        .filter_map(|pair| pair.trim().split_once('='))
-        .filter(|(name, _)| *name == COOKIE)
-        .map(|(_, value)| value);
-    match (found.next(), found.next()) {
-        (Some(token), None) if !token.is_empty() => Some(token),
-        _ => None,
     }
 }
 
@@ -89,17 +69,7 @@ fn cookie(headers: &HeaderMap) -> Option<&str> {
 pub(super) fn set_cookie(token: &str, is_https: bool, now: OffsetDateTime) -> Option<HeaderValue> {
     let expires = Unverified::parse(token).ok()?.claims().exp;
     let seconds = i64::try_from(expires).ok()?.saturating_sub(now.unix_timestamp()).max(0);
-    let secure = if is_https { "; Secure" } else { "" };
-    HeaderValue::try_from(format!("{COOKIE}={token}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}")).ok()
-}
-
-/// What takes the cookie away.
-pub(super) fn clear_cookie(is_https: bool) -> HeaderValue {
-    if is_https {
-        HeaderValue::from_static("session_token=; Path=/; Max-Age=0; HttpOnly; SameSite=Lax; Secure")
-    } else {
-        HeaderValue::from_static("session_token=; Path=/; Max-Age=0; HttpOnly; SameSite=Lax")
-    }
+    session_cookie::set(token, seconds, is_https)
 }
 
 /// Whether the page that sent this was loaded over https, which only its browser knows for certain.
@@ -155,17 +125,6 @@ mod tests {
     }
 
     #[test]
-    fn the_cookie_is_found_among_others_and_counts_only_once() {
-        let read = |pairs: &[_]| cookie(&headers(pairs)).map(str::to_owned);
-        assert_eq!(read(&[("cookie", "a=b; session_token=t.o.k; c=d")]).as_deref(), Some("t.o.k"));
-        assert_eq!(read(&[("cookie", "a=b"), ("cookie", "session_token=t")]).as_deref(), Some("t"));
-        for none in ["", "a=b", "session_token=", "xsession_token=t", "session_token=a; session_token=b"] {
-            assert_eq!(read(&[("cookie", none)]), None, "{none}");
-        }
-        assert_eq!(read(&[("cookie", "session_token=a"), ("cookie", "session_token=a")]), None);
-    }
-
-    #[test]
     fn only_a_page_of_the_asked_host_may_change_something() {
         for (origin, host) in [
             ("http://localhost:3000", "localhost:3000"),
@@ -204,10 +163,8 @@ mod tests {
         let token = format!("{}.{}.{}", part(r#"{"alg":"HS256","typ":"JWT"}"#), part(claims), part("signature"));
         let at = |seconds| OffsetDateTime::from_unix_timestamp(seconds).unwrap();
         let plain = set_cookie(&token, false, at(400)).unwrap();
-        let expected = format!("session_token={token}; Path=/; Max-Age=600; HttpOnly; SameSite=Lax");
-        assert_eq!(plain.to_str().unwrap(), expected);
-        assert!(set_cookie(&token, true, at(2000)).unwrap().to_str().unwrap().ends_with("; Secure"));
+        assert!(plain.to_str().unwrap().contains("; Max-Age=600; HttpOnly;"));
+        assert!(set_cookie(&token, true, at(2000)).unwrap().to_str().unwrap().contains("; Max-Age=0;"));
         assert_eq!(set_cookie("nonsense", true, at(0)), None);
-        assert!(clear_cookie(true).to_str().unwrap().contains("Max-Age=0"));
     }
 }

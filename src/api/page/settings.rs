@@ -85,7 +85,7 @@ pub(super) async fn put_key(visitor: Visitor, fields: Fields) -> Response {
     let is_fathom = fields.text("service") == "fathom";
     let stored = store_key(&visitor, &fields).await;
     if stored.is_err() || !is_fathom {
-        return done(&visitor, stored.map(|_| ()), "key-saved").await;
+        return done(&visitor, stored, "key-saved").await;
     }
     let begun = visitor.api.send::<Value>(Method::POST, "/api/v1/meetings/sync", json!({})).await;
     // The key is stored whatever becomes of the look, and the list says what did.
@@ -95,7 +95,7 @@ pub(super) async fn put_key(visitor: Visitor, fields: Fields) -> Response {
     layout::back("/app", "key-saved")
 }
 
-async fn store_key(visitor: &Visitor, fields: &Fields) -> Result<String, Problem> {
+async fn store_key(visitor: &Visitor, fields: &Fields) -> Result<(), Problem> {
     let mut body = json!({ "service": fields.text("service"), "secret": fields.text("secret") });
     if !fields.text("label").is_empty() {
         body["label"] = Value::from(fields.text("label"));
@@ -103,8 +103,7 @@ async fn store_key(visitor: &Visitor, fields: &Fields) -> Result<String, Problem
     if let Some(end) = end_of(fields.text("expires"))? {
         body["expires_at"] = Value::from(end);
     }
-    let key: Value = visitor.api.send(Method::PUT, "/api/v1/vault", body).await?;
-    Ok(key.get("key_id").and_then(Value::as_str).unwrap_or_default().to_owned())
+    visitor.api.send::<Value>(Method::PUT, "/api/v1/vault", body).await.map(|_| ())
 }
 
 /// The end of a day as browsers write days; empty is none.
@@ -138,18 +137,35 @@ async fn add(visitor: &Visitor, fields: &Fields) -> Result<(), Problem> {
     if fields.text("default") == "yes" {
         body["is_default"] = Value::from(true);
     }
-    if !fields.text("secret").is_empty() {
-        let service = if kind == "s3" { "s3" } else { "http" };
-        let mut key = vec![("service".to_owned(), service.to_owned()), ("label".to_owned(), name.to_owned())];
-        // A bucket's key has two halves, which are kept as one secret.
-        let secret = match fields.text("access_key") {
-            "" => fields.text("secret").to_owned(),
-            access_key => format!("{access_key}:{}", fields.text("secret")),
-        };
-        key.push(("secret".to_owned(), secret));
-        body["vault_key"] = Value::from(store_key(visitor, &Fields(key)).await?);
+    let key = if fields.text("secret").is_empty() { None } else { Some(store_destination_key(visitor, fields).await?) };
+    if let Some(key) = &key {
+        body["vault_key"] = Value::from(key.as_str());
     }
-    visitor.api.send::<Value>(Method::POST, "/api/v1/destinations", body).await.map(|_| ())
+    let made = visitor.api.send::<Value>(Method::POST, "/api/v1/destinations", body).await;
+    if let (Err(_), Some(key)) = (&made, &key) {
+        // The key was for this destination alone.
+        let path = format!("/api/v1/vault/{}", encoded(key));
+        if let Err(problem) = visitor.api.send::<Value>(Method::DELETE, &path, Value::Null).await {
+            tracing::debug!(error.code = problem.code.as_str(), "a key of a destination that was refused stays");
+        }
+    }
+    made.map(|_| ())
+}
+
+/// Stores the secret of a new destination, under a name that no other key has.
+async fn store_destination_key(visitor: &Visitor, fields: &Fields) -> Result<String, Problem> {
+    let is_s3 = fields.text("kind") == "s3";
+    let name: String = fields.text("name").chars().filter(|c| c.is_alphanumeric() || *c == ' ').take(40).collect();
+    let mut body = json!({
+        "service": if is_s3 { "s3" } else { "http" },
+        "secret": fields.text("secret"),
+        "label": format!("{} {:08x}", name.trim(), rand::random::<u32>()).trim(),
+    });
+    if is_s3 {
+        body["settings"] = json!({ "access_key_id": fields.text("access_key") });
+    }
+    let key: Value = visitor.api.send(Method::PUT, "/api/v1/vault", body).await?;
+    Ok(key.get("key_id").and_then(Value::as_str).unwrap_or_default().to_owned())
 }
 
 /// What a kind of destination takes, from the fields of its form. What was left empty is left out.
