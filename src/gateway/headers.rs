@@ -80,6 +80,11 @@ fn is_host(host: &[u8]) -> bool {
     name_is_valid && port_is_valid
 }
 
+/// The cookies in which our own page keeps the caller's token.
+const SESSION_COOKIES: [&str; 2] = ["session_token", "__Host-session_token"];
+/// What a page of an instance may still do at an address that it shares with us.
+const SANDBOX: &str = "sandbox allow-scripts allow-forms allow-popups allow-modals allow-downloads";
+
 /// Headers of one hop (RFC 9110 7.6.1), plus what old clients use in their place.
 fn is_hop_by_hop(name: &str) -> bool {
     matches!(
@@ -107,12 +112,42 @@ pub(crate) fn strip_forged(headers: &mut HeaderMap) {
     remove_where(headers, is_forged);
 }
 
-/// Strips a request for an instance: hop-by-hop, what `Connection` names, everything forged, and the query of the page
-/// it comes from, which may hold a file token of ours.
+/// Strips a request for an instance: hop-by-hop, what `Connection` names, everything forged, the cookie in which our own
+/// page keeps the caller's token, and the query of the page it comes from, which may hold a file token of ours.
 pub(crate) fn strip_request(headers: &mut HeaderMap) {
     strip_referer(headers);
+    if headers.contains_key(header::COOKIE) {
+        strip_session_cookies(headers);
+    }
     strip_named_by_connection(headers);
     remove_where(headers, |name| is_hop_by_hop(name) || is_forged(name) || name == "expect");
+}
+
+/// Takes our own session out of the cookies; those of the instance's own pages stay.
+fn strip_session_cookies(headers: &mut HeaderMap) {
+    let is_ours = |pair: &&[u8]| {
+        let name = pair.split(|&byte| byte == b'=').next().unwrap_or_default().trim_ascii();
+        SESSION_COOKIES.iter().any(|ours| name.eq_ignore_ascii_case(ours.as_bytes()))
+    };
+    let header::Entry::Occupied(mut cookies) = headers.entry(header::COOKIE) else { return };
+    let mut left: Vec<&[u8]> = Vec::new();
+    let values: Vec<HeaderValue> = cookies.iter().cloned().collect();
+    for value in &values {
+        left.extend(value.as_bytes().split(|&byte| byte == b';').filter(|pair| !is_ours(pair)));
+    }
+    match HeaderValue::from_bytes(left.join(&b';').trim_ascii()) {
+        Ok(value) if !value.is_empty() => drop(cookies.insert_mult(value)),
+        _ => drop(cookies.remove_entry_mult()),
+    }
+}
+
+/// Keeps a page of an instance apart from our own, with which it shares its host: it gets an origin of its own, and with
+/// it neither our cookies nor our pages.
+pub(crate) fn sandbox(headers: &mut HeaderMap) {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if ["html", "xml"].iter().any(|word| kind.to_ascii_lowercase().contains(word)) {
+        headers.append(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(SANDBOX));
+    }
 }
 
 fn strip_referer(headers: &mut HeaderMap) {
@@ -232,6 +267,34 @@ fn strip_cookie_domains(headers: &mut HeaderMap) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn our_session_is_no_cookie_for_an_instance() {
+        let stripped = |cookies: &[&'static str]| {
+            let mut map = HeaderMap::new();
+            for cookie in cookies {
+                map.append(header::COOKIE, HeaderValue::from_static(cookie));
+            }
+            strip_request(&mut map);
+            map.get_all(header::COOKIE).iter().map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(stripped(&["a=1; session_token=x; b=2"]), ["a=1; b=2"]);
+        assert_eq!(stripped(&["__Host-session_token=x", "a=session_token"]), ["a=session_token"]);
+        assert_eq!(stripped(&["session_token=x;SESSION_TOKEN = y"]), [""; 0]);
+        assert_eq!(stripped(&["my_session_token=x"]), ["my_session_token=x"]);
+    }
+
+    #[test]
+    fn only_documents_are_put_into_a_sandbox() {
+        let policies = |kind: &'static str| {
+            let mut map = HeaderMap::new();
+            map.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+            map.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'self'"));
+            sandbox(&mut map);
+            map.get_all(header::CONTENT_SECURITY_POLICY).iter().count()
+        };
+        assert_eq!(["text/html; charset=utf-8", "image/svg+xml", "application/json"].map(policies), [2, 2, 1]);
+    }
 
     #[test]
     fn what_an_instance_says_of_itself_stays_below_its_address() {

@@ -84,6 +84,11 @@ impl Domain {
         by_path(uri, path)
     }
 
+    /// Whether tenants have hosts of their own.
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// What stands before our domain in the host, if it is below our domain.
     fn label<'a>(&self, headers: &'a HeaderMap, uri: &'a Uri) -> Option<&'a str> {
         let suffix = self.0.as_deref()?;

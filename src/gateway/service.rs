@@ -373,6 +373,9 @@ impl Service {
         }
         if !prefix.is_empty() {
             headers::relocate(response.headers_mut(), &prefix);
+            if self.domain.is_set() {
+                headers::sandbox(response.headers_mut());
+            }
         }
         if is_tenant {
             headers::keep_apart(response.headers_mut(), is_private);

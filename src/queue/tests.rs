@@ -216,11 +216,12 @@ fn an_attempt_that_fails_is_repeated_until_the_last_and_then_dead() {
 fn pauses_are_anywhere_up_to_a_bound_that_doubles_and_not_before_what_others_ask() {
     let policy =
         Policy { backoff_base: Duration::from_secs(2), backoff_max: Duration::from_secs(9), ..Policy::default() };
-    let pause = |attempts, after, chance| decide::pause(attempts, after, chance, &policy).as_secs_f64();
-    assert_eq!([1, 2, 3, 4, 99].map(|n| pause(n, None, 1.0)), [2.0, 4.0, 8.0, 9.0, 9.0]);
-    assert_eq!((pause(3, None, 0.0), pause(3, None, 0.5)), (0.0, 4.0));
-    assert!(pause(1, Some(Duration::from_secs(100)), 0.5) >= 100.0);
-    assert!(pause(1, Some(Duration::MAX), 0.5) <= 25.0 * 3600.0);
+    let pause = |attempts, after, chance| decide::pause(attempts, after, chance, &policy);
+    let seconds = |attempts, chance| pause(attempts, None, chance).as_secs();
+    assert_eq!([1, 2, 3, 4, 99].map(|n| seconds(n, 1.0)), [2, 4, 8, 9, 9]);
+    assert_eq!((seconds(3, 0.0), seconds(3, 0.5)), (0, 4));
+    assert!(pause(1, Some(Duration::from_secs(100)), 0.5) >= Duration::from_secs(100));
+    assert!(pause(1, Some(Duration::MAX), 0.5) <= Duration::from_hours(25));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::path::PathBuf;
 
 use serde_json::Value;
 use sha2::Digest;
@@ -85,18 +86,19 @@ async fn a_person_with_a_browser_brings_meetings_to_where_they_should_be() {
     assert!(text.contains("fail 0"), "{text}");
     // What was delivered lies where it should.
     let delivered = walk(&archive);
-    assert!(delivered.iter().filter(|name| name.ends_with(".mp4")).count() >= 4, "{delivered:?}");
+    let videos = delivered.iter().filter(|path| path.extension().is_some_and(|extension| extension == "mp4"));
+    assert!(videos.count() >= 4, "{delivered:?}");
 }
 
 /// The files below a folder.
-fn walk(folder: &Path) -> Vec<String> {
+fn walk(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             found.extend(walk(&path));
         } else {
-            found.push(path.to_string_lossy().into_owned());
+            found.push(path);
         }
     }
     found

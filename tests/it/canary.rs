@@ -20,7 +20,7 @@ const PLANTED: [&str; 4] =
 
 /// Every form in which a secret could lie about: as it is, percent-encoded, in JSON, hexadecimal, base64 at any offset.
 fn forms(secret: &str) -> Vec<Vec<u8>> {
-    let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = crate::support::hex(secret.as_bytes());
     let percent: String = secret
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c.to_string() } else { format!("%{:02X}", u32::from(c)) })

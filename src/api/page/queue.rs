@@ -373,10 +373,11 @@ async fn video_of(api: &Caller, id: &str) -> Result<String, Problem> {
 mod tests {
     use super::*;
 
-    fn item(more: Value) -> Item {
-        let mut value = json!({"id": "j1", "state": "running"});
-        value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        serde_json::from_value(value).unwrap()
+    fn item(mut more: Value) -> Item {
+        let fields = more.as_object_mut().unwrap();
+        fields.insert("id".to_owned(), json!("j1"));
+        fields.entry("state").or_insert(json!("running"));
+        serde_json::from_value(more).unwrap()
     }
 
     #[test]

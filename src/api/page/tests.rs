@@ -81,20 +81,14 @@ fn tags(html: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut rest = html;
     while let Some(at) = rest.find('<') {
-        let mut quote = None;
-        let end = rest[at..].char_indices().find(|(_, c)| match quote {
-            Some(open) => {
-                if *c == open {
-                    quote = None;
-                }
-                false
+        let mut quote: Option<char> = None;
+        let end = rest[at..].char_indices().find(|(_, c)| {
+            if let Some(open) = quote {
+                quote = (*c != open).then_some(open);
+                return false;
             }
-            None => {
-                if matches!(c, '"' | '\'') {
-                    quote = Some(*c);
-                }
-                *c == '>'
-            }
+            quote = matches!(c, '"' | '\'').then_some(*c);
+            *c == '>'
         });
         let end = at + end.unwrap_or_else(|| panic!("a tag without an end: {}", &rest[at..])).0;
         found.push(rest[at..=end].to_owned());

@@ -31,7 +31,7 @@ pub(crate) struct Bench {
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    crate::support::hex(&Sha256::digest(bytes))
 }
 
 impl Bench {
