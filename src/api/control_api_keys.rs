@@ -50,8 +50,8 @@ async fn list(State(keys): State<ApiKeys>) -> Json<Value> {
         KeyOwner::User(user) => Some(user.clone()),
     };
     let all = keys.all();
-    let owned = |key: &ApiKey| OwnedKey { owner: owner(&key.owner), key: ApiKeyView::of(key, keys.is_void(key), now) };
-    let items: Vec<_> = all.iter().map(|key| owned(key)).collect();
+    let shown = |key: &ApiKey| OwnedKey { owner: owner(&key.owner), key: ApiKeyView::of(key, keys.is_void(key), now) };
+    let items: Vec<_> = all.iter().map(|key| shown(key)).collect();
     Json(value!({ "items": items }))
 }
 
