@@ -1,5 +1,6 @@
 //! A user's own API keys: credentials for programs that act for them, as far as the keys' scopes reach. A key is shown
-//! once, when it is made; making and ending keys takes a sign-in, which a key is not.
+//! once, when it is made; making one takes a sign-in of the last minutes, ending one takes a sign-in, and a key is none.
+//! Both are in the audit log before they are done.
 
 use axum::Json;
 use axum::extract::Path;
@@ -18,12 +19,22 @@ use utoipa_axum::routes;
 use crate::api::AppState;
 use crate::api::error::ApiError;
 use crate::api::extractors::AuthUser;
+use crate::api::extractors::ClientInfo;
 use crate::api::json;
+use crate::api::vault::signed_in_at;
+use crate::audit::Actor;
+use crate::audit::Audit;
+use crate::audit::Entry;
+use crate::audit::action;
 use crate::auth::api_keys::ApiKeys;
 use crate::auth::api_keys::Made;
+use crate::auth::api_keys::Maker;
 use crate::auth::api_keys::NewApiKey;
+use crate::ids::TenantId;
 use crate::store::api_keys::ApiKey;
 use crate::store::api_keys::KeyOwner;
+use crate::store::sessions::Sessions;
+use crate::vault::Vault;
 
 /// The routes, relative to where they are mounted.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -65,7 +76,7 @@ pub(super) struct ApiKeyView {
     /// How the key begins and ends.
     #[schema(example = "pfk_…x7Qa")]
     hint: String,
-    /// `valid`, `expired` or `revoked`.
+    /// `valid`, `expired` or `revoked` (also by what ends all sessions of its owner).
     #[schema(example = "valid")]
     state: &'static str,
     #[serde(with = "time::serde::rfc3339")]
@@ -81,11 +92,11 @@ pub(super) struct ApiKeyView {
 }
 
 impl ApiKeyView {
-    pub(super) fn of(key: &ApiKey, now: OffsetDateTime) -> Self {
-        let state = match key.revoked_at {
-            Some(_) => "revoked",
-            None if key.is_good(now) => "valid",
-            None => "expired",
+    pub(super) fn of(key: &ApiKey, is_void: bool, now: OffsetDateTime) -> Self {
+        let state = match (key.revoked_at.is_some() || is_void, key.is_good(now)) {
+            (true, _) => "revoked",
+            (false, true) => "valid",
+            (false, false) => "expired",
         };
         Self {
             id: key.id.shown().to_owned(),
@@ -113,7 +124,7 @@ pub(super) struct NewApiKeyView {
 impl NewApiKeyView {
     /// The answer that shows it, which nobody on the way may keep.
     pub(super) fn reply(made: Made, now: OffsetDateTime) -> Response {
-        let body = Self { api_key: ApiKeyView::of(&made.record, now), key: made.key };
+        let body = Self { api_key: ApiKeyView::of(&made.record, false, now), key: made.key };
         (StatusCode::CREATED, [(header::CACHE_CONTROL, "no-store")], Json(body)).into_response()
     }
 }
@@ -124,25 +135,48 @@ struct ApiKeyList {
     items: Vec<ApiKeyView>,
 }
 
+/// Entries about what a user does.
+fn by(user: &AuthUser, client: &ClientInfo) -> impl Fn(&'static str) -> Entry {
+    let user = &user.principal.user;
+    move |action| {
+        let entry = Entry::new(Actor::User(user.clone()), action).tenant(&TenantId::personal(user));
+        entry.ip(Some(client.0.ip))
+    }
+}
+
+/// What is written down of a fresh key.
+pub(super) fn created(made: &Made, entry: impl Fn(&'static str) -> Entry) -> Entry {
+    let detail = serde_json::json!({ "scopes": made.record.scopes });
+    entry(action::API_KEY_CREATED).subject(made.record.id.shown()).detail(detail)
+}
+
 /// Lists the caller's API keys, newest first, also those that ended.
 #[utoipa::path(get, path = "/settings/api-keys", tag = "api keys", security(("bearer" = [])),
     responses((status = 200, description = "The keys.", body = ApiKeyList)))]
 async fn list_api_keys(State(keys): State<ApiKeys>, user: AuthUser) -> Json<ApiKeyList> {
     let now = OffsetDateTime::now_utc();
     let found = keys.list(&KeyOwner::User(user.principal.user));
-    Json(ApiKeyList { items: found.iter().map(|key| ApiKeyView::of(key, now)).collect() })
+    Json(ApiKeyList { items: found.iter().map(|key| ApiKeyView::of(key, keys.is_void(key), now)).collect() })
 }
 
-/// Makes an API key that acts for the caller within its scopes. An account has at most 100 that count.
+/// Makes an API key that acts for the caller within its scopes. Needs a sign-in of the last minutes, as showing a secret
+/// does. An account has at most 100 that count. A new password and `logout-everywhere` end them all.
 #[utoipa::path(post, path = "/settings/api-keys", tag = "api keys", security(("bearer" = [])),
     request_body = CreateApiKey, responses((status = 201, description = "The key, shown once.", body = NewApiKeyView)))]
 async fn create_api_key(
     State(keys): State<ApiKeys>,
+    State(audit): State<Audit>,
+    State(vault): State<Vault>,
+    State(sessions): State<Sessions>,
     user: AuthUser,
+    client: ClientInfo,
     json::Json(body): json::Json<CreateApiKey>,
 ) -> Result<Response, ApiError> {
     let now = OffsetDateTime::now_utc();
-    let made = keys.create(KeyOwner::User(user.principal.user), body.into_wanted(), now).await?;
+    vault.check_sign_in(signed_in_at(&sessions, &user.principal), now)?;
+    let made = keys.prepare(Maker::User(&user.principal), body.into_wanted(), now).await?;
+    audit.record(created(&made, by(&user, &client))).await?;
+    keys.keep(&made).await?;
     Ok(NewApiKeyView::reply(made, now))
 }
 
@@ -152,9 +186,15 @@ async fn create_api_key(
     responses((status = 204, description = "The key counts no more.")))]
 async fn revoke_api_key(
     State(keys): State<ApiKeys>,
+    State(audit): State<Audit>,
     user: AuthUser,
+    client: ClientInfo,
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    keys.revoke(&KeyOwner::User(user.principal.user), &id, OffsetDateTime::now_utc()).await?;
+    let found = keys.named(Some(&KeyOwner::User(user.principal.user.clone())), &id)?;
+    if found.revoked_at.is_none() {
+        audit.record(by(&user, &client)(action::API_KEY_REVOKED).subject(found.id.shown())).await?;
+        keys.revoke(&found, OffsetDateTime::now_utc()).await?;
+    }
     Ok(StatusCode::NO_CONTENT)
 }

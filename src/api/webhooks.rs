@@ -3,7 +3,10 @@
 //! A stranger learns nothing: a wrong address and a wrong signature are answered alike, the body of a call to a wrong
 //! address is not read, and no call wakes an instance.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -13,6 +16,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::StatusCode;
 use time::OffsetDateTime;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -25,19 +29,58 @@ use crate::error::Code;
 use crate::error::Problem;
 use crate::meetings::Call;
 use crate::meetings::Meetings;
+use crate::store::hooks::HookId;
 
 /// How long the body of a call may take to arrive.
-const BODY_TIME: Duration = Duration::from_secs(30);
-/// Bodies that are held at once.
+const BODY_TIME: Duration = Duration::from_secs(10);
+/// Bodies that are held at once,
 const BODIES: usize = 16;
+/// and of calls to one address: who knows one, signature or not, leaves room for the others.
+const BODIES_PER_HOOK: usize = 2;
 
 /// Room for bodies of webhook calls in memory.
 #[derive(Debug, Clone)]
-pub struct HookBodies(Arc<Semaphore>);
+pub struct HookBodies {
+    all: Arc<Semaphore>,
+    /// Hooks with a body on its way; at most as many as there are bodies.
+    held: Arc<Mutex<HashMap<HookId, usize>>>,
+}
 
 impl Default for HookBodies {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(BODIES)))
+        Self { all: Arc::new(Semaphore::new(BODIES)), held: Arc::default() }
+    }
+}
+
+impl HookBodies {
+    /// A place for one body of a call to this hook, until it is dropped; none while there is none.
+    fn enter(&self, hook: &HookId) -> Option<Place> {
+        let room = Arc::clone(&self.all).try_acquire_owned().ok()?;
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = held.get(hook).copied().unwrap_or_default();
+        if count >= BODIES_PER_HOOK {
+            return None;
+        }
+        held.insert(hook.clone(), count + 1);
+        Some(Place { held: Arc::clone(&self.held), hook: hook.clone(), _room: room })
+    }
+}
+
+/// Room for one body.
+#[derive(Debug)]
+struct Place {
+    held: Arc<Mutex<HashMap<HookId, usize>>>,
+    hook: HookId,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        match held.get_mut(&self.hook) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(held.remove(&self.hook)),
+        }
     }
 }
 
@@ -57,7 +100,7 @@ pub fn router() -> OpenApiRouter<AppState> {
     responses((status = 200, description = "It is on disk.")))]
 async fn fathom_called(
     State(meetings): State<Meetings>,
-    State(HookBodies(room)): State<HookBodies>,
+    State(bodies): State<HookBodies>,
     ClientInfo(client): ClientInfo,
     Path(opaque): Path<String>,
     headers: HeaderMap,
@@ -67,10 +110,33 @@ async fn fathom_called(
     let limited = |wait| Problem::new(Code::RateLimited).retry_after(wait);
     meetings.may_call(client.ip, now).map_err(limited)?;
     let hook = meetings.hook_at(&opaque, now).map_err(limited)?.ok_or_else(|| Problem::new(Code::NotFound))?;
-    let Ok(_room) = room.try_acquire() else {
+    let Some(_place) = bodies.enter(&hook) else {
         return Err(Problem::new(Code::Overloaded).retry_after(Duration::from_secs(2)).into());
     };
     let body = json::read(body, meetings.max_call_bytes(), BODY_TIME).await?;
     meetings.receive(&hook, Call { headers: &headers, body: &body }, OffsetDateTime::now_utc()).await?;
     Ok(StatusCode::OK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_hook_has_two_bodies_on_their_way_and_leaves_room_for_others() {
+        let bodies = HookBodies::default();
+        let (one, other) = (HookId::random(), HookId::random());
+        let first = bodies.enter(&one).unwrap();
+        let second = bodies.enter(&one).unwrap();
+        assert!(bodies.enter(&one).is_none());
+        let _others = bodies.enter(&other).unwrap();
+        drop(first);
+        let third = bodies.enter(&one).unwrap();
+        assert!(bodies.enter(&one).is_none());
+        drop((second, third));
+        assert_eq!(bodies.held.lock().unwrap().len(), 1, "who has none is forgotten");
+        let many: Vec<_> =
+            std::iter::repeat_with(|| bodies.enter(&HookId::random())).map_while(|place| place).collect();
+        assert_eq!(many.len(), BODIES - 1);
+    }
 }

@@ -151,7 +151,7 @@ impl Log {
     /// The end of the chain: the head, and what was written after it before a crash.
     pub(super) async fn end(&self) -> Result<End, Error> {
         let (mut end, _) = self.head().await?;
-        while let Ok(Some(next)) = self.find(end.seq + 1).await {
+        while let Some(next) = self.find(end.seq + 1).await? {
             end = next.end();
         }
         Ok(end)

@@ -106,3 +106,12 @@ async fn an_entry_that_is_too_long_is_refused() {
     assert!(audit.verify().await.unwrap().intact);
     audit.close().await;
 }
+
+#[tokio::test]
+async fn an_entry_beyond_the_head_that_cannot_be_read_is_no_end() {
+    let (audit, database, _dir) = log_of(3).await;
+    audit.close().await;
+    database.create(&key(4), Bytes::from_static(b"not an entry")).await.unwrap();
+    let opened = Audit::open(Arc::clone(&database) as Arc<dyn Store>).await;
+    assert!(matches!(opened, Err(Error::Unreadable(4))));
+}

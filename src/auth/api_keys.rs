@@ -4,8 +4,11 @@
 //! or a leaked one in somebody's code, is recognised without asking. It is shown once; what is kept is its SHA-256, and
 //! the look-up by that hash takes a time that tells nothing of the keys there are.
 //!
-//! Invariants: a key is worth nothing once it was revoked, has expired, or its owner's account is gone; it is never
-//! taken where a sign-in is asked for; a user's key never has a right that its owner lacks, and never that of an admin.
+//! Invariants: a key is worth nothing once it was revoked, has expired, or its owner's account is gone or signs its
+//! tokens with another key (a new password, a new address, a logout everywhere); it is never taken where a sign-in is
+//! asked for; a user's key never has a right that its owner lacks, and never that of an admin.
+//!
+//! Deliberately absent: the audit log, which callers write between [`ApiKeys::prepare`] and [`ApiKeys::keep`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,6 +20,7 @@ use sha2::Sha256;
 use time::Duration;
 use time::OffsetDateTime;
 
+use super::Principal;
 use super::Verifier;
 use crate::error::Code;
 use crate::error::Problem;
@@ -91,6 +95,15 @@ pub struct NewApiKey {
     pub scopes: Vec<String>,
     /// When it ends by itself.
     pub expires_at: Option<OffsetDateTime>,
+}
+
+/// Who makes a key.
+#[derive(Debug, Clone, Copy)]
+pub enum Maker<'a> {
+    /// An operator, for the fleet.
+    Operator,
+    /// Whoever signed in, for their account.
+    User(&'a Principal),
 }
 
 /// A key that was just made.
@@ -175,8 +188,13 @@ impl ApiKeys {
         Self { records, verifier }
     }
 
-    /// Makes a key. Durable when it returns.
-    pub async fn create(&self, owner: KeyOwner, wanted: NewApiKey, now: OffsetDateTime) -> Result<Made, Error> {
+    /// Makes a key that counts once it is [kept](Self::keep).
+    pub async fn prepare(&self, maker: Maker<'_>, wanted: NewApiKey, now: OffsetDateTime) -> Result<Made, Error> {
+        let (owner, account_key) = match maker {
+            Maker::Operator => (KeyOwner::Fleet, "".into()),
+            // Of the token and not of the account as it is now: what ended the one meanwhile ends the other.
+            Maker::User(principal) => (KeyOwner::User(principal.user.clone()), Arc::clone(&principal.key)),
+        };
         let name = wanted.name.trim().to_owned();
         if name.is_empty() || name.chars().count() > NAME_CHARS || name.chars().any(char::is_control) {
             return Err(Error::Name);
@@ -190,6 +208,7 @@ impl ApiKeys {
         let record = ApiKey {
             id: ApiKeyId::of(&key),
             owner,
+            account_key,
             name,
             scopes: scopes.iter().map(|scope| scope.to_string().into()).collect(),
             hint: key[key.len() - 4..].into(),
@@ -198,8 +217,22 @@ impl ApiKeys {
             last_used_at: None,
             revoked_at: None,
         };
-        self.records.create(record.clone()).await?;
         Ok(Made { key, record })
+    }
+
+    /// Lets a key count. Durable when it returns.
+    pub async fn keep(&self, made: &Made) -> Result<(), Error> {
+        Ok(self.records.create(made.record.clone()).await?)
+    }
+
+    /// Whether the owner's account has had another key since this one was made, as far as that can be told.
+    pub fn is_void(&self, key: &ApiKey) -> bool {
+        let KeyOwner::User(user) = &key.owner else { return false };
+        match self.verifier.key_of(user) {
+            Ok(current) => current != key.account_key,
+            Err(super::Error::AccountsUnreadable) => false,
+            Err(_) => true,
+        }
     }
 
     /// Forgets keys that count no more, oldest first, until there is a place. Two calls at once may both find the last
@@ -207,11 +240,13 @@ impl ApiKeys {
     async fn make_room(&self, owner: &KeyOwner, now: OffsetDateTime) -> Result<(), Error> {
         let keys = self.records.of_owner(owner);
         let excess = (keys.len() + 1).saturating_sub(MOST);
-        let dead: Vec<_> = keys.iter().filter(|key| !key.is_good(now)).take(excess).collect();
+        let is_dead = |key: &&Arc<ApiKey>| !key.is_good(now) || self.is_void(key);
+        let dead: Vec<_> = keys.iter().filter(is_dead).take(excess).collect();
         if dead.len() < excess {
             return Err(Error::TooMany);
         }
         for key in dead {
+            self.records.revoke(key, now).await?;
             self.records.forget(key, now).await?;
         }
         Ok(())
@@ -231,19 +266,15 @@ impl ApiKeys {
         keys
     }
 
-    /// Takes a key of this owner back. Durable when it returns; the second time it changes nothing.
-    pub async fn revoke(&self, owner: &KeyOwner, id: &str, now: OffsetDateTime) -> Result<(), Error> {
-        self.revoke_one(&self.records.of_owner(owner), id, now).await
+    /// A key of this owner, or for operators (none) anybody's, by its shown id.
+    pub fn named(&self, owner: Option<&KeyOwner>, id: &str) -> Result<Arc<ApiKey>, Error> {
+        let among = owner.map_or_else(|| self.records.all(), |owner| self.records.of_owner(owner));
+        among.into_iter().find(|key| key.id.shown() == id).ok_or(Error::Unknown)
     }
 
-    /// Takes anybody's key back. For operators.
-    pub async fn revoke_any(&self, id: &str, now: OffsetDateTime) -> Result<(), Error> {
-        self.revoke_one(&self.records.all(), id, now).await
-    }
-
-    async fn revoke_one(&self, among: &[Arc<ApiKey>], id: &str, now: OffsetDateTime) -> Result<(), Error> {
-        let found = among.iter().find(|key| key.id.shown() == id).ok_or(Error::Unknown)?;
-        match self.records.revoke(found, now).await {
+    /// Takes a key back. Durable when it returns; the second time it changes nothing.
+    pub async fn revoke(&self, key: &ApiKey, now: OffsetDateTime) -> Result<(), Error> {
+        match self.records.revoke(key, now).await {
             // Somebody revoked it and made room since.
             Err(store::Error::Stale) => Err(Error::Unknown),
             done => Ok(done?),
@@ -258,7 +289,7 @@ impl ApiKeys {
         }
         let found = self.records.find(&ApiKeyId::of(key)).filter(|key| key.is_good(now)).ok_or(Error::Invalid)?;
         if let KeyOwner::User(user) = &found.owner
-            && !self.verifier.exists(user)
+            && !self.verifier.key_of(user).is_ok_and(|current| current == found.account_key)
         {
             return Err(Error::Invalid);
         }

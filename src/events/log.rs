@@ -172,6 +172,12 @@ impl Log {
         self.topics.len()
     }
 
+    /// Whether anybody listens to a topic, on whatever thread: whoever does holds it. Somebody who only looks at it for a
+    /// moment may be taken for a listener.
+    pub(super) fn is_heard(&self, topic: &Topic) -> bool {
+        self.topics.get(topic).is_some_and(|found| Arc::strong_count(&found) > 1)
+    }
+
     /// Queues a message; waits for a place.
     pub(super) async fn queue(
         &self,

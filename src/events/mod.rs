@@ -217,6 +217,12 @@ impl Events {
         logged.await.map_err(|_| Error::Closed)
     }
 
+    /// Whether anybody listens to a topic now. For what is not worth a place in the log when nobody does; whoever resumes
+    /// later must then be told how things stand.
+    pub fn is_heard(&self, topic: &Topic) -> bool {
+        self.inner.hub.log.is_heard(topic)
+    }
+
     /// The newest events of a topic, oldest first, and the position they end at.
     pub async fn history(&self, topic: &Topic, limit: usize) -> Result<(Vec<Arc<Event>>, Position), Error> {
         let topic = self.inner.hub.log.topic(topic).await?;

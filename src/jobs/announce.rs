@@ -2,13 +2,16 @@
 //!
 //! A change of a job is told to the job's user and to nobody else; what is told of the whole queue is a number. Changes
 //! are gathered for a moment, so that a thousand jobs added at once are not a thousand lists of a thousand jobs.
-//! Positions also change without a change of one's own jobs: those are looked at in turn, some users a second.
+//! Positions also change without a change of one's own jobs: those are looked at in turn, some users a second. Nobody is
+//! told of them who does not listen; whoever comes back, resuming or not, is told within a second how they stand, if that
+//! is not what was told last.
 //!
 //! Known limits: whoever falls behind the queue's changes is told the state as it is and not each step that led there;
 //! a list in a message has the first items only, and says how many there are.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,9 +39,11 @@ use crate::queue::Queue;
 use crate::queue::State;
 use crate::shutdown::Shutdown;
 
-/// Items in the list of one message, at most, and their bytes.
+/// Items in the list of one message, at most, and their bytes, which are also fewer than an event may have.
 const SHOWN: usize = 100;
 const SHOWN_BYTES: usize = 128 << 10;
+/// Bytes of a message around its list.
+const AROUND: usize = 512;
 /// Changes are gathered for this long.
 const GATHERED: Duration = Duration::from_millis(100);
 /// Changes of one user that are told one by one in one such moment; beyond, the last one of a sort stands for all.
@@ -89,6 +94,10 @@ pub struct Announcer {
     watched: Watched,
     /// Whom to look at next.
     turns: VecDeque<UserId>,
+    /// Who was not told of positions because they did not listen; some of the watched.
+    untold: HashSet<UserId>,
+    /// Bytes of the list of a message, at most.
+    shown_bytes: usize,
 }
 
 /// Pure: what a change is called; none for what is told otherwise.
@@ -112,7 +121,8 @@ impl Announcer {
     /// Between a queue and the listeners.
     pub fn new(queue: Queue, events: Events, intake: Intake) -> Self {
         let (pending, watched, turns) = (BTreeMap::new(), HashMap::new(), VecDeque::new());
-        Self { queue, events, intake, pending, watched, turns }
+        let shown_bytes = SHOWN_BYTES.min(events.config().max_event_bytes.saturating_sub(AROUND));
+        Self { queue, events, intake, pending, watched, turns, untold: HashSet::new(), shown_bytes }
     }
 
     /// Runs until the shutdown begins.
@@ -133,13 +143,14 @@ impl Announcer {
                 },
                 _ = gathered.tick(), if !self.pending.is_empty() => self.tell().await,
                 _ = look.tick() => {
-                    if positions.has_changed().unwrap_or(false) || !self.turns.is_empty() {
-                        if self.turns.is_empty() {
-                            positions.mark_unchanged();
-                            self.turns = self.watched.keys().cloned().collect();
-                        }
-                        self.tell_positions().await;
+                    if self.turns.is_empty() && positions.has_changed().unwrap_or(false) {
+                        positions.mark_unchanged();
+                        self.turns = self.watched.keys().cloned().collect();
                     }
+                    for user in self.came_back() {
+                        self.turns.push_front(user);
+                    }
+                    self.tell_positions().await;
                 }
                 () = shutdown.begun() => return,
             }
@@ -206,11 +217,11 @@ impl Announcer {
             let now = timestamp(OffsetDateTime::now_utc());
             let told = pending.told();
             for news in &told {
-                self.publish(&user, queue_update(&user, news, &active, &now), None).await;
+                self.publish(&user, queue_update(&user, news, &active, &now, self.shown_bytes), None).await;
             }
             if active.is_empty() && told.last().is_some_and(|news| news.update_type == "meeting_removed") {
                 let news = News { update_type: "queue_cleared", job: None };
-                self.publish(&user, queue_update(&user, &news, &active, &now), None).await;
+                self.publish(&user, queue_update(&user, &news, &active, &now, self.shown_bytes), None).await;
             }
             for job in pending.progress.values() {
                 let message = Message::new("ProgressUpdate", progress_update(job, &now));
@@ -230,21 +241,35 @@ impl Announcer {
             if self.pending.contains_key(&user) {
                 continue;
             }
+            // What was told last is remembered, so that it is known what is news when they come back.
+            if !self.events.is_heard(&Topic::Queue(user.clone())) {
+                self.untold.insert(user);
+                continue;
+            }
+            self.untold.remove(&user);
             let active = self.active(&user);
             let is_news = self.watched.get(&user).is_some_and(|told| *told != positions(&active));
             self.remember(&user, &active);
             if let Some(first) = active.iter().find(|place| place.position.is_some()).filter(|_| is_news) {
                 let now = timestamp(OffsetDateTime::now_utc());
                 let news = News { update_type: "position_updated", job: Some(first.job.id) };
-                let message = queue_update(&user, &news, &active, &now);
+                let message = queue_update(&user, &news, &active, &now, self.shown_bytes);
                 self.publish(&user, message, Some("positions".to_owned())).await;
             }
         }
     }
 
+    /// Takes those who listen again out of the untold.
+    fn came_back(&mut self) -> Vec<UserId> {
+        let events = &self.events;
+        let back = self.untold.extract_if(|user| events.is_heard(&Topic::Queue(user.clone())));
+        back.collect()
+    }
+
     fn remember(&mut self, user: &UserId, active: &[Active]) {
         if active.is_empty() {
             self.watched.remove(user);
+            self.untold.remove(user);
         } else {
             self.watched.insert(user.clone(), positions(active));
         }
@@ -269,20 +294,12 @@ fn timestamp(now: OffsetDateTime) -> String {
     now.format(&Rfc3339).unwrap_or_default()
 }
 
-/// Pure: what is told of a queue. `global_position` is the place in the whole order of the job that it is about.
-fn queue_update(user: &UserId, news: &News, active: &[Active], now: &str) -> Message {
+/// Pure: what is told of a queue. `global_position` is the place in the whole order of the job that it is about. The
+/// list has at most so many bytes.
+fn queue_update(user: &UserId, news: &News, active: &[Active], now: &str, most: usize) -> Message {
     let about = active.iter().find(|place| Some(place.job.id) == news.job);
-    let mut bytes = 0;
-    let items = active
-        .iter()
-        .take(SHOWN)
-        .filter_map(|place| serde_json::to_value(QueueItem::of(&place.job, place.position)).ok());
-    let items: Vec<_> = items
-        .take_while(|item| {
-            bytes += item.to_string().len();
-            bytes <= SHOWN_BYTES
-        })
-        .collect();
+    let items = active.iter().filter_map(|place| serde_json::to_value(QueueItem::of(&place.job, place.position)).ok());
+    let items = shown(items, most);
     Message::new(
         "QueueUpdate",
         json!({
@@ -295,6 +312,16 @@ fn queue_update(user: &UserId, news: &News, active: &[Active], now: &str) -> Mes
             "timestamp": now,
         }),
     )
+}
+
+/// Pure: the first of a list, as many as a message may have.
+fn shown(items: impl Iterator<Item = Value>, most: usize) -> Vec<Value> {
+    let mut bytes = 0;
+    let fits = |item: &Value| {
+        bytes += item.to_string().len() + 1;
+        bytes <= most
+    };
+    items.take(SHOWN).take_while(fits).collect()
 }
 
 /// Pure: what is told of a job that runs.
@@ -333,10 +360,22 @@ mod tests {
     fn an_update_of_nothing_left_names_no_job_and_no_place() {
         let user = UserId::parse("ada").unwrap();
         let cleared = News { update_type: "queue_cleared", job: None };
-        let message = queue_update(&user, &cleared, &[], "2026-01-01T00:00:00Z");
+        let message = queue_update(&user, &cleared, &[], "2026-01-01T00:00:00Z", SHOWN_BYTES);
         assert_eq!(message.kind, "QueueUpdate");
         let expected = json!({"update_type": "queue_cleared", "queue": [], "total": 0, "affected_user_id": "ada",
             "job_id": null, "global_position": null, "timestamp": "2026-01-01T00:00:00Z"});
         assert_eq!(message.data, expected);
+    }
+    #[test]
+    fn a_list_in_a_message_is_cut_where_the_message_would_be_too_large() {
+        let items = |count: usize, bytes: usize| (0..count).map(move |_| json!("x".repeat(bytes - 3)));
+        assert_eq!(shown(items(500, 10), SHOWN_BYTES).len(), SHOWN);
+        assert_eq!(shown(items(500, 10), 95).len(), 9);
+        assert!(shown(items(3, 100), 0).is_empty());
+        // What is around the list fits into what is kept free for it, in whole and at its longest.
+        let user = UserId::parse("a23456789012345").unwrap();
+        let news = News { update_type: "position_updated", job: JobId::parse(&"0".repeat(26)).ok() };
+        let message = queue_update(&user, &news, &[], "2026-01-01T00:00:00.123456789Z", 0);
+        assert!(message.data.to_string().len() + 2 * 20 < AROUND);
     }
 }

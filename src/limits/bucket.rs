@@ -38,6 +38,12 @@ impl<K: Clone + Eq + Hash> Keyed<K> {
         Ok(())
     }
 
+    /// Whether [`check`](Self::check) would take a token now. Takes none.
+    pub fn would_pass(&mut self, key: &K, now: Instant) -> bool {
+        let tolerance = self.tolerance;
+        self.full_at.touch(key).is_none_or(|full_at| full_at.saturating_duration_since(now) <= tolerance)
+    }
+
     /// Keys held.
     pub fn len(&self) -> usize {
         self.full_at.len()
@@ -70,6 +76,18 @@ mod tests {
             assert_eq!(buckets.check(&"a", much_later), Ok(()));
         }
         assert!(buckets.check(&"a", much_later).is_err(), "unused time does not pile up beyond the burst");
+    }
+
+    #[test]
+    fn a_look_takes_nothing_and_says_what_a_call_would_meet() {
+        let start = Instant::now();
+        let mut buckets = Keyed::new(1, Duration::from_secs(1), 100);
+        for _ in 0..3 {
+            assert!(buckets.would_pass(&"a", start));
+        }
+        assert_eq!(buckets.check(&"a", start), Ok(()));
+        assert!(!buckets.would_pass(&"a", start));
+        assert!(buckets.would_pass(&"a", start + Duration::from_secs(1)));
     }
 
     #[test]

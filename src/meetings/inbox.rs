@@ -40,8 +40,11 @@ use crate::webhooks::standard;
 const MAX_COUNTED: usize = 10_000;
 /// Letters that are taken in at once.
 const AT_ONCE: usize = 4;
-/// Letters that one round looks at.
-const ROUND: usize = 256;
+/// Letters that one round takes in, and of those of one hook: the next round comes soon, and others have had a turn.
+const ROUND: usize = 64;
+const ROUND_SHARE: usize = 4;
+/// One hook's letters that may wait: this part of all.
+const WAITING_SHARE: usize = 4;
 /// Attempts before a letter is given up.
 const MAX_ATTEMPTS: u32 = 50;
 /// First and longest wait before the next attempt.
@@ -49,6 +52,8 @@ const FIRST_WAIT: Duration = Duration::from_secs(2);
 const LONGEST_WAIT: Duration = Duration::from_mins(10);
 /// Longest time between two looks at what waits.
 const LOOK: Duration = Duration::from_secs(5);
+/// The same, when there may be more.
+const SOON: Duration = Duration::from_millis(100);
 
 /// How often anybody may call.
 pub(super) struct Limits {
@@ -117,7 +122,9 @@ impl Meetings {
         if !is_keepable(&meeting) {
             return Err(Error::NotAMeeting);
         }
-        if parts.inbox.waiting(parts.config.max_inbox).len() >= parts.config.max_inbox {
+        let (waiting, of_hook) = parts.inbox.waiting(&hook.id);
+        let most = parts.config.max_inbox;
+        if waiting >= most || of_hook >= most.div_ceil(WAITING_SHARE) {
             return Err(Error::InboxFull);
         }
         match parts.blobs.put(&letter.blob(), call.body.clone()).await {
@@ -139,11 +146,8 @@ impl Meetings {
         let shutdown = self.inner.parts.shutdown.clone();
         loop {
             let now = OffsetDateTime::now_utc();
-            let is_due = |letter: &Letter| match letter.status {
-                LetterStatus::Waiting { next_at, .. } => next_at <= now.unix_timestamp(),
-                LetterStatus::Done | LetterStatus::Refused { .. } => false,
-            };
-            let due = self.inner.parts.inbox.waiting(ROUND).into_iter().filter(|letter| is_due(letter));
+            let due = self.inner.parts.inbox.due(now.unix_timestamp(), ROUND, ROUND_SHARE);
+            let wait = if due.is_empty() { LOOK } else { SOON };
             let round = stream::iter(due).for_each_concurrent(AT_ONCE, async |letter| self.deal_with(&letter).await);
             tokio::select! {
                 () = round => {}
@@ -151,7 +155,7 @@ impl Meetings {
             }
             tokio::select! {
                 () = self.inner.limits.news.notified() => {}
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(wait) => {}
                 () = shutdown.begun() => return,
             }
         }

@@ -67,6 +67,9 @@ pub struct ApiKey {
     pub id: ApiKeyId,
     /// Whom it speaks for.
     pub owner: KeyOwner,
+    /// Names the key of the owner's account when this one was made, see `auth::Principal`: with another password, or
+    /// after a logout everywhere, the account has another one and this key is void. Empty for the fleet's.
+    pub account_key: Arc<str>,
     /// What its owner calls it.
     pub name: String,
     /// What it may do, as texts; whoever reads them decides which they know.
@@ -212,6 +215,7 @@ mod tests {
         ApiKey {
             id: ApiKeyId::of(text),
             owner,
+            account_key: "".into(),
             name: text.to_owned(),
             scopes: vec!["jobs".into()],
             hint: "abcd".into(),

@@ -1,6 +1,7 @@
 //! `inbox.<hook>.<hash>`: what other services told us, from the moment it was acknowledged until long after it was
 //! dealt with, so that the same news is not taken twice. What they said is beside it, among the blobs.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -112,7 +113,7 @@ fn key_of(id: &LetterId) -> String {
 impl Record for Letter {
     const PREFIX: &'static str = "inbox.";
     type Id = LetterId;
-    /// What waits comes first, then by age.
+    /// What waits comes first, by when it is due; then the rest, by age.
     type Index = (bool, i64, LetterId);
 
     fn id(&self) -> LetterId {
@@ -129,8 +130,16 @@ impl Record for Letter {
     }
 
     fn index(&self) -> Option<Self::Index> {
-        Some((!self.is_waiting(), self.received_at.unix_timestamp(), self.id.clone()))
+        Some(match self.status {
+            LetterStatus::Waiting { next_at, .. } => (false, next_at, self.id.clone()),
+            _ => (true, self.received_at.unix_timestamp(), self.id.clone()),
+        })
     }
+}
+
+/// Where those that are settled begin, or those that are not.
+fn start(settled: bool) -> (bool, i64, LetterId) {
+    (settled, i64::MIN, LetterId { hook: HookId::lowest(), hash: "".into() })
 }
 
 /// The inbox: typed records plus an in-memory view fed by the watch. Cheap to clone.
@@ -161,20 +170,36 @@ impl Inbox {
         self.len() == 0
     }
 
-    /// Those that wait, the oldest first, `most` at most.
-    pub fn waiting(&self, most: usize) -> Vec<Arc<Letter>> {
-        self.list(false, most, |_| true)
+    /// Those that are due at a moment, in seconds since 1970, the longest due first: `most` at most, and of one hook no
+    /// more than its `share`.
+    pub fn due(&self, now: i64, most: usize, share: usize) -> Vec<Arc<Letter>> {
+        let mut taken: HashMap<HookId, usize> = HashMap::new();
+        let is_due = |(settled, at, _): &(bool, i64, LetterId)| !*settled && *at <= now;
+        let places = self.table.view().pick(Bound::Included(&start(false)), most, is_due, |(_, _, id)| {
+            let count = taken.entry(id.hook.clone()).or_default();
+            *count += 1;
+            *count <= share
+        });
+        places.iter().filter_map(|(_, _, id)| self.find(id)).collect()
+    }
+
+    /// How many wait, and how many of those came by this hook.
+    pub fn waiting(&self, hook: &HookId) -> (usize, usize) {
+        let (mut all, mut of_hook) = (0, 0);
+        self.table.view().walk(Bound::Included(&start(false)), |(settled, _, id)| {
+            if !*settled {
+                all += 1;
+                of_hook += usize::from(id.hook == *hook);
+            }
+            !*settled
+        });
+        (all, of_hook)
     }
 
     /// Those that were dealt with before, in seconds since 1970, `most` at most.
     pub fn settled_before(&self, before: i64, most: usize) -> Vec<Arc<Letter>> {
-        self.list(true, most, |received_at| received_at < before)
-    }
-
-    fn list(&self, settled: bool, most: usize, wanted: impl Fn(i64) -> bool) -> Vec<Arc<Letter>> {
-        let lowest = LetterId { hook: HookId::lowest(), hash: "".into() };
-        let from = (settled, i64::MIN, lowest);
-        let places = self.table.view().range(Bound::Included(&from), most, |(is, at, _)| *is == settled && wanted(*at));
+        let is_before = |(settled, at, _): &(bool, i64, LetterId)| *settled && *at < before;
+        let places = self.table.view().range(Bound::Included(&start(true)), most, is_before);
         places.iter().filter_map(|(_, _, id)| self.find(id)).collect()
     }
 
@@ -203,5 +228,39 @@ impl Inbox {
     /// Forgets it.
     pub async fn remove(&self, id: &LetterId) -> Result<(), Error> {
         self.table.remove(&key_of(id), |_| true).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::ControlDatabase;
+
+    #[tokio::test]
+    async fn what_is_due_is_found_behind_what_is_not_and_nobody_takes_all_places() {
+        let dir = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> = Arc::new(ControlDatabase::open(&dir.path().join("control.db")).unwrap());
+        let inbox = Inbox::open(store).await.unwrap();
+        let (loud, quiet) = (HookId::random(), HookId::random());
+        let letter = |hook: &HookId, name: &str, next_at| Letter {
+            id: LetterId::of(hook, name),
+            tenant: TenantId::parse("ada").unwrap(),
+            status: LetterStatus::Waiting { attempts: 0, next_at },
+            received_at: OffsetDateTime::UNIX_EPOCH,
+        };
+        for number in 0..10 {
+            inbox.create(letter(&loud, &format!("later {number}"), 200)).await.unwrap();
+            inbox.create(letter(&loud, &format!("now {number}"), 100)).await.unwrap();
+        }
+        inbox.create(letter(&quiet, "now", 101)).await.unwrap();
+        assert_eq!((inbox.waiting(&loud), inbox.waiting(&quiet)), ((21, 20), (21, 1)));
+        let due = inbox.due(150, 5, 3);
+        assert_eq!(due.iter().filter(|letter| *letter.id.hook() == loud).count(), 3);
+        assert_eq!(due.len(), 4, "the other one has its place");
+        assert_eq!(inbox.due(150, 2, 3).len(), 2);
+        assert!(inbox.due(99, 5, 3).is_empty());
+        inbox.settle(&due[0].id, LetterStatus::Done).await.unwrap();
+        assert_eq!(inbox.waiting(&loud), (20, 19));
+        assert_eq!(inbox.settled_before(1, 10).len(), 1);
     }
 }

@@ -117,6 +117,29 @@ impl<R: Record> View<R> {
         index.range((from, Bound::Unbounded)).take_while(|place| belongs(place)).take(limit).cloned().collect()
     }
 
+    /// The same, of those places that are wanted.
+    pub(super) fn pick(
+        &self,
+        from: Bound<&R::Index>,
+        limit: usize,
+        belongs: impl Fn(&R::Index) -> bool,
+        wanted: impl FnMut(&&R::Index) -> bool,
+    ) -> Vec<R::Index> {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let places = index.range((from, Bound::Unbounded)).take_while(|place| belongs(place));
+        places.filter(wanted).take(limit).cloned().collect()
+    }
+
+    /// Calls `visit` with each place from a bound on, in order, until it returns false.
+    pub(super) fn walk(&self, from: Bound<&R::Index>, mut visit: impl FnMut(&R::Index) -> bool) {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        for place in index.range((from, Bound::Unbounded)) {
+            if !visit(place) {
+                return;
+            }
+        }
+    }
+
     /// Takes note of a record as of a revision; none = deleted, or not readable.
     pub(super) fn apply(&self, source: Source, id: R::Id, revision: Revision, record: Option<Arc<R>>) {
         match self.slots.entry(id) {

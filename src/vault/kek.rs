@@ -116,6 +116,8 @@ pub(super) fn find(config: &Config, data: &Path) -> Result<Given, Unusable> {
     }
     let path = data.join(KEY_FILE);
     match path.symlink_metadata() {
+        // What a loss of power leaves of a file that was being made, and what opens nothing in any case.
+        Ok(found) if found.is_file() && found.len() == 0 => Ok(Given::Nothing(path)),
         Ok(_) => Ok(Given::File(path.clone(), read(&path)?)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Given::Nothing(path)),
         Err(error) => Err(Unusable::Io { path, error }),
@@ -181,6 +183,16 @@ pub(super) fn write_new(path: &Path, key: &Key) -> io::Result<()> {
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     File::open(folder_of(path))?.sync_all()
+}
+
+/// Puts a key into a file that is not there or empty: it holds the whole key or nothing, whatever happens meanwhile. Not
+/// for two at once.
+pub(super) fn place(path: &Path, key: &Key) -> io::Result<()> {
+    match path.symlink_metadata() {
+        Ok(found) if !found.is_file() || found.len() > 0 => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => replace(path, key),
+    }
 }
 
 /// Puts a key in place of the one in a file: the file holds the one or the other, whatever happens meanwhile.
@@ -311,6 +323,7 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(read(&path).unwrap().bytes(), one.bytes());
         assert!(write_new(&path, &other).is_err(), "a key is never overwritten");
+        assert!(place(&path, &other).is_err(), "nor replaced unasked");
         is_replaceable(&path).unwrap();
         replace(&path, &other).unwrap();
         assert_eq!(read(&path).unwrap().bytes(), other.bytes());

@@ -196,7 +196,7 @@ async fn begin(given: Given, keys: &VaultKeys, now: OffsetDateTime) -> Result<Un
         Given::Nothing(path) => {
             let key = Key::random();
             // Before the record: a record without its key could never be opened again.
-            kek::write_new(&path, &key).map_err(|error| Locked::Make { path: path.clone(), error })?;
+            kek::place(&path, &key).map_err(|error| Locked::Make { path: path.clone(), error })?;
             (key, None, Some(path.clone()), Some(path))
         }
     };

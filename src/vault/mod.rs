@@ -314,12 +314,15 @@ impl Vault {
     ) -> Result<Opened, Error> {
         let opened = self.unseal_secret(secret).await?;
         let key = (secret.key_id.clone(), purpose);
-        if lock(&self.inner.uses).check(&key, Instant::now()).is_ok() {
+        let is_news = lock(&self.inner.uses).would_pass(&key, Instant::now());
+        if is_news {
             let entry = Entry::new(Actor::System, action::SECRET_USED).tenant(&secret.tenant);
             self.inner
                 .audit
                 .record(entry.subject(secret.key_id.as_str()).detail(json!({ "purpose": purpose })))
                 .await?;
+            // Not before: what could not be written down is tried again at the next use, which fails like this one.
+            let _ = lock(&self.inner.uses).check(&key, Instant::now());
             self.note_use(secret, now).await;
         }
         Ok(Opened {
@@ -429,11 +432,11 @@ impl Vault {
         tenant: &TenantId,
         change: impl Fn(&mut std::collections::BTreeMap<KeyId, u32>) + Send + Sync,
     ) -> Result<(), Error> {
-        let keyring = self.inner.keyring.load_full();
         let mut refused = None;
         let changed = self.inner.keys.change(tenant, |current| {
             let Some(current) = current else { return Ok(None) };
-            match tenant_key::with_heads(&keyring, current, &change) {
+            // At each attempt: the master key may have been changed since the one before.
+            match tenant_key::with_heads(&self.inner.keyring.load(), current, &change) {
                 Ok(record) => Ok(Some(record)),
                 Err(error) => {
                     refused = Some(error);

@@ -190,6 +190,15 @@ impl Vault {
         }
     }
 
+    /// Whether a sign-in is fresh enough for what a stolen token must not reach. None is not.
+    pub fn check_sign_in(&self, signed_in_at: Option<OffsetDateTime>, now: OffsetDateTime) -> Result<(), Error> {
+        let within = self.inner.config.reveal_max_age;
+        if signed_in_at.is_none_or(|at| at + within <= now) {
+            return Err(Error::SignInFirst { within });
+        }
+        Ok(())
+    }
+
     async fn try_reveal(
         &self,
         caller: &Caller,
@@ -198,10 +207,7 @@ impl Vault {
         now: OffsetDateTime,
     ) -> Result<Secret, Error> {
         let secret = self.find_live(&caller.tenant, id).ok_or(Error::NotFound)?;
-        let within = self.inner.config.reveal_max_age;
-        if signed_in_at.is_none_or(|at| at + within <= now) {
-            return Err(Error::SignInFirst { within });
-        }
+        self.check_sign_in(signed_in_at, now)?;
         if item::has_expired(&secret, now) {
             return Err(Error::Expired);
         }

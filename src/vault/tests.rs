@@ -462,3 +462,35 @@ async fn without_its_key_a_vault_does_not_open_and_nothing_is_written() {
     database.close().await;
     assert!(matches!(open(dir.path(), config()).await, Err(Locked::NoRecord)));
 }
+
+#[tokio::test]
+async fn no_use_is_handed_out_that_could_not_be_written_down() {
+    let (world, _dir) = world().await;
+    let id = world.put("ada", "fathom", "default", SECRET).await;
+    world.audit.close().await;
+    for _ in 0..2 {
+        assert!(matches!(world.reads("ada", &id).await, Err(Error::Audit(_))));
+    }
+    world.close().await;
+}
+
+#[tokio::test]
+async fn an_empty_key_file_of_a_vault_that_never_was_is_replaced_and_otherwise_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(KEY_FILE);
+    std::fs::write(&file, "").unwrap();
+    let world = open(dir.path(), config()).await.unwrap();
+    assert_eq!(world.vault.made(), Some(&*file));
+    let id = world.put("ada", "fathom", "default", SECRET).await;
+    world.close().await;
+    let key = std::fs::read(&file).unwrap();
+    let world = open(dir.path(), config()).await.unwrap();
+    assert_eq!(world.reads("ada", &id).await.unwrap(), SECRET);
+    world.close().await;
+    // With something to open, an empty file is a lost key.
+    std::fs::write(&file, "").unwrap();
+    assert!(matches!(open(dir.path(), config()).await, Err(Locked::Missing { .. })));
+    assert_eq!(std::fs::read(&file).unwrap(), b"");
+    std::fs::write(&file, key).unwrap();
+    open(dir.path(), config()).await.unwrap().close().await;
+}

@@ -203,3 +203,50 @@ async fn operators_make_list_and_revoke_keys_of_workers() {
     let refused = app.cli(&["api-keys", "create", "--name", "x", "--scope", "jobs"]);
     assert!(!refused.status.success());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn making_a_key_needs_a_fresh_sign_in_and_is_accounted_for() {
+    let app = TestApp::with("vault.reveal_max_age = \"10s\"\n").await;
+    let ada = app.user("ada").await;
+    let ada = app.sign_in(&ada.email, &ada.password).await;
+    let (_, id) = make(&ada, &["jobs"]).await;
+    for _ in 0..2 {
+        assert_eq!(status(&ada, Method::DELETE, &format!("/api/v1/settings/api-keys/{id}")).await, 204);
+    }
+    let made = app.cli_json(&["api-keys", "create", "--name", "farm", "--scope", "worker:transcode"]);
+    let farm = made["api_key"]["id"].as_str().unwrap();
+    assert!(app.cli(&["api-keys", "revoke", farm]).status.success());
+    let root = app.admin("root").await;
+    let page: Value = root.get("/api/v1/admin/audit?limit=100").await.json().await.unwrap();
+    let mut entries = page["items"].as_array().unwrap().clone();
+    entries.retain(|entry| entry["action"].as_str().unwrap().starts_with("api_key."));
+    entries.reverse();
+    let told: Vec<_> = entries.iter().map(|entry| [&entry["action"], &entry["actor"], &entry["subject"]]).collect();
+    let (user, operator) = (json!(format!("user:{}", ada.id)), json!("operator"));
+    let (created, revoked) = (json!("api_key.created"), json!("api_key.revoked"));
+    let (own, farm) = (json!(id), json!(farm));
+    let expected =
+        [[&created, &user, &own], [&revoked, &user, &own], [&created, &operator, &farm], [&revoked, &operator, &farm]];
+    assert_eq!(told, expected);
+    eventually("the sign-in is too old", async || {
+        let answer = ada.post("/api/v1/settings/api-keys", json!({"name": "x", "scopes": ["jobs"]})).await;
+        let status = answer.status();
+        (status == 403 && answer.json::<Value>().await.unwrap()["error"]["code"] == "SIGN_IN_AGAIN").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_logout_everywhere_ends_the_users_keys_and_nobody_elses() {
+    let app = TestApp::start().await;
+    let (ada, bob) = (app.user("ada").await, app.user("bob").await);
+    let program = with_key(&ada, &make(&ada, &["jobs"]).await.0);
+    let other = with_key(&bob, &make(&bob, &["jobs"]).await.0);
+    assert_eq!(status(&program, Method::GET, "/api/v1/queue").await, 200);
+    assert_eq!(ada.post("/auth/logout-everywhere", json!({})).await.status(), 200);
+    assert_eq!(status(&program, Method::GET, "/api/v1/queue").await, 401);
+    assert_eq!(status(&other, Method::GET, "/api/v1/queue").await, 200);
+    let list = app.cli_json(&["api-keys", "list"]);
+    let states: Vec<_> = list["items"].as_array().unwrap().iter().map(|item| item["state"].clone()).collect();
+    assert_eq!(states, ["valid", "revoked"]);
+}
