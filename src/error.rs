@@ -73,7 +73,7 @@ codes! {
     /// Nothing here, or nothing that the caller may know of.
     NotFound = "NOT_FOUND", 404, Client, "there is nothing at this address";
     /// Showing a secret needs a sign-in of the last minutes; a refreshed token is not one.
-    SignInAgain = "SIGN_IN_AGAIN", 403, Client, "sign in again to see this; the sign-in is too old";
+    SignInAgain = "SIGN_IN_AGAIN", 403, Client, "sign in again to do this; the sign-in is too old";
     /// The path exists, the method does not.
     MethodNotAllowed = "METHOD_NOT_ALLOWED", 405, Client, "this path does not take this method";
     /// The state of the thing does not allow it.

@@ -200,7 +200,7 @@ fn moment(text: &str) -> Result<OffsetDateTime, Problem> {
 
 /// When the sign-in was that a session goes back to. A session that was met first on a request goes back to nobody
 /// knows what.
-fn signed_in_at(sessions: &Sessions, principal: &Principal) -> Option<OffsetDateTime> {
+pub(super) fn signed_in_at(sessions: &Sessions, principal: &Principal) -> Option<OffsetDateTime> {
     let session = sessions.find(&principal.session)?;
     let first = sessions.find(session.family())?;
     (!first.adopted && !session.adopted && first.user == principal.user).then_some(first.created_at)

@@ -190,6 +190,12 @@ impl Vault {
         }
     }
 
+    /// Whether a sign-in is fresh enough to see a secret, or to say who else may.
+    pub fn check_fresh(&self, signed_in_at: Option<OffsetDateTime>, now: OffsetDateTime) -> Result<(), Error> {
+        let within = self.inner.config.reveal_max_age;
+        if signed_in_at.is_none_or(|at| at + within <= now) { Err(Error::SignInFirst { within }) } else { Ok(()) }
+    }
+
     async fn try_reveal(
         &self,
         caller: &Caller,
@@ -198,10 +204,7 @@ impl Vault {
         now: OffsetDateTime,
     ) -> Result<Secret, Error> {
         let secret = self.find_live(&caller.tenant, id).ok_or(Error::NotFound)?;
-        let within = self.inner.config.reveal_max_age;
-        if signed_in_at.is_none_or(|at| at + within <= now) {
-            return Err(Error::SignInFirst { within });
-        }
+        self.check_fresh(signed_in_at, now)?;
         if item::has_expired(&secret, now) {
             return Err(Error::Expired);
         }
