@@ -4,6 +4,8 @@
 //! staged for a hand-off, what lies in this server's folder, and what is small enough to be kept as a record.
 
 use std::io::SeekFrom;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -28,12 +30,16 @@ use time::OffsetDateTime;
 use tokio::fs::File;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncSeekExt;
+use tokio::sync::Semaphore;
+use tokio::sync::SemaphorePermit;
+use tokio::sync::mpsc;
 use utoipa::IntoParams;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::api::AppState;
+use crate::api::Services;
 use crate::api::destinations::own_tenant;
 use crate::api::error::ApiError;
 use crate::api::extractors::AuthUser;
@@ -45,12 +51,20 @@ use crate::jobs::deliver::Staging;
 use crate::jobs::deliver::ledger;
 use crate::jobs::deliver::links::Links;
 use crate::jobs::destinations::registry::Destinations;
+use crate::queue::JobId;
 use crate::records::Instance;
 use crate::records::Records;
+use crate::shutdown::Shutdown;
 use crate::supervisor::Priority;
 
 const CHUNK: usize = 128 * 1024;
 const STAGED: &str = "staging:";
+/// How many files that are kept as records are in memory at once (10 MiB each at most) until they are downloaded, how
+/// long a reader may take for one, and when others may try again.
+static PLACES: Semaphore = Semaphore::const_new(16);
+const HELD: Duration = Duration::from_mins(2);
+const HELD_AT_SHUTDOWN: Duration = Duration::from_secs(5);
+const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// The routes, relative to where they are mounted.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -126,7 +140,7 @@ async fn list_artifacts(
         .map(|record| {
             let (id, location, destination) =
                 (text(record, "id"), text(record, "location"), text(record, "destination"));
-            let is_staged = location.strip_prefix(STAGED).is_some_and(|job| is_there(&state.services.staging, job));
+            let is_staged = location.strip_prefix(STAGED).is_some_and(|job| is_there(&state.services, &tenant, job));
             let is_here = is_staged || !text(record, "file").is_empty() || in_folder(&destination);
             let link = is_here.then(|| state.services.links.sign(&tenant, &id, now));
             Artifact {
@@ -146,12 +160,20 @@ async fn list_artifacts(
     Ok(Json(ArtifactList { items }))
 }
 
-fn is_there(staging: &Staging, job: &str) -> bool {
-    staged(staging, job).is_some_and(|path| path.is_file())
+fn is_there(services: &Services, tenant: &TenantId, job: &str) -> bool {
+    own_staged(services, tenant, job).is_some_and(|path| path.is_file())
+}
+
+/// The staged video of a job of this tenant. The name comes from a record, which the tenant's own instance keeps: it is
+/// not what says whose the job is.
+fn own_staged(services: &Services, tenant: &TenantId, job: &str) -> Option<PathBuf> {
+    let id = JobId::parse(job).ok()?;
+    services.queue.find(tenant, &id)?;
+    staged(&services.staging, job)
 }
 
 /// The staged video of a job. The name comes from a record, so it is read like any name from outside.
-fn staged(staging: &Staging, job: &str) -> Option<std::path::PathBuf> {
+fn staged(staging: &Staging, job: &str) -> Option<PathBuf> {
     let is_plain = !job.is_empty() && job.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
     is_plain.then(|| staging.folder(job).join("video.mp4"))
 }
@@ -172,18 +194,35 @@ async fn download_artifact(
     let absent = || Problem::new(Code::NotFound).message("this link is over or leads nowhere; ask for a new one");
     let tenant = links.verify(&id, &ticket.token, OffsetDateTime::now_utc()).ok_or_else(absent)?;
     let (record, content) = find(&state.services.records, &state.services, &tenant, &id).await?.ok_or_else(absent)?;
-    Ok(answer(&record, content, &headers).await?)
+    Ok(answer(&record, content, &headers, &state.shutdown).await?)
+}
+
+/// Room in memory for one file that is kept as a record.
+#[derive(Debug)]
+struct Place {
+    _permit: SemaphorePermit<'static>,
+}
+
+impl Place {
+    fn take() -> Result<Self, Problem> {
+        let taken = PLACES.try_acquire();
+        taken.map(|permit| Self { _permit: permit }).map_err(|_| {
+            Problem::new(Code::Overloaded)
+                .message("too many files are being downloaded; try again soon")
+                .retry_after(RETRY_AFTER)
+        })
+    }
 }
 
 /// Where the bytes are.
 enum Content {
-    Whole(Bytes),
+    Whole(Bytes, Place),
     File(File, u64),
 }
 
 async fn find(
     records: &Records,
-    services: &crate::api::Services,
+    services: &Services,
     tenant: &TenantId,
     id: &str,
 ) -> Result<Option<(Value, Content)>, Problem> {
@@ -191,15 +230,16 @@ async fn find(
     let Some(record) = ledger::one_artifact(&instance, id).await? else { return Ok(None) };
     let (location, name) = (text(&record, "location"), text(&record, "file"));
     let content = if let Some(job) = location.strip_prefix(STAGED) {
-        match staged(&services.staging, job) {
+        match own_staged(services, tenant, job) {
             Some(path) => of_file(File::open(path).await.ok()).await,
             None => None,
         }
     } else if name.is_empty() {
         of_file(delivered(&services.destinations, &instance, tenant, &record).await.map(File::from_std)).await
     } else {
+        let place = Place::take()?;
         let path = format!("/api/files/artifacts/{id}/{name}");
-        Some(Content::Whole(instance.send(hyper::Method::GET, &path, &[], None).await?))
+        Some(Content::Whole(instance.send(hyper::Method::GET, &path, &[], None).await?, place))
     };
     Ok(content.map(|content| (record, content)))
 }
@@ -256,9 +296,14 @@ fn part(range: Option<&str>, size: u64) -> Part {
     if first >= size { Part::None } else { Part::Range { first, last } }
 }
 
-async fn answer(record: &Value, content: Content, headers: &HeaderMap) -> Result<Response, Problem> {
+async fn answer(
+    record: &Value,
+    content: Content,
+    headers: &HeaderMap,
+    shutdown: &Shutdown,
+) -> Result<Response, Problem> {
     let size = match &content {
-        Content::Whole(bytes) => bytes.len() as u64,
+        Content::Whole(bytes, _) => bytes.len() as u64,
         Content::File(_, size) => *size,
     };
     let etag = format!("\"{}\"", text(record, "sha256"));
@@ -278,9 +323,9 @@ async fn answer(record: &Value, content: Content, headers: &HeaderMap) -> Result
         }
     };
     let body = match content {
-        Content::Whole(bytes) => {
+        Content::Whole(bytes, place) => {
             let at = |position: u64| usize::try_from(position).unwrap_or(usize::MAX).min(bytes.len());
-            Body::from(bytes.slice(at(first)..at(first + length)))
+            Body::from_stream(pieces(bytes.slice(at(first)..at(first + length)), place, shutdown))
         }
         Content::File(mut file, _) => {
             file.seek(SeekFrom::Start(first)).await.map_err(|_| Problem::new(Code::Internal))?;
@@ -323,6 +368,28 @@ fn disposition(name: &str) -> HeaderValue {
     let encoded = utf8_percent_encode(name, NON_ALPHANUMERIC);
     HeaderValue::from_str(&format!("attachment; filename=\"{plain}\"; filename*=UTF-8''{encoded}"))
         .unwrap_or(HeaderValue::from_static("attachment"))
+}
+
+/// Hands out bytes that are in memory. A reader who stops reading keeps them no longer than the others: the body breaks
+/// off then.
+fn pieces(mut bytes: Bytes, place: Place, shutdown: &Shutdown) -> impl Stream<Item = std::io::Result<Bytes>> + use<> {
+    let (give, take) = mpsc::channel(1);
+    let stopping = shutdown.clone();
+    shutdown.spawn(async move {
+        let feed =
+            async { while !bytes.is_empty() && give.send(Ok(bytes.split_to(CHUNK.min(bytes.len())))).await.is_ok() {} };
+        let stopped = async {
+            stopping.begun().await;
+            tokio::time::sleep(HELD_AT_SHUTDOWN).await;
+        };
+        tokio::select! {
+            () = feed => {}
+            () = tokio::time::sleep(HELD) => {}
+            () = stopped => {}
+        }
+        drop(place);
+    });
+    stream::unfold(take, async |mut take| take.recv().await.map(|piece| (piece, take)))
 }
 
 fn chunks(file: File, length: u64) -> impl Stream<Item = std::io::Result<Bytes>> + Send + 'static {
@@ -375,6 +442,27 @@ mod tests {
         assert!(text.starts_with("attachment; filename=\"Q1 _x___Set-Cookie_ a_b _.mp4\"; filename*=UTF-8''Q1%20%22"));
         assert_eq!(content_type("text/html").to_str().unwrap(), "application/octet-stream");
         assert_eq!(content_type("video/mp4\r\nx: y").to_str().unwrap(), "application/octet-stream");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_is_held_until_the_bytes_are_read() {
+        use futures_util::StreamExt;
+        let held: Vec<Place> = std::iter::from_fn(|| Place::take().ok()).collect();
+        assert_eq!(held.len(), 16);
+        let refused = Place::take().unwrap_err();
+        assert_eq!((refused.code, refused.retry_after), (Code::Overloaded, Some(RETRY_AFTER)));
+        let mut held = held.into_iter();
+        let shutdown = Shutdown::new();
+        let mut body = Box::pin(pieces(Bytes::from(vec![7; CHUNK * 3 + 1]), held.next().unwrap(), &shutdown));
+        assert_eq!(body.next().await.unwrap().unwrap().len(), CHUNK);
+        assert!(Place::take().is_err(), "there is more to read");
+        assert_eq!(body.map(|piece| piece.unwrap().len()).collect::<Vec<_>>().await, [CHUNK, CHUNK, 1]);
+        // Somebody who does not read at all.
+        let mut body = Box::pin(pieces(Bytes::from(vec![7; CHUNK * 3]), held.next().unwrap(), &shutdown));
+        tokio::time::sleep(HELD + Duration::from_secs(1)).await;
+        assert!(Place::take().is_ok());
+        assert!(body.next().await.is_some());
+        assert!(body.next().await.is_none(), "it broke off");
     }
 
     #[test]

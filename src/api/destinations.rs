@@ -17,6 +17,7 @@ use crate::api::error::ApiError;
 use crate::api::extractors::AuthUser;
 use crate::api::json;
 use crate::api::json::invalid_field;
+use crate::api::vault::signed_in_at;
 use crate::error::Problem;
 use crate::ids::TenantId;
 use crate::jobs::destinations::Kind;
@@ -168,7 +169,17 @@ async fn list_destinations(State(state): State<AppState>, user: AuthUser) -> Res
     Ok(Json(DestinationList { items: targets.into_iter().map(DestinationView::from).collect() }))
 }
 
-/// Adds a destination. It is not tried; `check` does that.
+/// Whoever may say where a key is sent may see it, so it takes what seeing it takes.
+fn check_sign_in(state: &AppState, user: &AuthUser, target: &Target, before: Option<&Target>) -> Result<(), Problem> {
+    if !target.shows_key_elsewhere(before) {
+        return Ok(());
+    }
+    let signed_in_at = signed_in_at(&state.sessions, &user.principal);
+    Ok(state.services.vault.check_sign_in(signed_in_at, OffsetDateTime::now_utc())?)
+}
+
+/// Adds a destination. It is not tried; `check` does that. With a key that is sent to an address (`http_put`,
+/// `http_tus`) it needs a sign-in of the last minutes, as showing the key does.
 #[utoipa::path(post, path = "/destinations", tag = "deliveries", security(("bearer" = [])), request_body = NewDestination,
     responses((status = 201, description = "The destination.", body = DestinationView)))]
 async fn create_destination(
@@ -189,6 +200,7 @@ async fn create_destination(
     };
     let tenant = own_tenant(&state.tenancy, &user).await?;
     state.services.destinations.check(&tenant, &target.settings, &target.vault_key, OffsetDateTime::now_utc())?;
+    check_sign_in(&state, &user, &target, None)?;
     let instance = state.services.records.open(&tenant, Priority::Client).await.map_err(Problem::from)?;
     state.services.destinations.save(&instance, &target).await?;
     Ok((StatusCode::CREATED, Json(target.into())))
@@ -207,7 +219,8 @@ async fn show_destination(
     Ok(Json(state.services.destinations.find(&instance, &id).await?.into()))
 }
 
-/// Changes a destination that is not built in. Its kind stays.
+/// Changes a destination that is not built in. Its kind stays. Another key, or another address for the key, needs a
+/// sign-in of the last minutes.
 #[utoipa::path(patch, path = "/destinations/{id}", tag = "deliveries", security(("bearer" = [])),
     params(("id" = String, Path, description = "A destination's id.")), request_body = ChangeDestination,
     responses((status = 200, description = "The destination as it is now.", body = DestinationView)))]
@@ -224,6 +237,7 @@ async fn change_destination(
         let message = "this destination is built in; make one of the same kind to change it";
         return Err(Problem::new(crate::error::Code::Conflict).message(message).into());
     }
+    let before = target.clone();
     if let Some(name) = body.name {
         target.name = check_name(&name)?;
     }
@@ -233,6 +247,7 @@ async fn change_destination(
     target.vault_key = body.vault_key.unwrap_or(target.vault_key);
     target.is_default = body.is_default.unwrap_or(target.is_default);
     destinations.check(&tenant, &target.settings, &target.vault_key, OffsetDateTime::now_utc())?;
+    check_sign_in(&state, &user, &target, Some(&before))?;
     destinations.save(&instance, &target).await?;
     Ok(Json(target.into()))
 }

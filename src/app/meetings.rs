@@ -3,13 +3,20 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use time::OffsetDateTime;
 use tokio::runtime::Handle;
 
 use crate::config::Config;
 use crate::integrations::fathom;
 use crate::integrations::fathom::Fathom;
+use crate::jobs::deliver;
 use crate::meetings;
+use crate::meetings::AutoDeliver;
 use crate::meetings::Meetings;
+use crate::meetings::NewMeeting;
+use crate::meetings::NotYet;
+use crate::queue;
+use crate::queue::Queue;
 use crate::records::Records;
 use crate::shutdown::Shutdown;
 use crate::store::Store;
@@ -29,6 +36,7 @@ pub(super) async fn open(
     records: &Records,
     vault: &Vault,
     fathom: Fathom,
+    queue: &Queue,
     shutdown: Shutdown,
 ) -> anyhow::Result<Meetings> {
     let parts = meetings::Parts {
@@ -39,11 +47,32 @@ pub(super) async fn open(
         hooks: Hooks::open(Arc::clone(&store)).await?,
         inbox: Inbox::open(store).await?,
         blobs: Arc::new(FolderBlobs::open(&data.join("inbox"))?),
-        auto_deliver: None,
+        auto_deliver: Some(auto_deliver(queue.clone())),
         public_url: config.server.public_url.clone(),
         shutdown,
     };
     Ok(Meetings::start(parts).await?)
+}
+
+/// Puts the delivery of a new meeting into the queue: once, however often it is told.
+fn auto_deliver(queue: Queue) -> AutoDeliver {
+    Arc::new(move |new| {
+        let queue = queue.clone();
+        Box::pin(async move {
+            let NewMeeting { tenant, user, recording_id, title } = new;
+            let mut job = deliver::order(tenant, user, Some(recording_id), None, None);
+            job.title = title;
+            // Unlike `dedupe` it holds when the delivery is over.
+            job.idempotency_key = Some(format!("webhook:{recording_id}"));
+            match queue.add(vec![job], OffsetDateTime::now_utc()).await {
+                Ok(_) | Err(queue::Error::KeyReused) => Ok(()),
+                Err(error) => {
+                    tracing::info!(%error, "queue the delivery of a new meeting; it is tried again");
+                    Err(NotYet)
+                }
+            }
+        })
+    })
 }
 
 /// Asks Fathom about a key that its owner is about to store, on the runtime where connections to Fathom live.

@@ -18,6 +18,8 @@ use super::State;
 const REASON_CHARS: usize = 500;
 /// A `Retry-After` is believed up to this.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(24);
+/// Who waits without being counted waits this long at least.
+const LEAST_WAIT: Duration = Duration::from_secs(1);
 
 /// How long to wait before the next attempt. `chance` is uniform in 0..1: the pause is anywhere from zero to the bound
 /// (full jitter), so that jobs that failed together do not return together.
@@ -72,6 +74,15 @@ pub(super) fn ended(job: &Job, outcome: Outcome, now: OffsetDateTime, chance: f6
             ..job.clone()
         },
         Outcome::Retry { reason, after } => failed(job, &reason, after, now, chance, policy),
+        Outcome::Wait { .. } if job.cancel_requested => cancelled(job, now),
+        Outcome::Wait { reason, after } => Job {
+            state: State::Scheduled,
+            attempts: job.attempts.saturating_sub(1),
+            run_at: Some(now + after.clamp(LEAST_WAIT, MAX_RETRY_AFTER)),
+            error: Some(cut(&reason)),
+            claim: None,
+            ..job.clone()
+        },
     }
 }
 

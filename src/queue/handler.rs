@@ -78,6 +78,13 @@ pub enum Outcome {
         /// Not before this much time has passed (a `Retry-After` of somebody else).
         after: Option<Duration>,
     },
+    /// It is not time yet, through nobody's fault: begun again after this, and not counted as an attempt.
+    Wait {
+        /// For what, for people.
+        reason: String,
+        /// Not before this much time has passed.
+        after: Duration,
+    },
     /// It failed and will not succeed.
     Dead {
         /// Why, for people.

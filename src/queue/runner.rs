@@ -249,6 +249,7 @@ impl Queue {
             Some(Outcome::Done(_)) => "done",
             Some(Outcome::Park { .. }) => "parked",
             Some(Outcome::Retry { .. }) => "failed",
+            Some(Outcome::Wait { .. }) => "waiting",
             Some(Outcome::Dead { .. }) => "dead",
             Some(Outcome::Cancelled) | None => "stopped",
         };
@@ -287,7 +288,9 @@ impl Queue {
             let job = Job { progress: self.reported(job), ..job.clone() };
             let next = match outcome.clone() {
                 None => decide::released(&job, now),
-                Some(Outcome::Cancelled | Outcome::Retry { .. }) if is_stopping => decide::released(&job, now),
+                Some(Outcome::Cancelled | Outcome::Retry { .. } | Outcome::Wait { .. }) if is_stopping => {
+                    decide::released(&job, now)
+                }
                 Some(Outcome::Cancelled) if !job.cancel_requested => {
                     decide::failed(&job, "the job stopped though nobody asked it to", None, now, chance, &policy)
                 }

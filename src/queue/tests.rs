@@ -231,6 +231,16 @@ fn what_was_not_the_jobs_fault_is_not_counted() {
     assert_eq!((parked.state, parked.attempts, parked.parked_for.as_deref()), (State::Parked, 0, Some("ask")));
     let answered = decide::answer(&parked, &json!("yes")).unwrap();
     assert_eq!((answered.state, answered.input, answered.parked_for), (State::Queued, Some(json!("yes")), None));
+    let wait = Outcome::Wait { reason: "soon".to_owned(), after: Duration::from_secs(30) };
+    let mut job = running();
+    for _ in 0..50 {
+        let waits = decide::ended(&job, wait.clone(), NOW, 0.5, &Policy::default());
+        assert_eq!((waits.state, waits.attempts, waits.fence()), (State::Scheduled, 0, None));
+        assert_eq!((waits.run_at, waits.error.as_deref()), (Some(NOW + Duration::from_secs(30)), Some("soon")));
+        job = decide::claimed(&waits, job.claim.clone().unwrap(), NOW);
+    }
+    let asked = decide::cancel(&job, NOW).unwrap().unwrap();
+    assert_eq!(decide::ended(&asked, wait, NOW, 0.5, &Policy::default()).state, State::Cancelled);
     // A crash may be: it counts, so that a job that kills the server is dead in the end.
     let back = decide::taken_back(&running(), "stopped", NOW);
     assert_eq!((back.state, back.attempts), (State::Queued, 1));

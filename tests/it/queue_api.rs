@@ -147,8 +147,14 @@ async fn items_are_in_the_order_of_dispatch_and_can_be_moved() {
     assert_eq!(post(&ada, &at(3, "move"), json!({"to": "front"})).await.0, 409, "it does not wait");
     let (status, back) = post(&ada, &at(3, "retry"), json!({})).await;
     assert_eq!((status, &back["state"]), (200, &json!("queued")));
-    assert_eq!(post(&ada, &at(3, "share_url"), json!({"url": "https://a.example/x"})).await.0, 409, "it is not parked");
-    assert_eq!(post(&ada, &at(3, "share_url"), json!({"url": "http://a.example/x"})).await.0, 400);
+    assert_eq!(
+        post(&ada, &at(3, "share_url"), json!({"url": "https://www.loom.com/share/0123456789abcdef0123456789abcdef"}))
+            .await
+            .0,
+        409,
+        "it is not parked"
+    );
+    assert_eq!(post(&ada, &at(3, "share_url"), json!({"url": "https://a.example/x"})).await.0, 400);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -251,7 +257,11 @@ async fn nobody_touches_anothers_items_and_admins_name_whom_they_add_for() {
             calls.push((Method::POST, "/cancel".to_owned(), Some(json!({}))));
         } else {
             calls.push((Method::DELETE, String::new(), None));
-            calls.push((Method::POST, "/share_url".to_owned(), Some(json!({"url": "https://a.example/x"}))));
+            calls.push((
+                Method::POST,
+                "/share_url".to_owned(),
+                Some(json!({"url": "https://www.loom.com/share/0123456789abcdef0123456789abcdef"})),
+            ));
         }
         for (method, verb, body) in calls {
             let (status, foreign) = call(&bob, method.clone(), &format!("{base}/{id}{verb}"), body.clone()).await;

@@ -38,7 +38,11 @@ async fn webhook(user: &User, method: Method, body: Option<Value>) -> (StatusCod
 
 /// A registered webhook: its address, and its secret as only Fathom knows it.
 async fn registered(standin: &Standin, user: &User) -> (String, Key) {
-    let (status, body) = webhook(user, Method::PUT, Some(json!({}))).await;
+    registered_with(standin, user, json!({})).await
+}
+
+async fn registered_with(standin: &Standin, user: &User, wish: Value) -> (String, Key) {
+    let (status, body) = webhook(user, Method::PUT, Some(wish)).await;
     assert_eq!((status, &body["state"]), (StatusCode::OK, &json!("active")), "{body}");
     let url = body["url"].as_str().unwrap().to_owned();
     let hooks = standin.control(Method::GET, "/webhooks", None).await;
@@ -184,6 +188,39 @@ async fn a_crash_behind_the_acknowledgement_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_new_meeting_is_delivered_by_itself_and_once() {
+    let standin = Standin::with(&["--key", "key-of-ada=1"]).await;
+    let mut app = reachable(&standin, "");
+    app.launch().await;
+    let ada = app.user("ada").await;
+    store_key(&ada, KEY).await;
+    synced(&ada, 1).await;
+    assert_eq!(ada.post("/api/v1/queue/pause", json!({})).await.status(), 204);
+    let items = async || {
+        let body: Value = ada.get("/api/v1/queue").await.json().await.unwrap();
+        body["items"].as_array().unwrap().clone()
+    };
+    let (url, key) = registered_with(&standin, &ada, json!({"auto_deliver": true})).await;
+    assert_eq!(webhook(&ada, Method::GET, None).await.1["auto_deliver"], true);
+    let body = |title: &str, id: u64| json!({"recording_id": id, "title": title}).to_string();
+    assert_eq!(call(&app, &url, &key, "m1", 0, &body("Once", 77)).await, 200);
+    let found = eventually("it is in the queue", async || Some(items().await).filter(|items| !items.is_empty())).await;
+    assert_eq!((&found[0]["kind"], &found[0]["recording_id"]), (&json!("deliver_meeting"), &json!(77)), "{found:?}");
+    // Told again, by another call and with another title, while it waits and when it was called off.
+    assert_eq!(call(&app, &url, &key, "m2", 0, &body("Again", 77)).await, 200);
+    titled(&ada, "Again").await;
+    let path = format!("/api/v1/queue/{}", found[0]["id"].as_str().unwrap());
+    assert_eq!(ada.request(Method::DELETE, &path).send().await.unwrap().status(), 204);
+    assert_eq!(call(&app, &url, &key, "m3", 0, &body("Thrice", 77)).await, 200);
+    assert_eq!(call(&app, &url, &key, "m4", 0, &body("Other", 78)).await, 200);
+    let found =
+        eventually("the other one is there", async || Some(items().await).filter(|items| !items.is_empty())).await;
+    titled(&ada, "Thrice").await;
+    assert_eq!(items().await.len(), 1, "{found:?}");
+    assert_eq!(found[0]["recording_id"], 78);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn calls_are_limited_for_each_address_of_a_hook_and_of_a_caller() {
     let standin = Standin::with(&["--key", "key-of-ada=1"]).await;
     let mut app = reachable(&standin, "meetings.hook_calls_per_minute = 3\nmeetings.hook_calls_per_ip = 8\n");
@@ -214,8 +251,6 @@ async fn a_hook_that_fathom_refuses_or_cannot_forget_leaves_nothing_dangling() {
     standin.fault(json!({"path": "/webhooks", "method": "POST", "kind": "status", "status": 400})).await;
     assert_eq!(webhook(&ada, Method::PUT, Some(json!({}))).await.0, 409);
     assert_eq!(webhook(&ada, Method::GET, None).await.1["state"], "none");
-    let refused = webhook(&ada, Method::PUT, Some(json!({"auto_deliver": true}))).await.0;
-    assert!([200, 501].contains(&refused.as_u16()));
     let (url, _) = registered(&standin, &ada).await;
     standin
         .fault(json!({"path": "/webhooks/*", "method": "DELETE", "times": 100, "kind": "status", "status": 500}))

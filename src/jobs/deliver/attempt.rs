@@ -17,6 +17,7 @@ use super::checkpoint::Checkpoint;
 use super::checkpoint::Subject;
 use super::ledger;
 use super::names;
+use super::send;
 use crate::failpoint;
 use crate::ids::TenantId;
 use crate::integrations::fathom;
@@ -201,10 +202,13 @@ impl Attempt {
 
     /// Finds out what is to be delivered; a result when that happened before.
     async fn resolve(&mut self) -> Step<Option<Value>> {
+        let has_waited = std::mem::take(&mut self.checkpoint.is_waiting);
         if let Some(subject) = self.checkpoint.subject.clone() {
             // Not after a kill, but when somebody brought a job back that had failed.
             if self.run.attempt == 1 && self.checkpoint.handed_off.is_none() {
-                self.checkpoint.restarts = 0;
+                if !has_waited {
+                    self.checkpoint.restarts = 0;
+                }
                 self.parts.staging.make(self.run.job.id.as_str()).map_err(of_io)?;
                 return self.claim(&self.instance().await?, &subject, true).await;
             }
@@ -342,7 +346,7 @@ fn already(subject: &Subject, row: &ledger::Row) -> Value {
         "destination": subject.destination,
         "kind": subject.kind,
         "state": row.state,
-        "url": Some(&row.url).filter(|url| !url.is_empty()),
+        "url": Some(&row.url).filter(|url| !url.is_empty() && !send::is_signed(url)),
         "job": row.job,
         "is_repeated": true,
     })

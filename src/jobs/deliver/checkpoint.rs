@@ -40,6 +40,8 @@ pub struct Checkpoint {
     pub handed_off: Option<OffsetDateTime>,
     /// How often something had to begin again that should not have to.
     pub restarts: u32,
+    /// Whether the last attempt ended to wait, which does not count as one.
+    pub is_waiting: bool,
 }
 
 /// What is delivered, and where to.

@@ -20,6 +20,10 @@ pub struct Config {
     pub reserve_bytes: u64,
     /// Largest recording that is taken, in bytes.
     pub max_bytes: u64,
+    /// Recordings of one tenant that may lie here at once. Beyond that deliveries wait for those that lie here.
+    pub max_staged_per_tenant: usize,
+    /// How many bytes those may have, unless it is a single one.
+    pub max_staged_bytes_per_tenant: u64,
     /// How often Fathom is asked whether a download is prepared.
     #[serde(with = "humantime_serde")]
     pub poll_interval: Duration,
@@ -49,14 +53,19 @@ impl Config {
             ("max_concurrent", self.max_concurrent as u64),
             ("max_concurrent_per_tenant", self.max_concurrent_per_tenant as u64),
             ("max_attempts", u64::from(self.max_attempts)),
+            ("max_staged_per_tenant", self.max_staged_per_tenant as u64),
         ];
         for (key, value) in counts {
             if !(1..=1_000).contains(&value) {
                 return Err(ConfigError { key, rule: "between 1 and 1000" });
             }
         }
-        if self.max_bytes == 0 {
-            return Err(ConfigError { key: "max_bytes", rule: "at least 1" });
+        for (key, value) in
+            [("max_bytes", self.max_bytes), ("max_staged_bytes_per_tenant", self.max_staged_bytes_per_tenant)]
+        {
+            if value == 0 {
+                return Err(ConfigError { key, rule: "at least 1" });
+            }
         }
         let (moment, day) = (Duration::from_millis(10), Duration::from_hours(24));
         let times = [

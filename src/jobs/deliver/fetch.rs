@@ -33,6 +33,8 @@ use crate::integrations::fathom::Media;
 use crate::integrations::fathom::RecordingDownload;
 use crate::jobs::destinations::Kind;
 use crate::jobs::destinations::loom;
+use crate::queue::JobId;
+use crate::queue::Outcome;
 use crate::vault::Secret;
 
 const LINK: &str = "link";
@@ -41,6 +43,10 @@ const PART: &str = "video.part";
 /// How long one attempt waits for Fathom; then the job gives its place to others.
 const HOLD: Duration = Duration::from_mins(2);
 const NEXT_LOOK: Duration = Duration::from_secs(30);
+/// What a delivery waits for whose owner has too much lying here, and how long until it looks again.
+const NO_SHARE: &str = "your other recordings that wait to be fetched take all the room you have here; submit their \
+    share links or cancel them";
+const NEXT_SHARE: Duration = Duration::from_mins(10);
 /// How often a body may end early within one attempt, as long as each brings something.
 const MAX_RESUMES: u32 = 20;
 /// How many bytes are written between two looks at the room that is left.
@@ -66,6 +72,7 @@ impl Attempt {
             self.checkpoint.files.clear();
         }
         self.parts.staging.make(self.run.job.id.as_str()).map_err(of_io)?;
+        self.share(0).await?;
         let (part, path) = (self.folder.join(PART), self.folder.join(VIDEO));
         if path.exists() && !part.exists() {
             // A kill between the new name and the note of it: it is looked at again.
@@ -142,7 +149,7 @@ impl Attempt {
                 return Err(retry("Fathom did not prepare the recording in time"));
             }
             if Instant::now() > until {
-                return Err(super::later("Fathom prepares the recording", NEXT_LOOK));
+                return Err(self.later("Fathom prepares the recording", NEXT_LOOK).await?);
             }
             looks.tick().await;
         }
@@ -197,6 +204,7 @@ impl Attempt {
                 have = 0;
             }
             self.room(size - have)?;
+            self.share(size).await?;
         }
         let media = Media { url, content_type: None, file_size_bytes: link.size, expires_at: link.expires_at };
         let fetched = match self.parts.fathom.fetch(&media, have, self.checkpoint.etag.as_deref()).await {
@@ -310,6 +318,28 @@ impl Attempt {
 
     fn room(&self, more: u64) -> Step<()> {
         if self.parts.staging.has_room(more).map_err(of_io)? { Ok(()) } else { Err(no_room()) }
+    }
+
+    /// Waits until what lies here for the tenant leaves them enough of their share for a video of this size. The
+    /// others go on meanwhile.
+    async fn share(&mut self, size: u64) -> Step<()> {
+        let own = self.run.job.id.as_str();
+        let is_theirs = |name: &str| name != own && JobId::parse(name).is_ok_and(|id| self.run.sibling(&id).is_some());
+        let used = self.parts.staging.used(is_theirs).map_err(of_io)?;
+        let config = &self.parts.config;
+        if used.leaves(size, config.max_staged_per_tenant, config.max_staged_bytes_per_tenant) {
+            return Ok(());
+        }
+        // The link would be over by then.
+        self.checkpoint.download = None;
+        Err(self.later(NO_SHARE, NEXT_SHARE).await?)
+    }
+
+    /// Notes that it waits, and how.
+    async fn later(&mut self, reason: &str, after: Duration) -> Step<Outcome> {
+        self.checkpoint.is_waiting = true;
+        self.save().await?;
+        Ok(super::later(reason, after))
     }
 
     async fn throw_away(&mut self, path: &Path, reason: &str) -> Step<()> {

@@ -198,7 +198,7 @@ pub fn order(
     job
 }
 
-/// It is not time yet.
+/// It is not time yet, which is nobody's fault.
 fn later(reason: &str, after: Duration) -> Outcome {
-    Outcome::Retry { reason: reason.to_owned(), after: Some(after) }
+    Outcome::Wait { reason: reason.to_owned(), after }
 }

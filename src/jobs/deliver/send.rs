@@ -6,6 +6,7 @@ use std::path::Path;
 use bytes::Bytes;
 use serde_json::Value;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::attempt::Attempt;
 use super::attempt::Step;
@@ -14,6 +15,7 @@ use super::attempt::now;
 use super::attempt::of_destination;
 use super::attempt::of_io;
 use super::attempt::of_records;
+use super::attempt::retry;
 use super::bundle;
 use super::checkpoint::Sending;
 use super::checkpoint::Staged;
@@ -24,6 +26,7 @@ use crate::failpoint;
 use crate::jobs::destinations;
 use crate::jobs::destinations::Delivered;
 use crate::jobs::destinations::Destination;
+use crate::jobs::destinations::LONGEST;
 use crate::jobs::destinations::Outgoing;
 use crate::jobs::destinations::Resume;
 use crate::jobs::destinations::Upload;
@@ -36,6 +39,23 @@ use crate::records::Instance;
 pub(super) const UPLOAD: &str = "upload";
 /// What a parked delivery waits for.
 pub const AWAITING: &str = "awaiting_upload: upload the video in Loom and submit its share link";
+
+/// What the link to a delivered file is sealed as, and how a sealed one begins.
+const PLACED: &str = "placed";
+const SEALED: &str = "sealed:";
+/// The least that a destination takes in one turn, but for a few.
+const LEAST_PART: u64 = 1024 * 1024;
+const SHORT_TURNS: u64 = 64;
+
+/// Whether a link lets in whoever has it.
+pub(super) fn is_signed(url: &str) -> bool {
+    url.contains('?')
+}
+
+/// How many turns a file of this size may take within an attempt.
+fn most_turns(size: u64) -> u64 {
+    SHORT_TURNS + size / LEAST_PART
+}
 
 /// A staged file as a destination takes it.
 pub(super) fn outgoing(folder: &Path, subject: &Subject, staged: &Staged) -> Outgoing {
@@ -89,7 +109,8 @@ impl Attempt {
                 }
             };
             failpoint::hit("delivery.placed");
-            self.checkpoint.sent.push(delivered);
+            let kept = self.keep(delivered).await?;
+            self.checkpoint.sent.push(kept);
             self.checkpoint.sending = None;
             self.save().await?;
             failpoint::hit("delivery.sent");
@@ -129,8 +150,16 @@ impl Attempt {
         let report = move |sent: u64| run.progress(step, sent, Some(file.size));
         // An empty file is sent once, so that it exists.
         let mut is_first = upload.offset == 0;
+        let (mut turns, until) = (0, Instant::now() + LONGEST);
         while upload.offset < file.size || (is_first && file.size == 0) {
             is_first = false;
+            if turns >= most_turns(file.size) {
+                return Ok(Err(destinations::Error::Gone));
+            }
+            turns += 1;
+            if Instant::now() > until {
+                return Err(retry("the destination takes the file too slowly; it goes on later"));
+            }
             let before = upload.offset;
             upload = match to.send(file, upload, &report).await {
                 Ok(upload) => upload,
@@ -142,6 +171,26 @@ impl Attempt {
             self.parts.metrics.sent(upload.offset.saturating_sub(before));
         }
         Ok(to.finish(file, &upload).await)
+    }
+
+    /// Seals a link that lets in whoever has it; the rest of what is kept of a file is in clear.
+    async fn keep(&self, delivered: Delivered) -> Step<Delivered> {
+        match delivered.url {
+            Some(url) if is_signed(&url) => {
+                let url = Some(format!("{SEALED}{}", self.seal(PLACED, url).await?));
+                Ok(Delivered { url, ..delivered })
+            }
+            _ => Ok(delivered),
+        }
+    }
+
+    /// The link that [`keep`](Self::keep) kept.
+    async fn kept(&self, delivered: &Delivered) -> Option<String> {
+        let url = delivered.url.as_deref()?;
+        match url.strip_prefix(SEALED) {
+            Some(sealed) => self.unseal(PLACED, sealed).await.map(|url| url.expose().to_owned()),
+            None => Some(url.to_owned()),
+        }
     }
 
     async fn under_way(&self, index: usize) -> Option<Upload> {
@@ -169,7 +218,11 @@ impl Attempt {
             self.note_artifact(&instance, subject, file).await?;
         }
         failpoint::hit("delivery.noted");
-        let url = placed.last().and_then(|(_, video)| video.url.clone());
+        // A signed link is told here alone, where only its owner reads: it is what they asked for.
+        let url = match placed.last() {
+            Some((_, video)) => self.kept(video).await,
+            None => None,
+        };
         self.note_delivered(&instance, subject, url.as_deref()).await
     }
 
@@ -287,8 +340,25 @@ impl Attempt {
             "destination": subject.destination,
             "kind": subject.kind,
             "state": "delivered",
-            "url": self.checkpoint.sent.last().and_then(|video| video.url.clone()),
+            "url": self.checkpoint.sent.last().and_then(|video| video.url.as_ref()).filter(|url| !url.starts_with(SEALED)),
             "files": files,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_takes_so_many_turns_and_no_more() {
+        assert_eq!(most_turns(0), SHORT_TURNS);
+        assert_eq!(most_turns(32 * LEAST_PART), SHORT_TURNS + 32);
+    }
+
+    #[test]
+    fn a_link_that_lets_in_is_told_apart() {
+        assert!(is_signed("https://s3.example.com/b/video.mp4?X-Amz-Signature=1"));
+        assert!(!is_signed("https://www.loom.com/share/0123456789abcdef0123456789abcdef"));
     }
 }

@@ -26,6 +26,31 @@ pub struct Staging {
     reserve_bytes: u64,
 }
 
+/// What lies in some folders.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Used {
+    /// In how many something lies.
+    pub jobs: usize,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+impl Used {
+    /// Whether there is room for another recording of this size; an only one may be larger than all together.
+    pub fn leaves(self, size: u64, max_jobs: usize, max_bytes: u64) -> bool {
+        self.jobs == 0 || (self.jobs < max_jobs && self.bytes.saturating_add(size.max(1)) <= max_bytes)
+    }
+}
+
+/// The bytes of the files in a folder.
+fn files(folder: &Path) -> io::Result<u64> {
+    let mut bytes: u64 = 0;
+    for entry in fs::read_dir(folder)? {
+        bytes = bytes.saturating_add(entry?.metadata()?.len());
+    }
+    Ok(bytes)
+}
+
 /// What is known of the job whose folder lies there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
@@ -69,6 +94,24 @@ impl Staging {
         let stat = rustix::fs::statvfs(at)?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         Ok(free >= more.saturating_add(self.reserve_bytes))
+    }
+
+    /// What lies in the folders whose names are meant.
+    pub fn used(&self, is_meant: impl Fn(&str) -> bool) -> io::Result<Used> {
+        let mut used = Used::default();
+        for (job, _) in self.jobs()?.into_iter().filter(|(job, _)| is_meant(job)) {
+            let bytes = match files(&self.folder(&job)) {
+                // It ended just now.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                bytes => bytes?,
+            };
+            // A job that has begun and fetched nothing takes no room yet.
+            if bytes > 0 {
+                used.jobs += 1;
+                used.bytes = used.bytes.saturating_add(bytes);
+            }
+        }
+        Ok(used)
     }
 
     /// The jobs whose folders lie there, with the time of the last change of each.
@@ -154,6 +197,20 @@ mod tests {
         assert_eq!((size, &sha256[..8]), (3, "ba7816bf"));
         staging.remove("job").unwrap();
         assert!(!folder.exists());
+    }
+
+    #[test]
+    fn what_lies_here_is_counted_by_whose_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let staging = Staging::new(dir.path().join("delivery"), 0);
+        for (job, content) in [("a1", "12345"), ("a2", "1"), ("a3", ""), ("b1", "123")] {
+            fs::write(staging.make(job).unwrap().join("video.mp4"), content).unwrap();
+        }
+        let used = staging.used(|job| job.starts_with('a')).unwrap();
+        assert_eq!(used, Used { jobs: 2, bytes: 6 });
+        assert!(used.leaves(4, 3, 10) && !used.leaves(5, 3, 10) && !used.leaves(1, 2, 10));
+        assert!(Used::default().leaves(11, 3, 10), "an only one may be larger");
+        assert!(!Used { jobs: 1, bytes: 10 }.leaves(0, 3, 10), "of unknown size");
     }
 
     #[test]

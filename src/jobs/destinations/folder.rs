@@ -71,16 +71,22 @@ impl Folder {
 
     /// Opens the folder for a bundle, making what is missing.
     fn open(&self, bundle: Option<&str>) -> Result<OwnedFd, Error> {
+        self.walk(bundle, true)
+    }
+
+    fn walk(&self, bundle: Option<&str>, is_made: bool) -> Result<OwnedFd, Error> {
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
         let mut at = openat(CWD, &self.root, flags, Mode::empty())?;
         for name in self.below.iter().map(String::as_str).chain(bundle) {
             if !names::is_plain(name) {
                 return Err(Error::Settings("a name on the way is not plain"));
             }
-            match mkdirat(&at, name, Mode::from_raw_mode(0o750)) {
-                Ok(()) => fsync(&at)?,
-                Err(Errno::EXIST) => {}
-                Err(error) => return Err(error.into()),
+            if is_made {
+                match mkdirat(&at, name, Mode::from_raw_mode(0o750)) {
+                    Ok(()) => fsync(&at)?,
+                    Err(Errno::EXIST) => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
             at = openat(&at, name, flags | OFlags::NOFOLLOW, Mode::empty()).map_err(no_link)?;
         }
@@ -186,7 +192,10 @@ impl Folder {
         if !names::is_plain(name) {
             return Ok(None);
         }
-        let folder = self.open(Some(bundle))?;
+        let folder = match self.walk(Some(bundle), false) {
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            found => found?,
+        };
         match openat(&folder, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
             Ok(file) if is_file(&file)? => Ok(Some(file.into())),
             Ok(_) | Err(Errno::NOENT | Errno::LOOP) => Ok(None),
@@ -373,6 +382,14 @@ mod tests {
         symlink("/etc/hostname", folder.join("secret")).unwrap();
         assert!(to.read("2025-03-01_Title_7", "secret").unwrap().is_none());
         assert!(to.read("2025-03-01_Title_7", "../x").unwrap().is_none());
+    }
+
+    #[test]
+    fn looking_for_a_file_makes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let to = destination(dir.path());
+        assert!(to.read("2025-03-01_Title_7", "video.mp4").unwrap().is_none());
+        assert_eq!(fs::read_dir(dir.path().join("root")).unwrap().count(), 0);
     }
 
     #[test]

@@ -6,8 +6,6 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use reqwest::Method;
@@ -28,9 +26,6 @@ use super::error::Error;
 use super::parts;
 use super::registry::Credential;
 use crate::outbound::Guard;
-
-/// How often progress is reported.
-const REPORT_EVERY: Duration = Duration::from_millis(500);
 
 /// A base address that takes files.
 pub struct HttpPut {
@@ -72,18 +67,8 @@ impl HttpPut {
             .header(CONTENT_TYPE, &file.content_type)
             .header(CONTENT_LENGTH, file.size)
             .header("Idempotency-Key", idempotency_key(file))
-            .timeout(parts::patience(file.size))
-            .body(body)
-            .send();
-        let mut ticks = tokio::time::interval(REPORT_EVERY);
-        let mut request = std::pin::pin!(request);
-        let response = loop {
-            tokio::select! {
-                response = &mut request => break response?,
-                _ = ticks.tick() => report(sent.load(Ordering::Relaxed)),
-            }
-        };
-        parts::judge(response).await?;
+            .body(body);
+        parts::judge(parts::answer(request, &sent, file.size, report).await?).await?;
         report(file.size);
         Ok(Upload { offset: file.size, state: Value::Null })
     }

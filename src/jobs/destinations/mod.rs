@@ -30,6 +30,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub use error::Error;
+pub(crate) use parts::LONGEST;
 pub use settings::Kind;
 pub use settings::Settings;
 

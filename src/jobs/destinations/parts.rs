@@ -11,25 +11,97 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::stream;
+use reqwest::RequestBuilder;
 use reqwest::Response;
 use reqwest::header::HeaderMap;
 use reqwest::header::RETRY_AFTER;
 use tokio::fs::File;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncSeekExt;
+use tokio::time::Instant;
 
+use super::Report;
 use super::error::Error;
 
 /// What is read at once while streaming.
 const CHUNK: usize = 128 * 1024;
 /// The slowest connection that is waited for.
-const SLOWEST_BYTES_PER_SECOND: u64 = 16 * 1024;
+const SLOWEST_BYTES_PER_SECOND: u64 = 64 * 1024;
+/// The longest that any request is waited for.
+pub(crate) const LONGEST: Duration = Duration::from_hours(12);
+/// How long no byte may be taken while there are some left.
+const STALL: Duration = Duration::from_secs(60);
+/// Over this time bytes have to be taken at the slowest rate at least.
+const WINDOW: Duration = Duration::from_mins(5);
+/// How long an answer may take once all bytes were taken: the other side may look through them first.
+const ANSWER: Duration = Duration::from_mins(5);
+/// How often it is looked at how far a request is.
+const LOOK: Duration = Duration::from_millis(500);
 /// Most of an answer's body that is read.
 const MAX_ANSWER: usize = 64 * 1024;
 
 /// How long a request with this many bytes may take.
 pub(super) fn patience(bytes: u64) -> Duration {
-    Duration::from_secs(60 + bytes / SLOWEST_BYTES_PER_SECOND)
+    Duration::from_secs(60 + bytes / SLOWEST_BYTES_PER_SECOND).min(LONGEST)
+}
+
+/// Judges whether a request gets anywhere, from how many of its bytes were taken and when.
+#[derive(Debug)]
+struct Pace {
+    length: u64,
+    taken: u64,
+    /// When a byte was taken last.
+    moved_at: Instant,
+    /// Where the window began.
+    window: (Instant, u64),
+}
+
+impl Pace {
+    fn new(length: u64, now: Instant) -> Self {
+        Self { length, taken: 0, moved_at: now, window: (now, 0) }
+    }
+
+    /// Whether to wait on.
+    fn goes_on(&mut self, taken: u64, now: Instant) -> bool {
+        if taken > self.taken {
+            (self.taken, self.moved_at) = (taken, now);
+        }
+        if taken >= self.length {
+            return now - self.moved_at < ANSWER;
+        }
+        let (began, before) = self.window;
+        if now - began >= WINDOW {
+            if taken - before < SLOWEST_BYTES_PER_SECOND * WINDOW.as_secs() {
+                return false;
+            }
+            self.window = (now, taken);
+        }
+        now - self.moved_at < STALL
+    }
+}
+
+/// Awaits the answer to a request whose [`body`] counts into `sent`, as long as it gets anywhere; tells how far it is.
+pub(super) async fn answer(
+    request: RequestBuilder,
+    sent: &AtomicU64,
+    length: u64,
+    report: Report<'_>,
+) -> Result<Response, Error> {
+    let mut pace = Pace::new(length, Instant::now());
+    let mut looks = tokio::time::interval(LOOK);
+    let mut request = std::pin::pin!(request.timeout(patience(length) + ANSWER).send());
+    loop {
+        tokio::select! {
+            response = &mut request => return Ok(response?),
+            _ = looks.tick() => {
+                let taken = sent.load(Ordering::Relaxed);
+                if !pace.goes_on(taken, Instant::now()) {
+                    return Err(Error::Unreachable);
+                }
+                report(taken);
+            }
+        }
+    }
 }
 
 /// The bytes of a part, which is short at the end of the file only.
@@ -85,4 +157,42 @@ pub(super) async fn judge(mut response: Response) -> Result<Response, Error> {
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds: u64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds.min(3600)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_stands_still_or_crawls_is_given_up() {
+        let (now, length) = (Instant::now(), 1 << 40);
+        let mut still = Pace::new(length, now);
+        assert!(still.goes_on(1, now + Duration::from_secs(1)));
+        assert!(still.goes_on(1, now + Duration::from_secs(60)));
+        assert!(!still.goes_on(1, now + Duration::from_secs(61)));
+
+        // A byte now and then is not enough.
+        let mut crawls = Pace::new(length, now);
+        let given_up = (1..=600).find(|second| !crawls.goes_on(*second, now + Duration::from_secs(*second)));
+        assert_eq!(given_up, Some(300));
+
+        let mut slow = Pace::new(length, now);
+        let given_up = (1..=6000).find(|second| !slow.goes_on(second * 64 * 1024, now + Duration::from_secs(*second)));
+        assert_eq!(given_up, None);
+    }
+
+    #[test]
+    fn an_answer_may_take_longer_than_a_byte() {
+        let now = Instant::now();
+        let mut pace = Pace::new(10, now);
+        assert!(pace.goes_on(10, now));
+        assert!(pace.goes_on(10, now + Duration::from_secs(299)));
+        assert!(!pace.goes_on(10, now + Duration::from_secs(300)));
+    }
+
+    #[test]
+    fn nothing_is_waited_for_longer_than_half_a_day() {
+        assert_eq!(patience(0), Duration::from_secs(60));
+        assert_eq!(patience(u64::MAX), LONGEST);
+    }
 }

@@ -159,8 +159,8 @@ impl Destinations {
             KeyId::parse(vault_key).ok_or(Error::Settings("vault_key has to be the key_id of a key in the vault"))?;
         let item = self.inner.vault.find(tenant, &id, now);
         let item = item.ok_or(Error::Settings("vault_key names no key in the vault"))?;
-        let fits = settings.kind().key_service().is_some_and(|service| item.service == service);
-        if fits { Ok(()) } else { Err(Error::Settings("vault_key names a key of another service")) }
+        let is_fit = fits(settings.kind(), &item.service);
+        if is_fit { Ok(()) } else { Err(Error::Settings("vault_key names a key of another service")) }
     }
 
     /// Keeps a destination, new or changed.
@@ -237,7 +237,12 @@ impl Destinations {
     async fn key(&self, tenant: &TenantId, target: &Target) -> Result<Option<Opened>, Error> {
         let now = OffsetDateTime::now_utc();
         if let Some(id) = KeyId::parse(&target.vault_key) {
-            return Ok(Some(self.inner.vault.open_id(tenant, &id, PURPOSE, now).await?));
+            let opened = self.inner.vault.open_id(tenant, &id, PURPOSE, now).await?;
+            // The record may say what this program would not have written.
+            if !fits(target.settings.kind(), &opened.service) {
+                return Err(Error::MalformedKey("it is of another service than the destination takes"));
+            }
+            return Ok(Some(opened));
         }
         match target.settings.kind() {
             Kind::S3 => Ok(Some(self.inner.vault.open(tenant, "s3", None, PURPOSE, now).await?)),
@@ -265,6 +270,28 @@ impl Credential {
             HeaderValue::from_str(&text).map_err(|_| Error::MalformedKey("it cannot be sent in a header"))?;
         value.set_sensitive(true);
         Ok(Self { name, value })
+    }
+}
+
+/// Pure: whether a destination of a kind may use a key of a service.
+fn fits(kind: Kind, service: &str) -> bool {
+    kind.key_service() == Some(service)
+}
+
+impl Target {
+    /// Whether its key is shown to an address that `before` (what it was, if it was) did not show it to. S3 is never
+    /// shown a key, it gets signatures.
+    pub fn shows_key_elsewhere(&self, before: Option<&Self>) -> bool {
+        let (Settings::HttpPut(http) | Settings::HttpTus(http)) = &self.settings else { return false };
+        if self.vault_key.is_empty() {
+            return false;
+        }
+        before.is_none_or(|before| match &before.settings {
+            Settings::HttpPut(was) | Settings::HttpTus(was) => {
+                before.vault_key != self.vault_key || was.url != http.url
+            }
+            _ => true,
+        })
     }
 }
 
@@ -313,6 +340,32 @@ mod tests {
             is_default,
             is_builtin: id == kind.as_str(),
         }
+    }
+
+    #[test]
+    fn a_key_is_for_its_own_service_only() {
+        assert!(fits(Kind::S3, "s3") && fits(Kind::HttpPut, "http") && fits(Kind::HttpTus, "http"));
+        for (kind, service) in [(Kind::HttpPut, "fathom"), (Kind::HttpTus, "s3"), (Kind::S3, "http"), (Kind::Loom, "")]
+        {
+            assert!(!fits(kind, service), "{kind:?} {service}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_would_be_shown_elsewhere_is_noticed() {
+        let with = |key: &str, url: &str| Target {
+            settings: Settings::parse(Kind::HttpPut, &json!({ "url": url })).unwrap(),
+            vault_key: key.to_owned(),
+            ..target("a", Kind::HttpPut, false)
+        };
+        let now = with("k", "https://example.com/in");
+        assert!(now.shows_key_elsewhere(None));
+        assert!(now.shows_key_elsewhere(Some(&with("", "https://example.com/in"))));
+        assert!(now.shows_key_elsewhere(Some(&with("k", "https://example.org/in"))));
+        assert!(!now.shows_key_elsewhere(Some(&now)));
+        assert!(!now.shows_key_elsewhere(Some(&Target { name: "b".to_owned(), ..now.clone() })));
+        assert!(!with("", "https://example.org").shows_key_elsewhere(Some(&now)));
+        assert!(!target("l", Kind::Loom, false).shows_key_elsewhere(None));
     }
 
     #[test]

@@ -105,18 +105,20 @@ impl Tus {
         if length == 0 {
             return Ok(upload);
         }
-        let body = parts::body(&file.path, upload.offset, length, Arc::new(AtomicU64::new(0))).await?;
+        let sent = Arc::new(AtomicU64::new(0));
+        let body = parts::body(&file.path, upload.offset, length, Arc::clone(&sent)).await?;
         let request = self
             .request(Method::PATCH, self.address(&upload)?, length)
             .header(OFFSET, upload.offset)
             .header(CONTENT_TYPE, "application/offset+octet-stream")
             .header(CONTENT_LENGTH, length)
             .body(body);
-        let response = request.send().await?;
+        let before = upload.offset;
+        let response = parts::answer(request, &sent, length, &|sent| report(before + sent)).await?;
         if response.status() == StatusCode::CONFLICT {
-            // It has more or less than we thought: its word counts.
+            // It has more or less than we thought: its word counts, unless it refuses the very offset that it names.
             upload.offset = self.offset(self.address(&upload)?, file).await?.ok_or(Error::Gone)?;
-            return Ok(upload);
+            return if upload.offset == before { Err(Error::Gone) } else { Ok(upload) };
         }
         if is_gone(response.status()) {
             return Err(Error::Gone);
@@ -182,8 +184,9 @@ impl Destination for Tus {
     fn finish<'a>(&'a self, file: &'a Outgoing, upload: &'a Upload) -> BoxFuture<'a, Result<Delivered, Error>> {
         Box::pin(async move {
             let url = self.address(upload)?;
-            match self.offset(url.clone(), file).await? {
-                Some(offset) if offset == file.size => Ok(Delivered { url: None, location: url.to_string() }),
+            match self.offset(url, file).await? {
+                // Whoever knows the address of an upload may change or fetch it: it is not told.
+                Some(offset) if offset == file.size => Ok(Delivered { url: None, location: self.endpoint.to_string() }),
                 Some(_) => Err(Error::Unexpected("bytes that were taken are missing")),
                 None => Err(Error::Gone),
             }
@@ -205,5 +208,81 @@ impl Destination for Tus {
             let _ = self.request(Method::DELETE, url, 0).send().await;
             Ok(())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::outbound::Config;
+
+    /// A server that has `offset` and refuses every patch.
+    async fn refusing(offset: &'static str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = Vec::new();
+                let is_whole = |request: &[u8]| {
+                    let text = String::from_utf8_lossy(request);
+                    let body = text.split_once("\r\n\r\n").map(|(_, body)| body.len());
+                    body.is_some_and(|length| text.starts_with("HEAD") || length == 10)
+                };
+                while !is_whole(&request) && stream.read_buf(&mut request).await.is_ok_and(|read| read > 0) {}
+                let status = if request.starts_with(b"HEAD") { "200 OK" } else { "409 Conflict" };
+                let head = format!("HTTP/1.1 {status}\r\nupload-offset: {offset}\r\n");
+                let _ =
+                    stream.write_all(format!("{head}content-length: 0\r\nconnection: close\r\n\r\n").as_bytes()).await;
+            }
+        });
+        base
+    }
+
+    #[tokio::test]
+    async fn a_server_that_refuses_the_offset_it_names_gets_no_second_try_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("staged");
+        std::fs::write(&path, b"ten bytes.").unwrap();
+        let text = |text: &str| text.to_owned();
+        let file = Outgoing {
+            path,
+            folder: text("f"),
+            name: text("n"),
+            content_type: text("video/mp4"),
+            size: 10,
+            sha256: String::new(),
+        };
+        for (offset, is_progress) in [("0", false), ("4", true)] {
+            let base = refusing(offset).await;
+            let guard = Guard::new(&Config { allow: vec![base.clone()], ..Config::default() }).unwrap();
+            let tus = Tus::new(guard, &base, None).unwrap();
+            let upload = Upload { offset: 0, state: json!({ "url": format!("{base}/files/secret") }) };
+            match tus.send(&file, upload, &|_| {}).await {
+                Ok(upload) => assert_eq!((upload.offset, is_progress), (4, true)),
+                Err(error) => assert!(matches!(error, Error::Gone) && !is_progress, "{error:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_address_of_an_upload_is_not_told() {
+        let base = refusing("10").await;
+        let guard = Guard::new(&Config { allow: vec![base.clone()], ..Config::default() }).unwrap();
+        let tus = Tus::new(guard, &format!("{base}/files"), None).unwrap();
+        let upload = Upload { offset: 10, state: json!({ "url": format!("{base}/files/secret?key=1") }) };
+        let file = Outgoing {
+            path: "x".into(),
+            folder: String::new(),
+            name: String::new(),
+            content_type: String::new(),
+            size: 10,
+            sha256: String::new(),
+        };
+        let delivered = tus.finish(&file, &upload).await.unwrap();
+        assert_eq!(delivered, Delivered { url: None, location: format!("{base}/files") });
     }
 }

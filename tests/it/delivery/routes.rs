@@ -5,6 +5,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use super::Bench;
+use crate::support::eventually;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn destinations_are_made_changed_and_removed_by_their_owner_alone() {
@@ -49,6 +50,37 @@ async fn destinations_are_made_changed_and_removed_by_their_owner_alone() {
     assert_eq!(bench.call(Method::DELETE, &path, Value::Null).await.0, 204);
     assert_eq!(bench.call(Method::DELETE, &path, Value::Null).await.0, 404);
     assert_eq!(bench.call(Method::DELETE, "/api/v1/destinations/loom", Value::Null).await.0, 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_a_key_is_sent_is_said_after_a_fresh_sign_in_only() {
+    let mut bench = Bench::start(&[], &[], "vault.reveal_max_age = \"10s\"\n").await;
+    let key = bench.store_key("http", "token-of-tests", Value::Null).await;
+    let made = |name: &str, key: &str| json!({"name": name, "kind": "http_put", "settings": {"url": "https://example.com/in"}, "vault_key": key});
+    let (email, password) = (bench.user.email.clone(), bench.user.password.clone());
+    bench.user = bench.app.sign_in(&email, &password).await;
+    let (status, item) = bench.call(Method::POST, "/api/v1/destinations", made("Fresh", &key)).await;
+    assert_eq!(status, 201, "{item}");
+    let path = format!("/api/v1/destinations/{}", item["id"].as_str().unwrap());
+    let elsewhere = json!({"settings": {"url": "https://example.org/in"}});
+    let is_old =
+        async |answer: (u16, Value)| (answer.0 == 403 && answer.1["error"]["code"] == "SIGN_IN_AGAIN").then_some(());
+    eventually("the sign-in is too old", async || {
+        is_old(bench.call(Method::PATCH, &path, elsewhere.clone()).await).await
+    })
+    .await;
+    assert!(is_old(bench.call(Method::POST, "/api/v1/destinations", made("Old", &key)).await).await.is_some());
+    // What shows the key to nobody new needs none.
+    assert_eq!(bench.call(Method::PATCH, &path, json!({"name": "Renamed", "is_default": true})).await.0, 200);
+    assert_eq!(bench.call(Method::POST, "/api/v1/destinations", made("Without", "")).await.0, 201);
+    let fresh = eventually("a fresh sign-in", async || {
+        let again = bench.app.sign_in(&email, &password).await;
+        let answer = again.request(Method::PATCH, &path).json(&elsewhere).send().await.unwrap();
+        (answer.status() == 200).then_some(answer)
+    })
+    .await;
+    let changed: Value = fresh.json().await.unwrap();
+    assert_eq!(changed["settings"]["url"], "https://example.org/in");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -97,7 +97,7 @@ fn jobs(world: &World, who: Who) -> Vec<Case> {
         if !is_own {
             add(Method::DELETE, format!("/api/v1/queue/{job}"), None, 404);
             add(Method::POST, format!("/api/v1/jobs/{job}/cancel"), Some(json!({})), 404);
-            let url = json!({"url": "https://a.example/x"});
+            let url = json!({"url": "https://www.loom.com/share/0123456789abcdef0123456789abcdef"});
             add(Method::POST, format!("/api/v1/queue/{job}/share_url"), Some(url), 404);
         }
     }
