@@ -27,15 +27,18 @@ export function swap(page, names) {
   for (const fresh of page.querySelectorAll('[data-part]')) {
     const old = document.getElementById(fresh.id);
     if (!old || (names && !names.includes(fresh.id))) continue;
-    // Nobody loses what they type or pick.
-    if (names && old.contains(document.activeElement) && document.activeElement.matches('input:not([type=checkbox]), select')) continue;
+    // Nobody is interrupted in what they type or pick; it is made up for when they are done.
+    if (names && old.contains(document.activeElement) && isInUse(document.activeElement)) {
+      old.addEventListener('focusout', () => document.dispatchEvent(new Event('app:stale')), { once: true });
+      continue;
+    }
     for (const box of old.querySelectorAll('input[name=recording]:checked')) {
       const same = fresh.querySelector(`#${CSS.escape(box.id)}`);
       if (names && same) same.setAttribute('checked', '');
     }
-    for (const field of old.querySelectorAll('.handoff input[type=url], #destination')) {
+    for (const field of old.querySelectorAll('input[id]:not([type=checkbox]), select[id]')) {
       const same = fresh.querySelector(`#${CSS.escape(field.id)}`);
-      if (names && same && field.value) same.value = field.value;
+      if (same && (field.matches('select') ? names && field.value : isTyped(field))) same.value = field.value;
     }
     const taken = document.adoptNode(fresh);
     old.replaceWith(taken);
@@ -44,6 +47,17 @@ export function swap(page, names) {
   }
   if (kept && document.activeElement === document.body) document.getElementById(kept)?.focus({ preventScroll: true });
   if (changed) document.dispatchEvent(new Event('app:swapped'));
+}
+
+// Fields whose text has been sent.
+const sent = new WeakSet();
+
+function isTyped(field) {
+  return field.value !== field.defaultValue && !sent.has(field);
+}
+
+function isInUse(field) {
+  return field.matches('select') || (field.matches('input:not([type=checkbox])') && isTyped(field));
 }
 
 /** Says something to who cannot see it. */
@@ -82,6 +96,7 @@ function count(form, boxes) {
 async function send(form, submitter) {
   const buttons = [...form.querySelectorAll('button')];
   const body = new URLSearchParams(new FormData(form, submitter));
+  const texts = [...form.querySelectorAll('input')].map((field) => [field, field.value]);
   for (const button of buttons) button.disabled = true;
   const found = await fetched(form.action, { method: 'POST', body });
   for (const button of buttons) button.disabled = false;
@@ -89,6 +104,8 @@ async function send(form, submitter) {
     say('The server could not be reached.');
     return;
   }
+  // What was typed since is not lost with what was sent.
+  if (found.ok) for (const [field, text] of texts) if (field.value === text) sent.add(field);
   if (found.ok) swap(found.page);
   else swap(found.page, ['notice']);
   const notice = document.querySelector('#notice .notice');

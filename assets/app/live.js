@@ -5,6 +5,7 @@ import { fetched, say, swap } from './forms.js';
 const FIRST_WAIT = 500;
 const LONGEST_WAIT = 15000;
 const SYNC_LOOK = 1500;
+const ALL = ['queue', 'meetings', 'history', 'delivery', 'files'];
 
 let wait = FIRST_WAIT;
 let isOpen = false;
@@ -77,7 +78,7 @@ function hear(event) {
   if (update.type === 'ProgressUpdate') progress(update);
   if (update.type !== 'QueueUpdate') return;
   const isNews = update.update_type in NEWS;
-  refresh(isNews ? ['queue', 'meetings', 'history', 'delivery', 'files'] : ['queue', 'delivery']);
+  refresh(isNews ? ALL : ['queue', 'delivery']);
   if (isNews) say(NEWS[update.update_type]);
 }
 
@@ -88,7 +89,7 @@ function connect() {
     isOpen = true;
     wait = FIRST_WAIT;
     mark();
-    if (hasBeenOpen) refresh(['queue', 'meetings', 'history', 'delivery', 'files']);
+    if (hasBeenOpen) refresh(ALL);
     hasBeenOpen = true;
     mark();
   };
@@ -114,6 +115,7 @@ export function listen() {
     mark();
     watchSync();
   });
+  document.addEventListener('app:stale', () => refresh(ALL));
   document.addEventListener('visibilitychange', () => {
     if (document.visibilityState === 'visible') refresh(['queue']);
   });
