@@ -36,8 +36,7 @@ pub(super) async fn open(
     records: &Records,
     vault: &Vault,
     fathom: Fathom,
-    queue: &Queue,
-    shutdown: Shutdown,
+    (queue, shutdown): (&Queue, Shutdown),
 ) -> anyhow::Result<Meetings> {
     let parts = meetings::Parts {
         config: config.meetings.clone(),

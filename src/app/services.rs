@@ -113,7 +113,7 @@ pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
     let intake = Intake::new(queue.clone(), tenancy, Rules::of(&config.queue));
     shutdown.spawn(Announcer::new(queue.clone(), events.clone(), intake.clone()).run(shutdown.clone()));
     let meetings =
-        meetings::open(config, data, store, &records, &vault, fathom.clone(), &queue, shutdown.clone()).await?;
+        meetings::open(config, data, store, &records, &vault, fathom.clone(), (&queue, shutdown.clone())).await?;
     let Delivery { destinations, staging, links } = delivery::open(delivery::Given {
         config,
         data,

@@ -64,7 +64,7 @@ pub(super) fn ended(job: &Job, outcome: Outcome, now: OffsetDateTime, chance: f6
         },
         Outcome::Dead { reason } => dead(job, &reason, now),
         Outcome::Cancelled => cancelled(job, now),
-        Outcome::Park { .. } if job.cancel_requested => cancelled(job, now),
+        Outcome::Park { .. } | Outcome::Wait { .. } if job.cancel_requested => cancelled(job, now),
         Outcome::Park { reason } => Job {
             state: State::Parked,
             parked_for: Some(cut(&reason)),
@@ -74,7 +74,6 @@ pub(super) fn ended(job: &Job, outcome: Outcome, now: OffsetDateTime, chance: f6
             ..job.clone()
         },
         Outcome::Retry { reason, after } => failed(job, &reason, after, now, chance, policy),
-        Outcome::Wait { .. } if job.cancel_requested => cancelled(job, now),
         Outcome::Wait { reason, after } => Job {
             state: State::Scheduled,
             attempts: job.attempts.saturating_sub(1),

@@ -30,7 +30,7 @@ const SLOWEST_BYTES_PER_SECOND: u64 = 64 * 1024;
 /// The longest that any request is waited for.
 pub(crate) const LONGEST: Duration = Duration::from_hours(12);
 /// How long no byte may be taken while there are some left.
-const STALL: Duration = Duration::from_secs(60);
+const STALL: Duration = Duration::from_mins(1);
 /// Over this time bytes have to be taken at the slowest rate at least.
 const WINDOW: Duration = Duration::from_mins(5);
 /// How long an answer may take once all bytes were taken: the other side may look through them first.
