@@ -168,7 +168,7 @@ mod tests {
         let (now, length) = (Instant::now(), 1 << 40);
         let mut still = Pace::new(length, now);
         assert!(still.goes_on(1, now + Duration::from_secs(1)));
-        assert!(still.goes_on(1, now + Duration::from_secs(60)));
+        assert!(still.goes_on(1, now + Duration::from_mins(1)));
         assert!(!still.goes_on(1, now + Duration::from_secs(61)));
 
         // A byte now and then is not enough.
@@ -187,12 +187,12 @@ mod tests {
         let mut pace = Pace::new(10, now);
         assert!(pace.goes_on(10, now));
         assert!(pace.goes_on(10, now + Duration::from_secs(299)));
-        assert!(!pace.goes_on(10, now + Duration::from_secs(300)));
+        assert!(!pace.goes_on(10, now + Duration::from_mins(5)));
     }
 
     #[test]
     fn nothing_is_waited_for_longer_than_half_a_day() {
-        assert_eq!(patience(0), Duration::from_secs(60));
+        assert_eq!(patience(0), Duration::from_mins(1));
         assert_eq!(patience(u64::MAX), LONGEST);
     }
 }
