@@ -3,6 +3,10 @@
 
 const SIGN_IN = '/app/sign-in';
 
+// Answers may overtake each other. Each says when the server began to read for it; a part is never replaced by an older
+// one.
+const shown = new Map();
+
 /** Fetches a page; `undefined` when the browser goes elsewhere or the server cannot be reached. */
 export async function fetched(address, options = {}) {
   let answer;
@@ -17,16 +21,17 @@ export async function fetched(address, options = {}) {
   }
   if (!(answer.headers.get('content-type') ?? '').startsWith('text/html')) return undefined;
   const page = new DOMParser().parseFromString(await answer.text(), 'text/html');
-  return { ok: answer.ok, page };
+  return { ok: answer.ok, page, readAt: Number(answer.headers.get('x-read-at')) };
 }
 
 /** Puts the parts of another page, or those named, in the place of ours. */
-export function swap(page, names) {
+export function swap({ page, readAt }, names) {
   const kept = document.activeElement?.id;
   let changed = false;
   for (const fresh of page.querySelectorAll('[data-part]')) {
     const old = document.getElementById(fresh.id);
     if (!old || (names && !names.includes(fresh.id))) continue;
+    if (shown.get(fresh.id) > readAt) continue;
     // Nobody is interrupted in what they type or pick; it is made up for when they are done.
     if (names && old.contains(document.activeElement) && isInUse(document.activeElement)) {
       old.addEventListener('focusout', () => document.dispatchEvent(new Event('app:stale')), { once: true });
@@ -40,6 +45,7 @@ export function swap(page, names) {
       const same = fresh.querySelector(`#${CSS.escape(field.id)}`);
       if (same && (field.matches('select') ? names && field.value : isTyped(field))) same.value = field.value;
     }
+    shown.set(fresh.id, readAt);
     const taken = document.adoptNode(fresh);
     old.replaceWith(taken);
     dress(taken);
@@ -106,8 +112,8 @@ async function send(form, submitter) {
   }
   // What was typed since is not lost with what was sent.
   if (found.ok) for (const [field, text] of texts) if (field.value === text) sent.add(field);
-  if (found.ok) swap(found.page);
-  else swap(found.page, ['notice']);
+  if (found.ok) swap(found);
+  else swap(found, ['notice']);
   const notice = document.querySelector('#notice .notice');
   if (notice?.classList.contains('bad')) document.getElementById('main').scrollIntoView({ block: 'start' });
 }

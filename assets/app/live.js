@@ -42,7 +42,7 @@ async function read() {
   const address = isPanelAlone ? `/app/queue/panel?page=${encodeURIComponent(here)}` : here;
   const found = await fetched(address);
   isReading = false;
-  if (found?.ok) swap(found.page, names);
+  if (found?.ok) swap(found, names);
 }
 
 const NEWS = {

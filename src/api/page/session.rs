@@ -4,11 +4,14 @@
 //! come from a page of ours: the `Origin` that browsers add to each such request, and no page can forge, must be the
 //! host that was asked. A request without one is refused as well.
 
+use std::sync::LazyLock;
+use std::time::Instant;
 use std::time::SystemTime;
 
 use axum::extract::FromRequestParts;
 use axum::extract::Request;
 use axum::http::HeaderMap;
+use axum::http::HeaderName;
 use axum::http::HeaderValue;
 use axum::http::Method;
 use axum::http::header;
@@ -86,7 +89,29 @@ pub(super) async fn same_origin(request: Request, next: Next) -> Response {
             .message("this request did not come from a page of this server; open the page anew and try again");
         return layout::failure(&problem);
     }
-    next.run(request).await
+    let read_at = READ_AT.now();
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(X_READ_AT, HeaderValue::from(read_at));
+    response
+}
+
+/// When the reading for a page began, for scripts that get answers out of order.
+const X_READ_AT: HeaderName = HeaderName::from_static("x-read-at");
+
+static READ_AT: LazyLock<Clock> =
+    LazyLock::new(|| Clock { started: Instant::now(), started_at: OffsetDateTime::now_utc() });
+
+/// Microseconds since the epoch that never go back while the process runs, whatever becomes of the wall clock.
+struct Clock {
+    started: Instant,
+    started_at: OffsetDateTime,
+}
+
+impl Clock {
+    fn now(&self) -> u64 {
+        let at = self.started_at + self.started.elapsed();
+        u64::try_from(at.unix_timestamp_nanos() / 1_000).unwrap_or_default()
+    }
 }
 
 /// Whether `Origin` is there once and names the host that was asked.
