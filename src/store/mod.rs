@@ -4,9 +4,7 @@
 //! again" (at most once, never the only copy of anything), [`Blobs`](blobs::Blobs) keeps objects that are written
 //! once. Each has an embedded form here: one `SQLite` file, in-process queues, a folder. Typed records with live
 //! views stand on top: [`tenants`], [`members`], [`invitations`], [`slugs`], [`placements`], [`sessions`],
-//! [`versions`], [`secrets`], [`vault_keys`].
-//! views stand on top: [`api_keys`], [`tenants`], [`members`], [`invitations`], [`slugs`], [`placements`], [`sessions`],
-//! [`versions`].
+//! [`versions`], [`secrets`], [`vault_keys`], [`api_keys`], [`hooks`], [`inbox`].
 //!
 //! Invariants:
 //! - A write is on disk before its call returns, and its revision is larger than that of every write before it.

@@ -129,9 +129,9 @@ async fn welcome_and_api_description_are_served() {
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
     let health: Value = app.get("/api/health").await.json().await.unwrap();
     assert_eq!(health["code"], 200, "PocketBase's own shape");
-    let later = app.get("/api/meetings").await;
-    assert_eq!(later.status(), 501);
-    assert_eq!(later.json::<Value>().await.unwrap()["error"]["code"], "NOT_IMPLEMENTED");
+    let personal = app.get("/api/meetings").await;
+    assert_eq!(personal.status(), 401);
+    assert_eq!(personal.json::<Value>().await.unwrap()["error"]["code"], "UNAUTHORIZED");
     let nothing = app.get("/nothing/here").await;
     assert_eq!(nothing.status(), 404);
     assert_eq!(nothing.json::<Value>().await.unwrap()["error"]["code"], "NOT_FOUND");
