@@ -180,6 +180,7 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
     let socket =
         ControlSocket::bind(&control_socket::path_in(&folders.root)).await.context("bind the control socket")?;
     supervisor.adopt().await;
+    state.services.records.begin();
     let queue = state.services.queue.clone();
     queue.start().await.context("start the queue")?;
     let mut front = tokio::spawn(gateway.run(listener, shutdown.clone()));

@@ -3,6 +3,7 @@
 //! Invariants:
 //! - A call holds a lease, so it wakes the instance and the instance does not sleep under it.
 //! - Before the first write of an [`Instance`], subscribers that are parked are attached, so that they hear of it.
+//! - No instance is asked for before [`begin`](Records::begin): what an earlier run left running is adopted first.
 //! - Calls are a superuser's, from loopback and without `X-Forwarded-For`; no connection is reused, because the
 //!   instance may be another process at the next call.
 //!
@@ -28,9 +29,11 @@ use hyper::header::CONTENT_TYPE;
 use reqwest::Url;
 use serde_json::Value;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::ids::TenantId;
 use crate::outbound;
+use crate::supervisor;
 use crate::supervisor::Lease;
 use crate::supervisor::Priority;
 use crate::supervisor::Supervisor;
@@ -58,6 +61,7 @@ pub struct Records {
     supervisor: Supervisor,
     settle: Settle,
     http: reqwest::Client,
+    begun: CancellationToken,
 }
 
 impl fmt::Debug for Records {
@@ -106,11 +110,24 @@ impl Records {
     /// `settle` is called before the first write of each [`Instance`].
     pub fn new(supervisor: Supervisor, settle: Settle) -> Result<Self, Error> {
         let client = outbound::client().connect_timeout(CONNECT_TIMEOUT).timeout(CALL_TIMEOUT);
-        Ok(Self { supervisor, settle, http: client.pool_max_idle_per_host(0).build()? })
+        Ok(Self {
+            supervisor,
+            settle,
+            http: client.pool_max_idle_per_host(0).build()?,
+            begun: CancellationToken::new(),
+        })
+    }
+
+    /// Lets calls through, of all clones. To be called once, when what ran before is adopted.
+    pub fn begin(&self) {
+        self.begun.cancel();
     }
 
     /// Wakes the tenant's instance, waiting like any request.
     pub async fn open(&self, tenant: &TenantId, priority: Priority) -> Result<Instance, Error> {
+        if tokio::time::timeout(CALL_TIMEOUT, self.begun.cancelled()).await.is_err() {
+            return Err(Error::Instance(supervisor::Error::WakeTimeout));
+        }
         let lease = self.supervisor.lease(tenant, priority).await?;
         let (settle, http) = (Arc::clone(&self.settle), self.http.clone());
         Ok(Instance { lease, settle, is_settled: AtomicBool::new(false), http })

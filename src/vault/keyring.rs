@@ -30,7 +30,7 @@ pub enum Locked {
     Unusable(#[from] kek::Unusable),
     /// A vault exists and no key is given.
     #[error(
-        "the vault is sealed and its master key {wanted} is missing: {} does not exist; put it back from its backup, or \
+        "the vault is sealed and its master key {wanted} is missing: {} does not exist or is empty; put it back from its backup, or \
          say with [vault] where the key is", path.display()
     )]
     Missing {

@@ -65,7 +65,7 @@ async fn a_start_without_the_right_key_is_refused_and_writes_nothing() {
     std::fs::write(&file, "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=").unwrap();
     refused(&mut app, &["not random"]).await;
     std::fs::write(&file, "").unwrap();
-    refused(&mut app, &["the key is empty"]).await;
+    refused(&mut app, &["is empty", "put it back from its backup"]).await;
     std::fs::write(&file, "vD3qJg1vJ3yq0l8i4kY6c2x9mQh0TnZbW5uRr7sEoPA=").unwrap();
     refused(&mut app, &["master key", "give the right one"]).await;
     std::fs::remove_file(&file).unwrap();
