@@ -1,6 +1,6 @@
 //! The queue of meetings: what waits to be brought to a destination, in the order in which it will be done.
 //!
-//! These are the same jobs as those of [`jobs`](crate::api::jobs), told in the words of meetings. Kinds that are not
+//! These are the same jobs as those of [`jobs`], told in the words of meetings. Kinds that are not
 //! open to users are not shown here.
 
 use std::sync::Arc;
