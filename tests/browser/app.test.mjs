@@ -153,7 +153,8 @@ test('a video for Loom is handed over, and its link delivers it', async () => {
   await field.fill('https://evil.example/share/1');
   await item.getByRole('button', { name: 'Done' }).click();
   await item.locator('.handoff .reason').waitFor();
-  // A refused link is an answer with an error's status, which browsers note down.
+  // A refused link is an answer with an error's status, which browsers note down, some time.
+  await eventually('it is noted', async () => browser.faults.length > 0);
   const noted = browser.faults.splice(0);
   assert.ok(noted.every((fault) => /status of 4\d\d/.test(fault)), `${noted}`);
   await item.getByLabel('Link of the video in Loom').fill(LOOM_LINK);
