@@ -77,6 +77,7 @@ pub(super) struct JobView {
     /// What whoever does it needs to know.
     #[schema(value_type = Object)]
     payload: Value,
+    /// Among the user's own.
     priority: i8,
     /// How often it was begun.
     attempts: u32,
@@ -117,7 +118,7 @@ impl JobView {
             user_id: job.user.as_str().to_owned(),
             title: job.title.clone(),
             payload: job.payload.clone(),
-            priority: job.priority,
+            priority: job.urgency,
             attempts: job.attempts,
             max_attempts: job.max_attempts,
             progress: ProgressView::of(&job.progress),
@@ -375,7 +376,7 @@ pub(super) struct MoveJob {
     to: Option<String>,
 }
 
-/// Moves a job that waits, among the caller's own of its kind and priority.
+/// Moves a job that waits, among the caller's own of its kind.
 #[utoipa::path(post, path = "/jobs/{id}/move", tag = "jobs", security(("bearer" = [])), request_body = MoveJob,
     params(("id" = String, Path, description = "The job's id.")),
     responses((status = 200, description = "The job.", body = JobView)))]

@@ -203,7 +203,7 @@ async fn retry_item(
     Ok(Json(item(&job, &queue)))
 }
 
-/// Moves an item that waits, among the caller's own of its kind and priority.
+/// Moves an item that waits, among the caller's own of its kind.
 #[utoipa::path(post, path = "/queue/{id}/move", tag = "queue", security(("bearer" = [])), request_body = MoveJob,
     params(("id" = String, Path, description = "The item's id.")),
     responses((status = 200, description = "The item.", body = QueueItem)))]

@@ -192,7 +192,7 @@ fn jobs_of(user: &UserId, wishes: Vec<Wish>, rules: &Rules, now: OffsetDateTime)
 
 fn job_of(user: &UserId, wish: Wish, rules: &Rules, now: OffsetDateTime, index: usize) -> Result<NewJob, Error> {
     let wrong = |field: &'static str, message: &str| Error::Field { index, field, message: message.to_owned() };
-    let priority = match wish.priority {
+    let urgency = match wish.priority {
         None => 0,
         Some(wanted) => {
             i8::try_from(wanted).ok().filter(|wanted| rules.priorities.contains(wanted)).ok_or_else(|| {
@@ -259,7 +259,8 @@ fn job_of(user: &UserId, wish: Wish, rules: &Rules, now: OffsetDateTime, index: 
         user: user.clone(),
         title,
         payload,
-        priority,
+        priority: 0,
+        urgency,
         run_at: wish.run_at.filter(|at| *at > now),
         idempotency_key: wish.idempotency_key,
         dedupe,

@@ -64,6 +64,7 @@ pub struct QueueItem {
     recording_id: Option<u64>,
     /// The id or the kind of the destination; none: the default one.
     destination: Option<String>,
+    /// Among the user's own.
     priority: i8,
     attempts: u32,
     max_attempts: u32,
@@ -101,7 +102,7 @@ impl QueueItem {
             topic: job.title.clone(),
             recording_id: recording_of(&job.payload),
             destination: job.payload["destination"].as_str().map(str::to_owned),
-            priority: job.priority,
+            priority: job.urgency,
             attempts: job.attempts,
             max_attempts: job.max_attempts,
             progress: ProgressView::of(&job.progress),

@@ -193,6 +193,7 @@ impl Queue {
             done_under: None,
             seq: 0,
             rank: None,
+            urgency: new.urgency,
         };
         Ok(decide::timed(job, now))
     }

@@ -27,7 +27,7 @@ pub struct Config {
     /// How long running jobs get to end at shutdown.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
-    /// Priorities that users may choose, from minus this to this.
+    /// Priorities that users may choose among their own, from minus this to this.
     pub user_priority: i8,
     /// Unfinished jobs in all, and of one tenant.
     pub max_waiting: usize,

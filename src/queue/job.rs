@@ -198,7 +198,13 @@ pub struct Job {
     /// Its place, if somebody moved it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) rank: Option<Rank>,
+    /// How urgent it is to its owner, who has no say over the jobs of others.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub urgency: i8,
 }
+
+/// Ranks between two urgencies: more than there are jobs.
+const URGENCY_STEP: i64 = 1 << 48;
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
 fn is_zero(priority: &i8) -> bool {
@@ -213,7 +219,7 @@ fn is_none_before(generation: &u32) -> bool {
 impl Job {
     /// Its place among the waiting jobs of its tenant and priority.
     pub(super) fn rank(&self) -> Rank {
-        self.rank.unwrap_or((self.seq.cast_signed(), 0))
+        self.rank.unwrap_or((self.seq.cast_signed() - i64::from(self.urgency) * URGENCY_STEP, 0))
     }
 
     /// The number that a report about the current attempt has to carry.
@@ -240,8 +246,10 @@ pub struct NewJob {
     pub title: String,
     /// What the handler needs to know.
     pub payload: Value,
-    /// Higher goes first; callers bound what users may choose with [`Config::user_priority`](super::Config).
+    /// Higher goes before everybody's lower ones: nothing that users choose.
     pub priority: i8,
+    /// Higher goes before its owner's lower ones, and before nobody else's.
+    pub urgency: i8,
     /// Not before this time.
     pub run_at: Option<OffsetDateTime>,
     /// Adding again with the same key and the same kind and payload gives the same job, as long as it is remembered.
@@ -262,6 +270,7 @@ impl NewJob {
             title: String::new(),
             payload,
             priority: 0,
+            urgency: 0,
             run_at: None,
             idempotency_key: None,
             dedupe: None,

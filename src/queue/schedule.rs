@@ -284,6 +284,7 @@ impl Queue {
             title: schedule.title.clone(),
             payload: schedule.payload.clone(),
             priority: schedule.priority,
+            urgency: 0,
             run_at: None,
             idempotency_key: Some(format!("schedule.{}.{}", schedule.id, at.unix_timestamp())),
             dedupe: None,

@@ -183,6 +183,7 @@ pub(super) fn job() -> Job {
         done_under: None,
         seq: 7,
         rank: None,
+        urgency: 0,
     }
 }
 

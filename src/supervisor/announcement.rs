@@ -35,18 +35,20 @@ impl Announcement {
         Self(watch().ok())
     }
 
-    /// Resolves when the file grew, or after a few milliseconds.
-    pub(crate) async fn heard(&self) {
+    /// Resolves when the file grew (true), or after a few milliseconds (false).
+    pub(crate) async fn heard(&self) -> bool {
         let Some(watch) = &self.0 else {
             tokio::time::sleep(Duration::from_millis(1)).await;
-            return;
+            return false;
         };
-        if let Ok(Ok(mut ready)) = tokio::time::timeout(BACKSTOP, watch.readable()).await {
-            // What it says does not matter, that it said something does. Emptying it arms the next wait.
-            let mut events = [0; 512];
-            while rustix::io::read(watch.get_ref(), &mut events).is_ok_and(|read| read > 0) {}
-            ready.clear_ready();
-        }
+        let Ok(Ok(mut ready)) = tokio::time::timeout(BACKSTOP, watch.readable()).await else {
+            return false;
+        };
+        // What it says does not matter, that it said something does. Emptying it arms the next wait.
+        let mut events = [0; 512];
+        while rustix::io::read(watch.get_ref(), &mut events).is_ok_and(|read| read > 0) {}
+        ready.clear_ready();
+        true
     }
 }
 
@@ -74,9 +76,9 @@ mod tests {
             writeln!(file, "Server started").unwrap();
             let watch = announcement.0.as_ref().unwrap();
             tokio::time::timeout(Duration::from_secs(5), watch.readable()).await.unwrap().unwrap().retain_ready();
-            announcement.heard().await;
+            assert!(announcement.heard().await);
         }
         // Silent now: only the backstop ends the wait.
-        assert!(tokio::time::timeout(Duration::from_millis(1), announcement.heard()).await.is_err());
+        assert!(!announcement.heard().await);
     }
 }

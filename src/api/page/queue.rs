@@ -30,6 +30,7 @@ use crate::api::page::views::When;
 use crate::api::page::views::or_untitled;
 use crate::error::Code;
 use crate::error::Problem;
+use crate::jobs::deliver;
 
 /// Jobs that are looked at for one page of history.
 const HISTORY: usize = 50;
@@ -157,7 +158,7 @@ impl Item {
 
     /// Why the last link was not taken.
     pub(super) fn complaint(&self) -> Option<&str> {
-        let what = self.waits_for.as_deref()?;
+        let what = self.waits_for.as_deref().filter(|what| *what != deliver::AWAITING)?;
         let (_, reason) = what.split_once("awaiting_upload: ")?;
         Some(reason)
     }
@@ -412,7 +413,7 @@ mod tests {
         let parked =
             item(json!({"state": "parked", "waits_for": "awaiting_upload: that is no link of Loom", "error": "x"}));
         assert_eq!((parked.complaint(), parked.reason()), (Some("that is no link of Loom"), None));
-        assert_eq!(item(json!({"state": "parked", "waits_for": "awaiting_upload"})).complaint(), None);
+        assert_eq!(item(json!({"state": "parked", "waits_for": deliver::AWAITING})).complaint(), None);
         assert_eq!(item(json!({"state": "dead", "error": "x"})).reason(), Some("x"));
     }
 
