@@ -21,6 +21,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::HashMap;
+use std::ops::Bound;
 
 use super::JobId;
 use super::job::Rank;
@@ -190,11 +191,8 @@ impl Line {
     pub(super) fn ahead(&self, tenant: &TenantId, priority: i8, rank: Rank, id: JobId) -> Option<u64> {
         let class = self.classes.get(&Reverse(priority))?;
         let (_, queue) = &class.queues[*class.places.get(tenant)?];
-        // The job that was added last is asked for most.
-        let is_last = queue.last() == Some(&(rank, id));
-        let k = if is_last { queue.len() - 1 } else { queue.range(..(rank, id)).count() };
-        let first = self.begin(tenant, priority, class)?;
-        queue.contains(&(rank, id)).then(|| first.ahead(k))
+        let k = index_of(queue, &(rank, id))?;
+        Some(self.begin(tenant, priority, class)?.ahead(k))
     }
 
     /// All waiting jobs of a tenant in their order, each with how many jobs go before it.
@@ -249,6 +247,20 @@ impl Line {
         }
         after
     }
+}
+
+/// How many of the set come before this one of it. Counts from both ends at once: those that were added last and those
+/// that come next are asked for most.
+fn index_of(queue: &BTreeSet<(Rank, JobId)>, place: &(Rank, JobId)) -> Option<usize> {
+    if !queue.contains(place) {
+        return None;
+    }
+    let (mut before, mut behind) = (queue.range(..place), queue.range((Bound::Excluded(place), Bound::Unbounded)));
+    (0..queue.len()).find_map(|steps| match (before.next(), behind.next()) {
+        (None, _) => Some(steps),
+        (_, None) => Some(queue.len() - 1 - steps),
+        _ => None,
+    })
 }
 
 impl Class {
