@@ -296,6 +296,6 @@ proptest! {
             line.insert(&tenant(1), 0, (i64::try_from(number).unwrap(), 0), id(number));
         }
         let found = line.ahead(&tenant(1), 0, (i64::try_from(asked).unwrap(), 0), id(asked));
-        prop_assert_eq!(found, (asked < count).then_some(asked));
+        prop_assert_eq!(found, (asked < count).then_some(asked as u64));
     }
 }
