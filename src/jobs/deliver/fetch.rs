@@ -336,7 +336,7 @@ impl Attempt {
     }
 
     /// Notes that it waits, and how.
-    async fn later(&mut self, reason: &str, after: Duration) -> Step<Outcome> {
+    pub(super) async fn later(&mut self, reason: &str, after: Duration) -> Step<Outcome> {
         self.checkpoint.is_waiting = true;
         self.save().await?;
         Ok(super::later(reason, after))

@@ -14,6 +14,7 @@ use super::attempt::dead;
 use super::attempt::now;
 use super::attempt::of_destination;
 use super::attempt::of_io;
+use super::attempt::of_meetings;
 use super::attempt::of_records;
 use super::attempt::retry;
 use super::bundle;
@@ -77,12 +78,20 @@ impl Attempt {
         }
         let Some(video) = self.checkpoint.video.clone() else { return Err(dead("there is no staged video")) };
         self.run.progress("bundling", 0, None);
-        let whole = match self.parts.meetings.one(self.tenant(), subject.recording_id, now()).await {
-            Ok(whole) => whole.meeting,
+        let (whole, lacks) = match self.parts.meetings.completed(self.tenant(), subject.recording_id).await {
+            Ok(found) => found,
             Err(meetings::Error::NotFound) => return Err(dead("the meeting was deleted meanwhile")),
-            Err(error) if error.is_passing() => return Err(super::attempt::retry(error.to_string())),
-            Err(error) => return Err(dead(error.to_string())),
+            Err(error) => return Err(of_meetings(&error)),
         };
+        if let Some(error) = lacks {
+            let said = error.retry_after();
+            if error.is_passing()
+                && let Some(after) = self.checkpoint.wait_for_papers(said, now())
+            {
+                return Err(self.later("waits for the transcript and the summary of the meeting", after).await?);
+            }
+            tracing::info!(job.id = %self.run.job.id, %error, "a recording is delivered without its transcript");
+        }
         let (folder, of) = (self.folder.clone(), subject.clone());
         let written = tokio::task::spawn_blocking(move || bundle::write(&folder, &of, &whole, &video)).await;
         self.checkpoint.files = written.map_err(|error| of_io(io::Error::other(error)))?.map_err(of_io)?;

@@ -173,7 +173,8 @@ impl S3 {
                 let hash = found.attributes.get(&Attribute::Metadata(HASH.into()));
                 Ok(found.meta.size == file.size && hash.is_some_and(|hash| **hash == *file.sha256))
             }
-            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            // Whoever may not list a bucket is told of what is absent that it is forbidden.
+            Err(object_store::Error::NotFound { .. } | object_store::Error::PermissionDenied { .. }) => Ok(false),
             Err(error) => Err(translate(error)),
         }
     }
@@ -394,6 +395,8 @@ mod tests {
 
     use super::*;
     use crate::outbound::Config;
+    use crate::vault::KeyId;
+    use crate::vault::Secret;
 
     /// A server that answers every request with these bytes and keeps the connection open.
     async fn answering(answer: &'static [&'static str]) -> String {
@@ -432,6 +435,29 @@ mod tests {
         let base = answering(&["HTTP/1.1 400 Bad Request\r\ncontent-length: 5\r\n\r\nab", "cde"]).await;
         let answer = called(&base, Method::PUT).await.unwrap();
         assert_eq!(answer.into_body().bytes().await.unwrap(), "abcde");
+    }
+
+    #[tokio::test]
+    async fn a_key_that_may_only_write_goes_on_with_an_upload() {
+        let base = answering(&["HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n"]).await;
+        let guard = Guard::new(&Config { allow: vec![base.clone()], ..Config::default() }).unwrap();
+        let settings = serde_json::json!({ "bucket": "b", "endpoint": base });
+        let opened = Opened {
+            key_id: KeyId::random(),
+            service: String::new(),
+            label: String::new(),
+            secret: Secret::new("id:secret".to_owned()),
+            settings: serde_json::Value::Null,
+        };
+        let s3 = S3::new(guard, &serde_json::from_value(settings).unwrap(), &opened).unwrap();
+        let text = |text: &str| text.to_owned();
+        let (folder, name, content_type, sha256) = (text("f"), text("n"), text("video/mp4"), text("ab"));
+        let file = Outgoing { path: "x".into(), folder, name, content_type, size: 3 * PART, sha256 };
+        let parts = State { id: Some(text("u")), part: PART, tags: vec![text("t")] };
+        let at = s3.resume(&file, &parts.upload(PART)).await.unwrap();
+        assert_eq!(at, Resume::At(parts.upload(PART)));
+        let whole = State { id: None, part: PART, tags: Vec::new() };
+        assert_eq!(s3.resume(&file, &whole.upload(0)).await.unwrap(), Resume::StartOver);
     }
 
     #[tokio::test]
