@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::Serialize;
 use serde_json::Value;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::content;
 use crate::content::Made;
@@ -179,6 +180,9 @@ impl State {
                 "_media" => meeting.has_media = value != false,
                 _ => made.value[field] = value.clone(),
             }
+        }
+        if let Some(at) = fields.get("created_at").and_then(Value::as_str) {
+            made.created_at = OffsetDateTime::parse(at, &Rfc3339).unwrap_or(made.created_at);
         }
         meeting.made = made;
         account.meetings.insert(0, meeting);
