@@ -36,6 +36,8 @@ pub(crate) struct Settings {
     pub(crate) link_seconds: u64,
     pub(crate) media_bytes: u64,
     pub(crate) media_rate: u64,
+    /// Another one has other bytes under the same links.
+    pub(crate) media_version: u64,
     /// How long an access token is good.
     pub(crate) token_seconds: u64,
     /// Pauses before each further try of a webhook delivery.
@@ -55,6 +57,7 @@ impl Default for Settings {
             link_seconds: 24 * 3600,
             media_bytes: 2_000_000,
             media_rate: 0,
+            media_version: 0,
             token_seconds: 3600,
             webhook_retries_ms: vec![200, 1000, 5000],
             client_id: "standin-app".to_owned(),

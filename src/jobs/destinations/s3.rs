@@ -189,6 +189,18 @@ impl S3 {
         Ok(Delivered { url, location })
     }
 
+    /// A link to an object that was delivered here, made now, where links are wanted.
+    pub async fn link(&self, location: &str) -> Result<Option<String>, Error> {
+        let (Some(time), Some(key)) = (self.link, self.key_of(location)) else { return Ok(None) };
+        Ok(Some(self.store.signed_url(Method::GET, &key, time).await.map_err(translate)?.to_string()))
+    }
+
+    /// The key of what a record says was delivered here; none when it is not below our prefix.
+    fn key_of(&self, location: &str) -> Option<Path> {
+        let key = location.strip_prefix("s3://")?.strip_prefix(&*self.bucket)?.strip_prefix('/')?;
+        Path::parse(key).ok().filter(|key| key.prefix_matches(&self.prefix))
+    }
+
     async fn announce(&self, file: &Outgoing) -> Result<Upload, Error> {
         let part = part_bytes(file.size);
         if file.size <= part {
@@ -437,11 +449,8 @@ mod tests {
         assert_eq!(answer.into_body().bytes().await.unwrap(), "abcde");
     }
 
-    #[tokio::test]
-    async fn a_key_that_may_only_write_goes_on_with_an_upload() {
-        let base = answering(&["HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n"]).await;
-        let guard = Guard::new(&Config { allow: vec![base.clone()], ..Config::default() }).unwrap();
-        let settings = serde_json::json!({ "bucket": "b", "endpoint": base });
+    fn bucket(base: &str, settings: serde_json::Value) -> S3 {
+        let guard = Guard::new(&Config { allow: vec![base.to_owned()], ..Config::default() }).unwrap();
         let opened = Opened {
             key_id: KeyId::random(),
             service: String::new(),
@@ -449,7 +458,28 @@ mod tests {
             secret: Secret::new("id:secret".to_owned()),
             settings: serde_json::Value::Null,
         };
-        let s3 = S3::new(guard, &serde_json::from_value(settings).unwrap(), &opened).unwrap();
+        S3::new(guard, &serde_json::from_value(settings).unwrap(), &opened).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_link_is_made_to_what_was_delivered_here_and_to_nothing_else() {
+        let base = "http://127.0.0.1:1";
+        let settings = serde_json::json!({ "bucket": "b", "endpoint": base, "prefix": "in", "link_hours": 1 });
+        let s3 = bucket(base, settings);
+        let link = s3.link("s3://b/in/2025_x y/video.mp4").await.unwrap().unwrap();
+        assert!(link.starts_with("http://127.0.0.1:1/b/in/2025_x%20y/video.mp4?"), "{link}");
+        assert!(link.contains("X-Amz-Expires=3600"), "{link}");
+        for other in ["s3://c/in/x", "s3://b/out/x", "s3://b2/in/x", "https://b/in/x", "s3://b/in/../out/x"] {
+            assert_eq!(s3.link(other).await.unwrap(), None, "{other}");
+        }
+        let without = bucket(base, serde_json::json!({ "bucket": "b", "endpoint": base }));
+        assert_eq!(without.link("s3://b/in/x").await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_may_only_write_goes_on_with_an_upload() {
+        let base = answering(&["HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n"]).await;
+        let s3 = bucket(&base, serde_json::json!({ "bucket": "b", "endpoint": base }));
         let text = |text: &str| text.to_owned();
         let (folder, name, content_type, sha256) = (text("f"), text("n"), text("video/mp4"), text("ab"));
         let file = Outgoing { path: "x".into(), folder, name, content_type, size: 3 * PART, sha256 };

@@ -119,7 +119,9 @@ impl Tus {
             .header(CONTENT_LENGTH, length)
             .body(body);
         let before = upload.offset;
-        let response = parts::answer(request, &sent, length, &|sent| report(before + sent)).await?;
+        let is_last = before + length == file.size;
+        let time = if is_last { parts::ANSWER } else { parts::ANSWER_TO_PART };
+        let response = parts::answer(request, &sent, length, time, &|sent| report(before + sent)).await?;
         if response.status() == StatusCode::CONFLICT {
             // It has more or less than we thought: its word counts, unless it refuses the very offset that it names.
             upload.offset = self.offset(self.address(&upload)?, file).await?.ok_or(Error::Gone)?;
