@@ -277,11 +277,8 @@ impl Attempt {
         self.run.progress("looking for the meeting", 0, None);
         let (asked, deadline) = (now(), Instant::now() + SYNC_TIME);
         let mut looks = tokio::time::interval(SYNC_LOOK);
-        loop {
-            // One that was under way may have read the list before: then another one follows.
-            if !self.parts.meetings.sync(self.tenant()) {
-                return Err(retry("the list of meetings cannot be brought up to date now"));
-            }
+        let mut is_on_its_way = self.parts.meetings.sync(self.tenant());
+        while is_on_its_way {
             looks.tick().await;
             // Whether it is over is asked before looking, so that what came last is seen.
             let sync = self.parts.meetings.sync_state(self.tenant(), now()).await.map_err(|e| of_meetings(&e))?;
@@ -293,9 +290,13 @@ impl Attempt {
                 meetings::State::Failed => return Err(retry("the list of meetings could not be brought up to date")),
                 // Only a list that was whole after the question says that there is none.
                 _ if sync.is_since(asked) => break,
-                _ if Instant::now() < deadline => {}
-                _ => return Err(retry("the list of meetings is not up to date yet")),
+                _ if Instant::now() >= deadline => return Err(retry("the list of meetings is not up to date yet")),
+                // One that was under way may have read the list before: then another one follows.
+                _ => is_on_its_way = self.parts.meetings.sync(self.tenant()),
             }
+        }
+        if !is_on_its_way {
+            return Err(retry("the list of meetings cannot be brought up to date now"));
         }
         Err(dead(match (order.recording_id, &order.topic) {
             (Some(id), _) => format!("there is no meeting with the recording id {id}"),

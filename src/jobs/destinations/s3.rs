@@ -478,7 +478,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_key_that_may_only_write_goes_on_with_an_upload() {
-        let base = answering(&["HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n"]).await;
+        let base = answering(&["HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"]).await;
         let s3 = bucket(&base, serde_json::json!({ "bucket": "b", "endpoint": base }));
         let text = |text: &str| text.to_owned();
         let (folder, name, content_type, sha256) = (text("f"), text("n"), text("video/mp4"), text("ab"));
