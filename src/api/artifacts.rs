@@ -1,7 +1,8 @@
 //! The files of deliveries: which there are of a recording, and the bytes of those that are here.
 //!
 //! A download is let in by a signed link alone, so that a link works in a player or a download manager. It serves what is
-//! staged for a hand-off, what lies in this server's folder, and what is small enough to be kept as a record.
+//! staged for a hand-off, what lies in this server's folder, and what is small enough to be kept as a record. What lies
+//! in a bucket that gives links is elsewhere: the download leads there by a link that is made at that moment.
 
 use std::io::SeekFrom;
 use std::path::PathBuf;
@@ -51,6 +52,7 @@ use crate::jobs::deliver::Staging;
 use crate::jobs::deliver::ledger;
 use crate::jobs::deliver::links::Links;
 use crate::jobs::destinations::registry::Destinations;
+use crate::jobs::destinations::registry::Target;
 use crate::queue::JobId;
 use crate::records::Instance;
 use crate::records::Records;
@@ -59,6 +61,7 @@ use crate::supervisor::Priority;
 
 const CHUNK: usize = 128 * 1024;
 const STAGED: &str = "staging:";
+const BUCKET: &str = "s3://";
 /// How many files that are kept as records are in memory at once (10 MiB each at most) until they are downloaded, how
 /// long a reader may take for one, and when others may try again.
 static PLACES: Semaphore = Semaphore::const_new(16);
@@ -88,7 +91,7 @@ struct Artifact {
     destination: String,
     /// Where it is there, in the destination's own terms.
     location: Option<String>,
-    /// A link to its bytes that needs no other credential, for what can be had here.
+    /// A link to its bytes that needs no other credential, for what can be had here or in a bucket that gives links.
     url: Option<String>,
     /// When the link is over.
     #[schema(value_type = Option<String>, format = DateTime)]
@@ -135,6 +138,10 @@ async fn list_artifacts(
     let in_folder = |destination: &str| {
         targets.iter().any(|target| target.id == destination && target.settings.kind().as_str() == "folder")
     };
+    let is_linked = |destination: &str, location: &str| {
+        let is_it = |target: &Target| target.id == destination && target.settings.gives_links();
+        location.starts_with(BUCKET) && targets.iter().any(is_it)
+    };
     let items = items
         .iter()
         .map(|record| {
@@ -142,7 +149,7 @@ async fn list_artifacts(
                 (text(record, "id"), text(record, "location"), text(record, "destination"));
             let is_staged = location.strip_prefix(STAGED).is_some_and(|job| is_there(&state.services, &tenant, job));
             let is_here = is_staged || !text(record, "file").is_empty() || in_folder(&destination);
-            let link = is_here.then(|| state.services.links.sign(&tenant, &id, now));
+            let link = (is_here || is_linked(&destination, &location)).then(|| state.services.links.sign(&tenant, &id, now));
             Artifact {
                 url: link.as_ref().map(|(token, _)| format!("/api/v1/artifacts/{id}/download?token={token}")),
                 expires_at: link.map(|(_, end)| end.replace_nanosecond(0).unwrap_or(end)),
@@ -183,6 +190,7 @@ fn staged(staging: &Staging, job: &str) -> Option<PathBuf> {
     params(("id" = String, Path, description = "An artifact's id."), Ticket),
     responses((status = 200, description = "The bytes.", content_type = "application/octet-stream"),
         (status = 206, description = "The range that was asked for."),
+        (status = 307, description = "The bytes are in a bucket: a link to them that was made now."),
         (status = 416, description = "There is no such range.")))]
 async fn download_artifact(
     State(state): State<AppState>,
@@ -194,7 +202,22 @@ async fn download_artifact(
     let absent = || Problem::new(Code::NotFound).message("this link is over or leads nowhere; ask for a new one");
     let tenant = links.verify(&id, &ticket.token, OffsetDateTime::now_utc()).ok_or_else(absent)?;
     let (record, content) = find(&state.services.records, &state.services, &tenant, &id).await?.ok_or_else(absent)?;
-    Ok(answer(&record, content, &headers, &state.shutdown).await?)
+    match content {
+        Content::Elsewhere(url) => Ok(elsewhere(&url)?),
+        content => Ok(answer(&record, content, &headers, &state.shutdown).await?),
+    }
+}
+
+/// Leads to a link that lets in whoever has it: nobody on the way keeps it or tells it on.
+fn elsewhere(url: &str) -> Result<Response, Problem> {
+    let url = HeaderValue::from_str(url).map_err(|_| Problem::new(Code::Internal))?;
+    let mut response = StatusCode::TEMPORARY_REDIRECT.into_response();
+    response.headers_mut().extend([
+        (header::LOCATION, url),
+        (header::CACHE_CONTROL, HeaderValue::from_static("private, no-store")),
+        (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    ]);
+    Ok(response)
 }
 
 /// Room in memory for one file that is kept as a record.
@@ -218,6 +241,8 @@ impl Place {
 enum Content {
     Whole(Bytes, Place),
     File(File, u64),
+    /// Behind this link.
+    Elsewhere(String),
 }
 
 async fn find(
@@ -234,6 +259,9 @@ async fn find(
             Some(path) => of_file(File::open(path).await.ok()).await,
             None => None,
         }
+    } else if name.is_empty() && location.starts_with(BUCKET) {
+        let target = services.destinations.find(&instance, &text(&record, "destination")).await?;
+        services.destinations.link(tenant, &target, &location).await?.map(Content::Elsewhere)
     } else if name.is_empty() {
         of_file(delivered(&services.destinations, &instance, tenant, &record).await.map(File::from_std)).await
     } else {
@@ -307,6 +335,7 @@ async fn answer(
     let size = match &content {
         Content::Whole(bytes, _) => bytes.len() as u64,
         Content::File(_, size) => *size,
+        Content::Elsewhere(_) => 0,
     };
     let etag = format!("\"{}\"", text(record, "sha256"));
     let asked = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
@@ -333,6 +362,7 @@ async fn answer(
             file.seek(SeekFrom::Start(first)).await.map_err(|_| Problem::new(Code::Internal))?;
             Body::from_stream(chunks(file, length))
         }
+        Content::Elsewhere(_) => Body::empty(),
     };
     let mut response = Response::new(body);
     *response.status_mut() = status;

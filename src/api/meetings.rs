@@ -321,7 +321,8 @@ async fn list_meetings(
     Ok(response)
 }
 
-/// Begins a refresh now, however fresh the list is. One at a time: while one is under way it is that one.
+/// Begins a refresh now, however fresh the list is: the whole list is read again. One at a time: while one is under way
+/// it is that one, and what it left out is read after.
 #[utoipa::path(post, path = "/meetings/sync", tag = "meetings", security(("bearer" = [])),
     responses((status = 202, description = "A refresh is under way.", body = SyncStarted),
         (status = 409, description = "There is no key of Fathom in the vault.", body = crate::api::error::ErrorBody)))]
@@ -336,7 +337,7 @@ async fn sync_meetings(
     if sync.state == ListState::NoKey {
         return Err(Problem::new(Code::FathomKeyMissing).into());
     }
-    if !meetings.sync(&tenant) {
+    if !meetings.sync_all(&tenant) {
         return Err(Problem::new(Code::Overloaded).retry_after(std::time::Duration::from_secs(5)).into());
     }
     sync.state = ListState::Syncing;

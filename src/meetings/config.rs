@@ -20,6 +20,9 @@ pub struct Config {
     /// How far before the newest known meeting a refresh looks, for what is finished later than it appears.
     #[serde(with = "humantime_serde")]
     pub overlap: Duration,
+    /// How often a refresh reads the whole list, for what was shared long after it appeared.
+    #[serde(with = "humantime_serde")]
+    pub full_every: Duration,
     /// Lists that are refreshed at once.
     pub max_concurrent: usize,
     /// Webhook calls that may wait to be taken in, and how long their names are remembered.
@@ -52,6 +55,7 @@ impl Config {
             ("stale_for", self.stale_for, Duration::ZERO, week * 52),
             ("first_wait", self.first_wait, Duration::ZERO, Duration::from_secs(30)),
             ("overlap", self.overlap, Duration::ZERO, week * 52),
+            ("full_every", self.full_every, Duration::from_hours(1), week * 520),
             ("inbox_keep", self.inbox_keep, Duration::from_mins(15), week * 52),
         ];
         for (key, value, least, most) in times {

@@ -70,6 +70,14 @@ impl Error {
             Self::Records(error) => error.is_passing(),
         }
     }
+
+    /// When to try again, where Fathom said so.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Fathom(error) => error.retry_after(),
+            _ => None,
+        }
+    }
 }
 
 impl From<Error> for Problem {

@@ -45,8 +45,6 @@ const ROUND: usize = 64;
 const ROUND_SHARE: usize = 4;
 /// One hook's letters that may wait: this part of all.
 const WAITING_SHARE: usize = 4;
-/// Attempts before a letter is given up.
-const MAX_ATTEMPTS: u32 = 50;
 /// First and longest wait before the next attempt.
 const FIRST_WAIT: Duration = Duration::from_secs(2);
 const LONGEST_WAIT: Duration = Duration::from_mins(10);
@@ -133,7 +131,8 @@ impl Meetings {
             Err(error) => return Err(error.into()),
         }
         let status = LetterStatus::Waiting { attempts: 0, next_at: now.unix_timestamp() };
-        let record = Letter { id: letter, tenant: hook.tenant.clone(), status, received_at: now };
+        let deliver_for = hook.auto_deliver.then(|| hook.user.clone());
+        let record = Letter { id: letter, tenant: hook.tenant.clone(), status, deliver_for, received_at: now };
         parts.inbox.create(record).await?;
         failpoint::hit("meetings.hook_stored");
         parts.hooks.change(&hook.id, |hook| hook.heard_at = Some(now)).await?;
@@ -163,19 +162,15 @@ impl Meetings {
 
     async fn deal_with(&self, letter: &Letter) {
         let LetterStatus::Waiting { attempts, .. } = letter.status else { return };
-        let status = match self.open_letter(letter).await {
-            Ok(()) => LetterStatus::Done,
-            Err(error) if error.is_passing() && attempts < MAX_ATTEMPTS => {
+        let done = self.open_letter(letter).await;
+        let status = becomes(letter, attempts, &done, OffsetDateTime::now_utc(), self.inner.parts.config.inbox_keep);
+        match (&status, &done) {
+            (LetterStatus::Waiting { .. }, Err(error)) => {
                 tracing::info!(tenant.id = %letter.tenant, attempts, %error, "a webhook call is taken in later");
-                let wait = FIRST_WAIT.saturating_mul(1 << attempts.min(10)).min(LONGEST_WAIT);
-                let next_at = (OffsetDateTime::now_utc() + wait).unix_timestamp();
-                LetterStatus::Waiting { attempts: attempts + 1, next_at }
             }
-            Err(error) => {
-                tracing::warn!(tenant.id = %letter.tenant, %error, "a webhook call cannot be taken in");
-                LetterStatus::Refused { reason: error.to_string() }
-            }
-        };
+            (_, Err(error)) => tracing::warn!(tenant.id = %letter.tenant, %error, "a webhook call cannot be taken in"),
+            (_, Ok(())) => {}
+        }
         let is_over = !matches!(status, LetterStatus::Waiting { .. });
         let settled = async {
             self.inner.parts.inbox.settle(&letter.id, status).await?;
@@ -196,10 +191,12 @@ impl Meetings {
         let meeting: Meeting = serde_json::from_slice(&body).map_err(|_| Error::NotAMeeting)?;
         self.ingest(&letter.tenant, &meeting).await?;
         failpoint::hit("meetings.ingested");
-        let hook = parts.hooks.find(letter.id.hook()).filter(|hook| hook.auto_deliver);
-        if let (Some(hook), Some(auto_deliver)) = (hook, &parts.auto_deliver) {
+        // Letters of an earlier version say nothing of it; their hooks do.
+        let of_hook = || parts.hooks.find(letter.id.hook()).filter(|hook| hook.auto_deliver);
+        let user = letter.deliver_for.clone().or_else(|| of_hook().map(|hook| hook.user.clone()));
+        if let (Some(user), Some(auto_deliver)) = (user, &parts.auto_deliver) {
             let (recording_id, title) = (meeting.recording_id, meeting.name().to_owned());
-            let new = NewMeeting { tenant: hook.tenant.clone(), user: hook.user.clone(), recording_id, title };
+            let new = NewMeeting { tenant: letter.tenant.clone(), user, recording_id, title };
             auto_deliver(new).await.map_err(|super::NotYet| Error::Busy)?;
         }
         Ok(())
@@ -223,5 +220,52 @@ impl Meetings {
         self.inner.parts.blobs.delete(&letter.blob()).await?;
         self.inner.parts.inbox.remove(letter).await?;
         Ok(())
+    }
+}
+
+/// What becomes of a letter after an attempt: it was acknowledged, so what fails in passing is tried for as long as
+/// letters are kept.
+fn becomes(
+    letter: &Letter,
+    attempts: u32,
+    done: &Result<(), Error>,
+    now: OffsetDateTime,
+    keep: Duration,
+) -> LetterStatus {
+    match done {
+        Ok(()) => LetterStatus::Done,
+        Err(error) if error.is_passing() && now - letter.received_at <= keep => {
+            let wait = FIRST_WAIT.saturating_mul(1 << attempts.min(10)).min(LONGEST_WAIT);
+            LetterStatus::Waiting { attempts: attempts.saturating_add(1), next_at: (now + wait).unix_timestamp() }
+        }
+        Err(error) => LetterStatus::Refused { reason: error.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::ids::TenantId;
+
+    #[test]
+    fn what_was_acknowledged_is_tried_for_as_long_as_it_is_kept() {
+        let now = datetime!(2026-01-01 12:00 UTC);
+        let letter = Letter {
+            id: LetterId::of(&HookId::random(), "x"),
+            tenant: TenantId::parse("ada").unwrap(),
+            status: LetterStatus::Waiting { attempts: 0, next_at: 0 },
+            deliver_for: None,
+            received_at: now,
+        };
+        let keep = Duration::from_hours(24 * 7);
+        let after = |attempts, error, at| becomes(&letter, attempts, &Err(error), at, keep);
+        let next_at = (now + keep + LONGEST_WAIT).unix_timestamp();
+        assert_eq!(after(5000, Error::Busy, now + keep), LetterStatus::Waiting { attempts: 5001, next_at });
+        let over = now + keep + Duration::from_secs(1);
+        assert!(matches!(after(1, Error::Busy, over), LetterStatus::Refused { .. }));
+        assert!(matches!(after(0, Error::NotAMeeting, now), LetterStatus::Refused { .. }));
+        assert_eq!(becomes(&letter, 0, &Ok(()), over, keep), LetterStatus::Done);
     }
 }

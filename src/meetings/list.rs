@@ -97,6 +97,15 @@ pub struct SyncView {
     pub synced_at: Option<String>,
     /// Why it is not fresh.
     pub error: Option<String>,
+    whole_at: Option<OffsetDateTime>,
+}
+
+impl SyncView {
+    /// Whether the list was whole at some time after this one, so that what it lacks was not there.
+    pub fn is_since(&self, asked: OffsetDateTime) -> bool {
+        // It is kept by the millisecond.
+        self.whole_at.is_some_and(|at| at > asked)
+    }
 }
 
 /// A page of meetings.
@@ -160,7 +169,7 @@ impl Meetings {
             State::NoKey => Some("store a key of Fathom first: PUT /api/v1/vault with service \"fathom\"".to_owned()),
             _ => Some(row.error.clone()).filter(|error| !error.is_empty()),
         };
-        SyncView { state, synced_at: dates::shown(&row.synced_at), error }
+        SyncView { state, synced_at: dates::shown(&row.synced_at), error, whole_at: row.synced_at() }
     }
 
     fn judge(&self, tenant: &TenantId, row: &Row, now: OffsetDateTime) -> Verdict {
@@ -204,6 +213,23 @@ impl Meetings {
         let deliveries = instance.list("deliveries", &query).await?;
         let artifacts = instance.list("artifacts", &query).await?;
         Ok(Whole { meeting, deliveries, artifacts })
+    }
+
+    /// A meeting as it is kept, after its summary and its transcript were asked for if they are missing. Why they could
+    /// not be had comes beside it; without an error they are not there.
+    pub async fn completed(&self, tenant: &TenantId, recording_id: u64) -> Result<(Value, Option<Error>), Error> {
+        let kept = async || {
+            let instance = self.inner.parts.records.open(tenant, Priority::Client).await?;
+            instance.find("meetings", &record_id(recording_id)).await?.ok_or(Error::NotFound)
+        };
+        let meeting = kept().await?;
+        if !lacks_contents(&meeting) {
+            return Ok((meeting, None));
+        }
+        match self.fetch_contents(tenant, recording_id).await {
+            Ok(()) => Ok((kept().await?, None)),
+            Err(error) => Ok((meeting, Some(error))),
+        }
     }
 
     /// Whether it is time to ask for what is missing of a meeting: there may be none.

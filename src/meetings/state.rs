@@ -48,6 +48,7 @@ pub(super) struct Row {
     pub(super) since: String,
     pub(super) cursor: String,
     pub(super) seen: String,
+    /// The key that the list is of, and behind an `@` when it was read from its beginning, in seconds since 1970.
     pub(super) synced_key: String,
     pub(super) refused_key: String,
 }
@@ -72,11 +73,28 @@ impl Row {
         dates::instant(&self.synced_at)
     }
 
+    /// The key that the list is of.
+    pub(super) fn key(&self) -> &str {
+        self.synced_key.split_once('@').map_or(&*self.synced_key, |(key, _)| key)
+    }
+
+    /// When the list was read from its beginning last.
+    pub(super) fn read_whole_at(&self) -> Option<OffsetDateTime> {
+        let (_, at) = self.synced_key.split_once('@')?;
+        at.parse().ok().and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok())
+    }
+
+    /// From where a refresh looks: a little before the newest known meeting.
+    pub(super) fn usual_since(&self, overlap: Duration) -> Option<OffsetDateTime> {
+        dates::instant(&self.newest).map(|newest| newest - overlap)
+    }
+
     /// What a run with a key does next, and the row as it begins: what was interrupted goes on where it was, unless it
-    /// was with another key, which may see other meetings.
-    pub(super) fn begin(&self, overlap: Duration, key: &str) -> (Phase, Self) {
+    /// was with another key, which may see other meetings. The list is read from its beginning when that is wanted, and
+    /// when it was not for long.
+    pub(super) fn begin(&self, config: &Config, key: &str, is_all_wanted: bool, now: OffsetDateTime) -> (Phase, Self) {
         let mut row = self.clone();
-        if row.synced_key != key {
+        if row.key() != key {
             key.clone_into(&mut row.synced_key);
             row.newest = String::new();
             row.phase = String::new();
@@ -85,10 +103,12 @@ impl Row {
         row.retry_at = String::new();
         row.refused_key = String::new();
         let phase = match row.phase.as_str() {
-            "list" => Phase::List,
+            "list" if !is_all_wanted || row.since.is_empty() => Phase::List,
             "contents" => Phase::Contents,
             _ => {
-                row.enter(Phase::List, dates::instant(&row.newest).map(|newest| newest - overlap));
+                let is_long_ago = row.read_whole_at().is_none_or(|at| at > now || now - at > config.full_every);
+                let since = row.usual_since(config.overlap).filter(|_| !is_all_wanted && !is_long_ago);
+                row.enter(Phase::List, since);
                 Phase::List
             }
         };
@@ -116,9 +136,15 @@ impl Row {
 
     /// The list is whole.
     pub(super) fn listed(&mut self, now: OffsetDateTime) {
-        self.newest = self.seen.clone();
         self.synced_at = dates::stored(Some(now));
+        // What lies ahead of our clock would have us look for nothing that is older.
+        self.newest = self.seen.clone().min(self.synced_at.clone());
         self.error = String::new();
+    }
+
+    /// The list is whole, and was read from its beginning.
+    pub(super) fn read_whole(&mut self, now: OffsetDateTime) {
+        self.synced_key = format!("{}@{}", self.key(), now.unix_timestamp());
     }
 
     /// The run is over.
@@ -233,7 +259,7 @@ pub(super) fn judge(row: &Row, around: Circumstances<'_>, now: OffsetDateTime, c
     let Some(ttl) = ttl else {
         return Verdict { state: State::Syncing, refresh: true, wait: true, served: Served::Miss };
     };
-    if row.synced_key != key {
+    if row.key() != key {
         return Verdict { state: State::Stale, refresh: true, wait: false, served };
     }
     if ttl > time::Duration::ZERO {
@@ -261,6 +287,7 @@ mod tests {
             stale_for: Duration::from_hours(24),
             first_wait: Duration::from_secs(5),
             overlap: Duration::from_hours(24),
+            full_every: Duration::from_hours(24 * 7),
             max_concurrent: 1,
             max_inbox: 1,
             inbox_keep: Duration::from_hours(1),
@@ -279,6 +306,35 @@ mod tests {
 
     fn judged(row: &Row) -> Verdict {
         judge(row, Circumstances { key: Some("k"), is_running: false }, NOW, &config())
+    }
+
+    fn begun(row: &Row, key: &str) -> (Phase, Row) {
+        row.begin(&config(), key, false, NOW)
+    }
+
+    #[test]
+    fn a_meeting_of_tomorrow_hides_no_other() {
+        let (_, mut row) = begun(&Row::default(), "k");
+        row.read(None, Some(NOW + Duration::from_hours(24 * 365)));
+        row.listed(NOW);
+        assert_eq!(row.newest, "2026-01-01 12:00:00.000Z");
+    }
+
+    #[test]
+    fn the_whole_list_is_read_now_and_then_and_when_that_is_wanted() {
+        let mut row = synced(Duration::from_mins(6));
+        row.newest = "2025-12-31 00:00:00.000Z".to_owned();
+        assert_eq!(begun(&row, "k").1.since, "", "it never was");
+        row.read_whole(NOW - Duration::from_hours(24 * 6));
+        assert_eq!((row.key(), judged(&row).served), ("k", Served::Hit(-60)));
+        assert_eq!(begun(&row, "k").1.since, "2025-12-30 00:00:00.000Z");
+        let (phase, wanted) = row.begin(&config(), "k", true, NOW);
+        assert_eq!((phase, wanted.since.as_str()), (Phase::List, ""));
+        let (_, interrupted) = begun(&row, "k");
+        assert_eq!(interrupted.begin(&config(), "k", true, NOW).1.since, "");
+        row.read_whole(NOW - Duration::from_hours(24 * 8));
+        assert_eq!(begun(&row, "k").1.since, "", "not for long");
+        assert_eq!(begun(&row, "other").1.read_whole_at(), None);
     }
 
     #[test]
@@ -319,23 +375,24 @@ mod tests {
     fn an_interrupted_run_goes_on_where_it_was() {
         let mut row = synced(Duration::from_mins(6));
         row.newest = "2025-12-31 00:00:00.000Z".to_owned();
-        let (phase, mut row) = row.begin(Duration::from_hours(24), "k");
+        row.read_whole(NOW);
+        let (phase, mut row) = begun(&row, "k");
         assert_eq!((phase, row.since.as_str()), (Phase::List, "2025-12-30 00:00:00.000Z"));
         row.read(Some("c2"), Some(datetime!(2026-01-01 10:00 UTC)));
         let row = Row::parse(Some(&row.record().to_string()));
-        let (phase, mut row) = row.begin(Duration::from_hours(24), "k");
+        let (phase, mut row) = begun(&row, "k");
         assert_eq!((phase, row.cursor.as_str(), row.since.as_str()), (Phase::List, "c2", "2025-12-30 00:00:00.000Z"));
-        let (phase, anew) = row.begin(Duration::from_hours(24), "new");
+        let (phase, anew) = begun(&row, "new");
         assert_eq!((phase, anew.cursor.as_str(), anew.since.as_str()), (Phase::List, "", ""));
         assert_eq!(row.newest, "2025-12-31 00:00:00.000Z", "only a whole list moves it");
         row.read(None, Some(datetime!(2026-01-01 09:00 UTC)));
         row.listed(NOW);
         assert_eq!(row.newest, "2026-01-01 10:00:00.000Z");
         row.enter(Phase::Contents, None);
-        assert_eq!(row.begin(Duration::ZERO, "k").0, Phase::Contents);
+        assert_eq!(begun(&row, "k").0, Phase::Contents);
         let whole = judged(&row);
         assert_eq!((whole.state, whole.refresh), (State::Fresh, true), "contents are missing");
         row.finish();
-        assert_eq!((row.begin(Duration::ZERO, "k").0, row.state.as_str()), (Phase::List, "fresh"));
+        assert_eq!((begun(&row, "k").0, row.state.as_str()), (Phase::List, "fresh"));
     }
 }

@@ -9,9 +9,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tokio::sync::watch;
 
@@ -69,9 +72,18 @@ impl Flight {
     }
 }
 
+/// A refresh that is under way.
+struct Airborne {
+    step: watch::Receiver<Step>,
+    /// Whether somebody wants the whole list to be read.
+    wants_all: Arc<AtomicBool>,
+}
+
+type Running = Arc<Mutex<HashMap<TenantId, Airborne>>>;
+
 /// The refreshes that are under way, by tenant.
 pub(super) struct Flights {
-    running: Arc<Mutex<HashMap<TenantId, watch::Receiver<Step>>>>,
+    running: Running,
     turns: Arc<Semaphore>,
 }
 
@@ -87,7 +99,7 @@ impl Flights {
 
 /// Takes a refresh off the list, whatever ends it.
 struct Landing {
-    running: Arc<Mutex<HashMap<TenantId, watch::Receiver<Step>>>>,
+    running: Running,
     tenant: TenantId,
 }
 
@@ -100,16 +112,22 @@ impl Drop for Landing {
 impl Meetings {
     /// Begins a refresh unless one is under way; none when too many are.
     pub(super) fn begin(&self, tenant: &TenantId) -> Option<Flight> {
+        self.begin_with(tenant, false)
+    }
+
+    fn begin_with(&self, tenant: &TenantId, all: bool) -> Option<Flight> {
         let flights = &self.inner.flights;
         let mut running = flights.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(flight) = running.get(tenant) {
-            return Some(Flight(flight.clone()));
+            flight.wants_all.fetch_or(all, Ordering::AcqRel);
+            return Some(Flight(flight.step.clone()));
         }
         if running.len() >= MAX_FLIGHTS || self.inner.parts.shutdown.has_begun() {
             return None;
         }
         let (step, flight) = watch::channel(Step::Begun);
-        running.insert(tenant.clone(), flight.clone());
+        let wants_all = Arc::new(AtomicBool::new(all));
+        running.insert(tenant.clone(), Airborne { step: flight.clone(), wants_all: Arc::clone(&wants_all) });
         drop(running);
         let landing = Landing { running: Arc::clone(&flights.running), tenant: tenant.clone() };
         let (meetings, turns) = (self.clone(), Arc::clone(&flights.turns));
@@ -118,8 +136,9 @@ impl Meetings {
             // First of all, so that whoever waits for `step` finds the refresh off the list.
             let (step, landing) = (step, landing);
             let work = async {
-                let Ok(_turn) = turns.acquire().await else { return };
-                meetings.fly(&landing.tenant, &step).await;
+                let mut turn = Turn { turns, permit: None };
+                turn.take().await;
+                meetings.fly(&landing.tenant, &step, &wants_all, turn).await;
             };
             tokio::select! {
                 () = work => {}
@@ -137,7 +156,12 @@ impl Meetings {
         self.begin(tenant).is_some()
     }
 
-    async fn fly(&self, tenant: &TenantId, step: &watch::Sender<Step>) {
+    /// The same, and the list is read from its beginning.
+    pub fn sync_all(&self, tenant: &TenantId) -> bool {
+        self.begin_with(tenant, true).is_some()
+    }
+
+    async fn fly(&self, tenant: &TenantId, step: &watch::Sender<Step>, wants_all: &AtomicBool, turn: Turn) {
         let begun = std::time::Instant::now();
         let (session, key) = match self.session(tenant, "sync meetings").await {
             Ok((session, key)) => (session.patience(PATIENCE), key),
@@ -146,7 +170,7 @@ impl Meetings {
                 return;
             }
         };
-        let mut run = Run { meetings: self, tenant, key: &key, session, step, waits: 0, written: 0 };
+        let mut run = Run { meetings: self, tenant, key: &key, session, step, wants_all, turn, waits: 0, written: 0 };
         match run.whole().await {
             Ok(()) => {
                 let duration_ms = begun.elapsed().as_millis();
@@ -224,6 +248,26 @@ async fn digests(instance: &Instance, ids: &[String]) -> Result<HashMap<String, 
     Ok(rows.into_iter().filter_map(pair).collect())
 }
 
+/// A place among those that are refreshed at once.
+struct Turn {
+    turns: Arc<Semaphore>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Turn {
+    async fn take(&mut self) {
+        // It is never closed.
+        self.permit = Arc::clone(&self.turns).acquire_owned().await.ok();
+    }
+
+    /// Others have it meanwhile.
+    async fn pause(&mut self, time: Duration) {
+        self.permit = None;
+        tokio::time::sleep(time).await;
+        self.take().await;
+    }
+}
+
 /// One refresh.
 struct Run<'a> {
     meetings: &'a Meetings,
@@ -231,6 +275,8 @@ struct Run<'a> {
     key: &'a str,
     session: Session,
     step: &'a watch::Sender<Step>,
+    wants_all: &'a AtomicBool,
+    turn: Turn,
     waits: u32,
     written: usize,
 }
@@ -241,38 +287,78 @@ impl Run<'_> {
     }
 
     async fn whole(&mut self) -> Result<(), Error> {
-        let row = row_of(&self.instance().await?).await?;
-        let (phase, mut row) = row.begin(self.meetings.inner.parts.config.overlap, self.key);
-        if phase == Phase::List {
-            self.list(&mut row).await?;
+        let mut is_all_wanted = false;
+        loop {
+            is_all_wanted |= self.wants_all.swap(false, Ordering::AcqRel);
+            let row = row_of(&self.instance().await?).await?;
+            let config = &self.meetings.inner.parts.config;
+            let (phase, mut row) = row.begin(config, self.key, is_all_wanted, OffsetDateTime::now_utc());
+            if phase == Phase::List {
+                is_all_wanted &= !row.since.is_empty();
+                self.list(&mut row).await?;
+            }
+            self.contents(&mut row).await?;
+            // What was interrupted before goes first; who asked meanwhile is not forgotten.
+            if !is_all_wanted && !self.wants_all.load(Ordering::Acquire) {
+                return Ok(());
+            }
         }
-        self.contents(&mut row).await
     }
 
     /// Reads which meetings there are, and leaves the row at the beginning of the contents, or at the end.
     async fn list(&mut self, row: &mut Row) -> Result<(), Error> {
+        let (is_whole, whole_at) = (row.since.is_empty(), row.read_whole_at());
+        let usual = dates::stored(row.usual_since(self.meetings.inner.parts.config.overlap));
         let mut walk = Walk::default();
         loop {
             let page = self.page(row, Phase::List).await?;
-            let newest = page.items.iter().filter_map(|meeting| meeting.created_at).max();
             let next = next_of(&page);
-            row.read(next.as_deref(), newest);
+            row.read(next.as_deref(), newest_of(&page));
             let instance = self.instance().await?;
             if next.is_some() {
-                self.keep(&instance, &page.items, row).await?;
+                self.keep(&instance, &page.items, Some(row)).await?;
                 walk.step(&row.cursor)?;
                 continue;
             }
-            row.listed(OffsetDateTime::now_utc());
+            let now = OffsetDateTime::now_utc();
+            row.listed(now);
             // The meetings first: what lacks contents is asked of them.
-            self.keep(&instance, &page.items, row).await?;
-            match lacking(&instance, &row.since).await? {
+            self.keep(&instance, &page.items, Some(row)).await?;
+            let since = if is_whole && whole_at.is_some() { &usual } else { &row.since };
+            let oldest = lacking(&instance, since, whole_at.filter(|_| is_whole)).await?;
+            if is_whole {
+                row.read_whole(now);
+            }
+            match oldest {
                 Some(oldest) => row.enter(Phase::Contents, oldest),
                 None => row.finish(),
             }
             instance.put(&[Put { collection: "sync_state", value: &row.record() }]).await?;
             return Ok(());
         }
+    }
+
+    /// Reads what is new while contents are read. The row says where those go on, also after a kill: it is written once,
+    /// with what the list says.
+    async fn list_aside(&mut self, row: &mut Row) -> Result<(), Error> {
+        let mut aside = row.clone();
+        aside.enter(Phase::List, row.usual_since(self.meetings.inner.parts.config.overlap));
+        let mut walk = Walk::default();
+        loop {
+            let page = self.page(&mut aside, Phase::List).await?;
+            let next = next_of(&page);
+            aside.read(next.as_deref(), newest_of(&page));
+            self.keep(&self.instance().await?, &page.items, None).await?;
+            if next.is_none() {
+                break;
+            }
+            walk.step(&aside.cursor)?;
+        }
+        row.seen = aside.seen;
+        row.listed(OffsetDateTime::now_utc());
+        self.instance().await?.put(&[Put { collection: "sync_state", value: &row.record() }]).await?;
+        failpoint::hit("meetings.relisted");
+        Ok(())
     }
 
     /// Reads what was said in the meetings since the row's `since`.
@@ -282,12 +368,7 @@ impl Run<'_> {
             let now = OffsetDateTime::now_utc();
             let relist = RELIST.max(self.meetings.inner.parts.config.ttl);
             if row.synced_at().is_some_and(|at| now - at > relist) {
-                let (since, cursor) = (row.since.clone(), row.cursor.clone());
-                let overlap = self.meetings.inner.parts.config.overlap;
-                row.enter(Phase::List, dates::instant(&row.newest).map(|newest| newest - overlap));
-                self.list(row).await?;
-                row.enter(Phase::Contents, dates::instant(&since));
-                row.cursor = cursor;
+                self.list_aside(row).await?;
             }
             let page = self.page(row, Phase::Contents).await?;
             let next = next_of(&page);
@@ -295,7 +376,7 @@ impl Run<'_> {
             if next.is_none() {
                 row.finish();
             }
-            self.keep(&self.instance().await?, &page.items, row).await?;
+            self.keep(&self.instance().await?, &page.items, Some(row)).await?;
             if next.is_some() {
                 walk.step(&row.cursor)?;
             }
@@ -317,7 +398,7 @@ impl Run<'_> {
             match self.session.meetings(&query).await {
                 Err(fathom::Error::RateLimited { retry_after }) if self.waits < MAX_WAITS => {
                     self.waits += 1;
-                    tokio::time::sleep(retry_after.clamp(Duration::from_millis(100), LONGEST_WAIT)).await;
+                    self.turn.pause(retry_after.clamp(Duration::from_millis(100), LONGEST_WAIT)).await;
                 }
                 // A cursor that was kept for long may be known no more.
                 Err(fathom::Error::Rejected { .. } | fathom::Error::NotFound) if !row.cursor.is_empty() => {
@@ -328,8 +409,8 @@ impl Run<'_> {
         }
     }
 
-    /// Keeps a page and where to go on, together.
-    async fn keep(&mut self, instance: &Instance, meetings: &[Meeting], row: &Row) -> Result<(), Error> {
+    /// Keeps a page, and where to go on if that is given, together.
+    async fn keep(&mut self, instance: &Instance, meetings: &[Meeting], row: Option<&Row>) -> Result<(), Error> {
         let keepable: Vec<&Meeting> = meetings.iter().filter(|meeting| is_keepable(meeting)).collect();
         let ids: Vec<String> = keepable.iter().map(|meeting| record_id(meeting.recording_id)).collect();
         let known = digests(instance, &ids).await?;
@@ -341,10 +422,10 @@ impl Run<'_> {
             .filter(|(_, id)| seen.insert(id.as_str()))
             .filter_map(|(meeting, id)| changes(meeting, known.get(id).map(String::as_str), now))
             .collect();
-        let row = row.record();
+        let row = row.map(Row::record);
         let mut puts: Vec<_> = records.iter().map(|value| Put { collection: "meetings", value }).collect();
         // Fathom's pages have 10; a larger one is written in parts, the row with the last.
-        puts.push(Put { collection: "sync_state", value: &row });
+        puts.extend(row.as_ref().map(|value| Put { collection: "sync_state", value }));
         for group in puts.chunks(25) {
             instance.put(group).await?;
         }
@@ -355,10 +436,17 @@ impl Run<'_> {
     }
 }
 
-/// Of the meetings since then, whether any lacks its contents: since when to read those, one second before the oldest.
-async fn lacking(instance: &Instance, since: &str) -> Result<Option<Option<OffsetDateTime>>, Error> {
+/// Of the meetings since then, and of those that were kept here since `kept`, whether any lacks its contents: since when
+/// to read those, one second before the oldest.
+async fn lacking(
+    instance: &Instance,
+    since: &str,
+    kept: Option<OffsetDateTime>,
+) -> Result<Option<Option<OffsetDateTime>>, Error> {
+    let kept = kept.map(|at| format!(" OR created >= {}", sql_text(&dates::stored(Some(at))))).unwrap_or_default();
     let select = format!(
-        "SELECT count(*), min(created_at) FROM meetings WHERE created_at >= {} AND (has_transcript = 0 OR summary = '')",
+        "SELECT count(*), min(created_at) FROM meetings WHERE (created_at >= {}{kept}) AND (has_transcript = 0 \
+         OR summary = '')",
         sql_text(since)
     );
     let rows = instance.rows(&select).await?;
@@ -366,6 +454,10 @@ async fn lacking(instance: &Instance, since: &str) -> Result<Option<Option<Offse
     let count = values.next().flatten().unwrap_or_default();
     let oldest = values.next().flatten().and_then(|text| dates::instant(&text));
     Ok((count != "0" && !count.is_empty()).then_some(oldest.map(|at| at - Duration::from_secs(1))))
+}
+
+fn newest_of(page: &fathom::Page<Meeting>) -> Option<OffsetDateTime> {
+    page.items.iter().filter_map(|meeting| meeting.created_at).max()
 }
 
 /// Where to go on; nowhere behind a page without anything.

@@ -49,6 +49,7 @@ const CALL_TIMEOUT: Duration = Duration::from_mins(1);
 const MAX_ANSWER_BYTES: usize = 32 * 1024 * 1024;
 /// Most writes in one batch; `PocketBase`'s own setting in golden directories allows more.
 const BATCH: usize = 50;
+const BATCH_PATH: &str = "/api/batch";
 /// Records that one page of [`Instance::list_all`] has.
 const PAGE: usize = 500;
 
@@ -194,7 +195,7 @@ impl Instance {
         }
         let request = |put: &Put<'_>| json!({ "method": "PUT", "url": records(put.collection), "body": put.value });
         let requests: Vec<Value> = puts.iter().map(request).collect();
-        self.call(Method::POST, "/api/batch", &[], Some(&json!({ "requests": requests }))).await?;
+        self.call(Method::POST, BATCH_PATH, &[], Some(&json!({ "requests": requests }))).await?;
         Ok(())
     }
 
@@ -273,9 +274,7 @@ impl Instance {
         if status.is_success() {
             return Ok(body.freeze());
         }
-        let value: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let message = value.get("message").and_then(Value::as_str).unwrap_or_default().to_owned();
-        Err(Error::Refused { status: status.as_u16(), message })
+        Err(error::refused(path, status.as_u16(), &body))
     }
 
     /// The hold on the process, for what needs its address or a token.

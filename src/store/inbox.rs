@@ -20,6 +20,7 @@ use super::table::Step;
 use super::table::Table;
 use super::view::Record;
 use crate::ids::TenantId;
+use crate::ids::UserId;
 
 /// Names a piece of news: the hook it came by, and a hash of the sender's name for it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -94,6 +95,10 @@ pub struct Letter {
     pub tenant: TenantId,
     /// What became of it.
     pub status: LetterStatus,
+    /// Who asked for the hook it came by, where what is new is to be delivered at once. Kept here, as the hook may be
+    /// gone when this is dealt with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deliver_for: Option<UserId>,
     /// When it came.
     #[serde(with = "time::serde::rfc3339")]
     pub received_at: OffsetDateTime,
@@ -246,6 +251,7 @@ mod tests {
             id: LetterId::of(hook, name),
             tenant: TenantId::parse("ada").unwrap(),
             status: LetterStatus::Waiting { attempts: 0, next_at },
+            deliver_for: None,
             received_at: OffsetDateTime::UNIX_EPOCH,
         };
         for number in 0..10 {

@@ -113,6 +113,8 @@ pub(super) fn settings(app_name: &str) -> Vec<(&'static str, Value)> {
         ("/logs/maxDays", json!(3)),
         ("/batch/enabled", json!(true)),
         ("/batch/maxRequests", json!(50)),
+        // Seconds. Its own 3 are too short for a page of transcripts on a disk that is busy.
+        ("/batch/timeout", json!(30)),
         // The lock: our own calls carry no X-Forwarded-For and come from 127.0.0.1; everything forwarded carries
         // exactly one, so that a superuser's token is refused even when it is valid.
         ("/trustedProxy/headers", json!(["X-Forwarded-For"])),

@@ -179,7 +179,8 @@ pub(crate) async fn media(
         }) else {
             return StatusCode::FORBIDDEN.into_response();
         };
-        (fault, Video::new(download.recording_id, download.size), state.settings.media_rate)
+        let video = Video::new(download.recording_id, download.size).version(state.settings.media_version);
+        (fault, video, state.settings.media_rate)
     };
     faults::wait(fault.as_ref()).await;
     if let Some(response) = fault.as_ref().and_then(|kind| faults::instead(kind, &world.base)) {

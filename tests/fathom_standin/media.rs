@@ -29,6 +29,12 @@ impl Video {
         Self { head, length, seed: recording_id }
     }
 
+    /// The same with other padding.
+    pub(crate) fn version(mut self, version: u64) -> Self {
+        self.seed = self.seed.wrapping_add(version << 16);
+        self
+    }
+
     pub(crate) fn len(&self) -> u64 {
         self.length
     }

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::Serialize;
 use serde_json::Value;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::content;
 use crate::content::Made;
@@ -35,6 +36,8 @@ pub(crate) struct Settings {
     pub(crate) link_seconds: u64,
     pub(crate) media_bytes: u64,
     pub(crate) media_rate: u64,
+    /// Another one has other bytes under the same links.
+    pub(crate) media_version: u64,
     /// How long an access token is good.
     pub(crate) token_seconds: u64,
     /// Pauses before each further try of a webhook delivery.
@@ -54,6 +57,7 @@ impl Default for Settings {
             link_seconds: 24 * 3600,
             media_bytes: 2_000_000,
             media_rate: 0,
+            media_version: 0,
             token_seconds: 3600,
             webhook_retries_ms: vec![200, 1000, 5000],
             client_id: "standin-app".to_owned(),
@@ -179,6 +183,9 @@ impl State {
                 "_media" => meeting.has_media = value != false,
                 _ => made.value[field] = value.clone(),
             }
+        }
+        if let Some(at) = fields.get("created_at").and_then(Value::as_str) {
+            made.created_at = OffsetDateTime::parse(at, &Rfc3339).unwrap_or(made.created_at);
         }
         meeting.made = made;
         account.meetings.insert(0, meeting);

@@ -264,6 +264,62 @@ async fn a_killed_refresh_goes_on_where_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_is_read_between_contents_does_not_end_them() {
+    let standin = Standin::start().await;
+    let mut app = TestApp::prepare(&(standin.keys() + "meetings.first_wait = \"0s\"\n"));
+    // The first page of contents.
+    app.arm("meetings.page_stored:4");
+    app.launch().await;
+    app.expect_log("stop a stray process");
+    let ada = app.user("ada").await;
+    store_key(&ada, KEY).await;
+    drop(ada.request(Method::GET, "/api/v1/meetings").send().await);
+    assert!(!app.ended().success(), "the failpoint kills it");
+    let data = app.data().join("instances").join(&ada.id).join("pb_data").join("data.db");
+    let database = rusqlite::Connection::open(data).unwrap();
+    database.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
+    let changed = database.execute("UPDATE sync_state SET synced_at = '2020-01-01 00:00:00.000Z'", []).unwrap();
+    assert_eq!(changed, 1);
+    drop(database);
+    // The list is that old that it is read before the contents go on, and killed again there.
+    app.arm("meetings.page_stored:1");
+    app.launch().await;
+    let ada = ada.at(&app);
+    drop(ada.request(Method::GET, "/api/v1/meetings").send().await);
+    assert!(!app.ended().success(), "the failpoint kills it");
+    app.launch().await;
+    synced(&ada.at(&app), 27).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_limit_keeps_nobody_from_their_turn() {
+    let standin = Standin::with(&["--key", "key-of-ada=11", "--key", "key-of-bob=4"]).await;
+    let app = fleet(&standin, "meetings.max_concurrent = 1\nmeetings.first_wait = \"0s\"\n").await;
+    let (ada, bob) = (app.user("ada").await, app.user("bob").await);
+    store_key(&ada, "key-of-ada").await;
+    store_key(&bob, "key-of-bob").await;
+    let before = standin.calls("GET /meetings").await;
+    standin.fault(json!({"path": "/meetings", "kind": "status", "status": 429, "retry_after": 600})).await;
+    list(&ada, "").await;
+    eventually("the limit is met", async || (standin.calls("GET /meetings").await > before).then_some(())).await;
+    synced(&bob, 4).await;
+    assert!(ids(&list(&ada, "").await).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_shared_late_is_found_by_who_asks_for_it() {
+    let standin = Standin::start().await;
+    let app = fleet(&standin, "meetings.overlap = \"0s\"\n").await;
+    let ada = app.user("ada").await;
+    store_key(&ada, KEY).await;
+    synced(&ada, 27).await;
+    let oldest = standin.meetings(KEY).await.last().unwrap()["created_at"].clone();
+    standin.add_meeting(KEY, json!({"title": "Late", "created_at": oldest}), false).await;
+    sync(&ada).await;
+    synced(&ada, 28).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_instance_of_before_gets_its_collections_when_it_wakes() {
     let templates = tempfile::tempdir().unwrap();
     let from = [root().join("pb_templates/global"), root().join("pb_templates/personal")];

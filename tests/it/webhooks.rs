@@ -50,12 +50,16 @@ async fn registered_with(standin: &Standin, user: &User, wish: Value) -> (String
     (url, Key::read(&Secret::new(hook["secret"].as_str().unwrap().to_owned())).unwrap())
 }
 
-async fn call(app: &TestApp, url: &str, key: &Key, id: &str, shift: i64, body: &str) -> u16 {
+fn signed(app: &TestApp, url: &str, key: &Key, id: &str, shift: i64, body: &str) -> reqwest::RequestBuilder {
     let at = OffsetDateTime::now_utc() + time::Duration::seconds(shift);
     let request = app.http.post(url).header("content-type", "application/json").header("webhook-id", id);
     let request = request.header("webhook-timestamp", at.unix_timestamp().to_string());
     let request = request.header("webhook-signature", key.sign(id, at, body.as_bytes()));
-    request.body(body.to_owned()).send().await.unwrap().status().as_u16()
+    request.body(body.to_owned())
+}
+
+async fn call(app: &TestApp, url: &str, key: &Key, id: &str, shift: i64, body: &str) -> u16 {
+    signed(app, url, key, id, shift, body).send().await.unwrap().status().as_u16()
 }
 
 async fn deliveries(standin: &Standin) -> Vec<u64> {
@@ -218,6 +222,32 @@ async fn a_new_meeting_is_delivered_by_itself_and_once() {
     titled(&ada, "Thrice").await;
     assert_eq!(items().await.len(), 1, "{found:?}");
     assert_eq!(found[0]["recording_id"], 78);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_is_delivered_though_its_hook_is_gone() {
+    let standin = Standin::with(&["--key", "key-of-ada=1"]).await;
+    let mut app = reachable(&standin, "");
+    app.launch().await;
+    let ada = app.user("ada").await;
+    store_key(&ada, KEY).await;
+    assert_eq!(ada.post("/api/v1/queue/pause", json!({})).await.status(), 204);
+    let (url, key) = registered_with(&standin, &ada, json!({"auto_deliver": true})).await;
+    assert!(app.terminate().success());
+    app.arm("meetings.hook_stored");
+    app.launch().await;
+    // The answer is cut off by the end of the program.
+    drop(signed(&app, &url, &key, "m1", 0, "{\"recording_id\": 77, \"title\": \"Once\"}").send().await);
+    assert!(!app.ended().success(), "the failpoint kills it");
+    let database = rusqlite::Connection::open(app.data().join("control.db")).unwrap();
+    assert_eq!(database.execute("DELETE FROM records WHERE key LIKE 'hook.%'", []).unwrap(), 1);
+    drop(database);
+    app.launch().await;
+    eventually("it is in the queue", async || {
+        let body: Value = ada.get("/api/v1/queue").await.json().await.unwrap();
+        body["items"].as_array().unwrap().iter().any(|item| item["recording_id"] == 77).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -36,7 +36,7 @@ use crate::jobs::deliver;
 const HISTORY: usize = 50;
 
 /// Longest line that the queue takes for people, in characters.
-const LONGEST_TOPIC: usize = 500;
+const LONGEST_TOPIC: usize = 200;
 
 /// How far a job is.
 #[derive(Debug, Default, Deserialize)]
@@ -303,7 +303,7 @@ pub(super) async fn add(visitor: Visitor, fields: Fields) -> Response {
             let mut item = json!({ "recording_id": id.parse::<u64>().map_or_else(|_| Value::from(id), Value::from) });
             let title = fields.text(&format!("title-{id}"));
             if !title.is_empty() {
-                item["topic"] = Value::from(title.chars().take(LONGEST_TOPIC).collect::<String>());
+                item["topic"] = Value::from(topic_of(title));
             }
             if !destination.is_empty() {
                 item["destination"] = Value::from(destination);
@@ -315,6 +315,11 @@ pub(super) async fn add(visitor: Visitor, fields: Fields) -> Response {
         Ok(is_new) => layout::back(fields.page(), if is_new { "queued" } else { "already-queued" }),
         Err(problem) => layout::failure(&problem),
     }
+}
+
+/// A title as the queue takes it.
+fn topic_of(title: &str) -> String {
+    title.chars().filter(|char| !char.is_control()).take(LONGEST_TOPIC).collect()
 }
 
 /// Makes one call about one job, and goes back to where the button was.
@@ -406,6 +411,12 @@ mod tests {
         let failed = item(json!({"state": "dead"}));
         assert!(failed.may_be_retried() && !failed.may_be_cancelled());
         assert_eq!(failed.label(), "failed");
+    }
+
+    #[test]
+    fn any_title_is_one_that_the_queue_takes() {
+        let topic = topic_of(&format!("A\u{7}\n{}", "ä".repeat(500)));
+        assert_eq!(topic, format!("A{}", "ä".repeat(199)));
     }
 
     #[test]

@@ -67,6 +67,7 @@ impl Fathom {
         if !accepts(&url) {
             return Err(Error::Refused(Refused::Address));
         }
+        let mark = etag;
         let response = guard.get(url, headers, MAX_REDIRECTS, accepts).await?;
         let etag = response.headers().get(header::ETAG).and_then(|value| value.to_str().ok()).map(str::to_owned);
         match response.status().as_u16() {
@@ -79,6 +80,9 @@ impl Fathom {
                 if first != offset {
                     return Err(Error::Malformed("another range than asked for"));
                 }
+                if is_of_another(mark, etag.as_deref()) {
+                    return Err(Error::Malformed("a range of another version"));
+                }
                 Ok(Fetched { response, offset, length, etag })
             }
             401 | 403 | 404 | 410 => Err(Error::LinkExpired),
@@ -89,5 +93,22 @@ impl Fathom {
             status @ 500.. => Err(Error::Server { status, body: Excerpt::default() }),
             status => Err(Error::Rejected { status, body: Excerpt::default() }),
         }
+    }
+}
+
+/// Whether the rest is marked as of another version than what is there.
+fn is_of_another(have: Option<&str>, came: Option<&str>) -> bool {
+    matches!((have, came), (Some(have), Some(came)) if have != came)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rest_is_of_the_same_version_as_far_as_it_says() {
+        assert!(is_of_another(Some("\"1\""), Some("\"2\"")));
+        assert!(!is_of_another(Some("\"1\""), Some("\"1\"")));
+        assert!(!is_of_another(Some("\"1\""), None) && !is_of_another(None, Some("\"1\"")));
     }
 }

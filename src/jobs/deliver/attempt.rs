@@ -259,10 +259,7 @@ impl Attempt {
                 "delivered" if !force => return Ok(Some(already(subject, &row))),
                 "awaiting_upload" if is_unfinished && !force => return Ok(Some(already(subject, &row))),
                 "delivering" | "awaiting_upload" if is_unfinished => {
-                    return Err(Outcome::Retry {
-                        reason: "another job delivers this recording there".to_owned(),
-                        after: Some(OTHER_JOB),
-                    });
+                    return Err(super::later("another job delivers this recording there", OTHER_JOB));
                 }
                 _ => {}
             }
@@ -278,22 +275,28 @@ impl Attempt {
             return Ok(found);
         }
         self.run.progress("looking for the meeting", 0, None);
-        let deadline = Instant::now() + SYNC_TIME;
+        let (asked, deadline) = (now(), Instant::now() + SYNC_TIME);
         let mut looks = tokio::time::interval(SYNC_LOOK);
-        while self.parts.meetings.sync(self.tenant()) {
+        let mut is_on_its_way = self.parts.meetings.sync(self.tenant());
+        while is_on_its_way {
             looks.tick().await;
             // Whether it is over is asked before looking, so that what came last is seen.
-            let state = self.parts.meetings.sync_state(self.tenant(), now()).await.map_err(|e| of_meetings(&e))?.state;
+            let sync = self.parts.meetings.sync_state(self.tenant(), now()).await.map_err(|e| of_meetings(&e))?;
             if let Some(found) = find_meeting(instance, order).await? {
                 return Ok(found);
             }
-            match state {
-                meetings::State::Syncing if Instant::now() < deadline => {}
-                meetings::State::Syncing => return Err(retry("the list of meetings is not up to date yet")),
+            match sync.state {
                 meetings::State::NoKey => return Err(dead("store a key of Fathom in the vault first")),
                 meetings::State::Failed => return Err(retry("the list of meetings could not be brought up to date")),
-                _ => break,
+                // Only a list that was whole after the question says that there is none.
+                _ if sync.is_since(asked) => break,
+                _ if Instant::now() >= deadline => return Err(retry("the list of meetings is not up to date yet")),
+                // One that was under way may have read the list before: then another one follows.
+                _ => is_on_its_way = self.parts.meetings.sync(self.tenant()),
             }
+        }
+        if !is_on_its_way {
+            return Err(retry("the list of meetings cannot be brought up to date now"));
         }
         Err(dead(match (order.recording_id, &order.topic) {
             (Some(id), _) => format!("there is no meeting with the recording id {id}"),
@@ -346,7 +349,7 @@ fn already(subject: &Subject, row: &ledger::Row) -> Value {
         "destination": subject.destination,
         "kind": subject.kind,
         "state": row.state,
-        "url": Some(&row.url).filter(|url| !url.is_empty() && !send::is_signed(url)),
+        "url": send::plain(&row.url),
         "job": row.job,
         "is_repeated": true,
     })
@@ -406,7 +409,7 @@ pub(super) fn of_fathom(error: &fathom::Error) -> Outcome {
     }
 }
 
-fn of_meetings(error: &meetings::Error) -> Outcome {
+pub(super) fn of_meetings(error: &meetings::Error) -> Outcome {
     if error.is_passing() { retry(error.to_string()) } else { dead(error.to_string()) }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Invariant: whatever is a credential (the signed link to the video, the address of an upload) is in here sealed only.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use serde::Serialize;
 use serde_json::Value;
@@ -26,6 +28,9 @@ pub struct Checkpoint {
     /// The staged video, whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub video: Option<Staged>,
+    /// Since when it waits for what was said in the meeting.
+    #[serde(skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    pub papers_since: Option<OffsetDateTime>,
     /// All staged files, in the order in which they go.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<Staged>,
@@ -74,6 +79,12 @@ pub struct Download {
     pub link: Option<Link>,
 }
 
+/// How long a delivery waits for what was said in the meeting; then it goes out without.
+const PAPERS: Duration = Duration::from_hours(1);
+/// The least and the longest time between two questions for it.
+const SOONEST: Duration = Duration::from_secs(1);
+const NEXT_QUESTION: Duration = Duration::from_secs(30);
+
 /// A signed link to a video.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
@@ -121,6 +132,14 @@ impl Checkpoint {
         serde_json::from_value(value.clone()).unwrap_or_default()
     }
 
+    /// How long to wait before it is asked again what was said in the meeting, which cannot be had now; none when it
+    /// was waited for long enough.
+    pub fn wait_for_papers(&mut self, said: Option<Duration>, now: OffsetDateTime) -> Option<Duration> {
+        let until = *self.papers_since.get_or_insert(now) + PAPERS;
+        let left = Duration::try_from(until - now).ok().filter(|left| !left.is_zero())?;
+        Some(said.unwrap_or(NEXT_QUESTION).min(left).max(SOONEST))
+    }
+
     /// For keeping.
     pub fn to_value(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()
@@ -159,6 +178,17 @@ mod tests {
         assert_eq!(Checkpoint::read(&checkpoint.to_value()), checkpoint);
         assert_eq!(Checkpoint::read(&Value::Null), Checkpoint::default());
         assert_eq!(Checkpoint::read(&json!({"subject": 7})), Checkpoint::default());
+    }
+
+    #[test]
+    fn what_was_said_is_waited_for_and_not_for_ever() {
+        let (mut checkpoint, now) = (Checkpoint::default(), datetime!(2026-01-01 12:00 UTC));
+        assert_eq!(checkpoint.wait_for_papers(None, now), Some(NEXT_QUESTION));
+        assert_eq!(checkpoint.wait_for_papers(Some(Duration::ZERO), now), Some(SOONEST));
+        let mut checkpoint = Checkpoint::read(&checkpoint.to_value());
+        let late = now + Duration::from_mins(59);
+        assert_eq!(checkpoint.wait_for_papers(Some(Duration::from_mins(10)), late), Some(Duration::from_mins(1)));
+        assert_eq!(checkpoint.wait_for_papers(None, now + PAPERS), None);
     }
 
     #[test]

@@ -32,6 +32,7 @@ use crate::integrations::fathom::Fetched;
 use crate::integrations::fathom::Media;
 use crate::integrations::fathom::RecordingDownload;
 use crate::jobs::destinations::Kind;
+use crate::jobs::destinations::Pace;
 use crate::jobs::destinations::loom;
 use crate::queue::JobId;
 use crate::queue::Outcome;
@@ -233,8 +234,12 @@ impl Attempt {
             self.room(total.saturating_sub(fetched.offset))?;
         }
         if fetched.etag != self.checkpoint.etag {
+            // First: under the new mark a part of the old version would be gone on with.
+            cut(&path, fetched.offset).await.map_err(of_io)?;
+            failpoint::hit("delivery.cut");
             self.checkpoint.etag.clone_from(&fetched.etag);
             self.save().await?;
+            failpoint::hit("delivery.marked");
         }
         self.write(&path, fetched, total).await
     }
@@ -246,9 +251,11 @@ impl Attempt {
         file.set_len(have).await.map_err(of_io)?;
         file.seek(std::io::SeekFrom::Start(have)).await.map_err(of_io)?;
         let most = total.unwrap_or(self.parts.config.max_bytes);
-        let mut looked_at = have;
+        let (mut looked_at, mut pace) = (have, Pace::coming(Instant::now()));
         let ended = loop {
             match fetched.chunk().await {
+                // Others wait for the place.
+                Ok(Some(_)) if !pace.goes_on(have - fetched.offset, Instant::now()) => break false,
                 Ok(Some(chunk)) => {
                     have += chunk.len() as u64;
                     if have > most {
@@ -336,7 +343,7 @@ impl Attempt {
     }
 
     /// Notes that it waits, and how.
-    async fn later(&mut self, reason: &str, after: Duration) -> Step<Outcome> {
+    pub(super) async fn later(&mut self, reason: &str, after: Duration) -> Step<Outcome> {
         self.checkpoint.is_waiting = true;
         self.save().await?;
         Ok(super::later(reason, after))
@@ -351,6 +358,18 @@ impl Attempt {
         // What was said of it may be what was wrong.
         self.checkpoint.download = None;
         self.restart(reason).await
+    }
+}
+
+/// Shortens a file, if there is one, durably.
+async fn cut(path: &Path, length: u64) -> std::io::Result<()> {
+    match OpenOptions::new().write(true).open(path).await {
+        Ok(file) => {
+            file.set_len(length).await?;
+            file.sync_all().await
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::SystemTime;
 
+use futures_util::StreamExt;
+use futures_util::stream;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::time::timeout;
 
 use super::KIND;
 use super::Parts;
@@ -32,6 +35,16 @@ use crate::vault::Sealed;
 /// How often everything is looked through.
 const ROUND: Duration = Duration::from_mins(5);
 
+/// How many are tidied up after at once, and how long a destination may take to forget what is half sent there.
+const AT_ONCE: usize = 8;
+const ABANDON: Duration = Duration::from_secs(10);
+
+/// What there is to do.
+enum Work {
+    Job(Arc<Job>),
+    Round,
+}
+
 /// Follows the queue and tidies.
 #[derive(Debug, Clone)]
 pub struct Janitor {
@@ -47,23 +60,26 @@ impl Janitor {
 
     /// Until the shutdown.
     pub async fn run(self, shutdown: Shutdown) {
-        let mut changes = self.queue.changes();
-        let mut rounds = tokio::time::interval(ROUND);
-        let follow = async {
+        let (changes, rounds) = (self.queue.changes(), tokio::time::interval(ROUND));
+        let work = stream::unfold((changes, rounds), async |(mut changes, mut rounds)| {
             loop {
-                tokio::select! {
+                let work = tokio::select! {
                     change = changes.recv() => match change {
-                        Ok(Change::Finished { job } | Change::Removed { job }) if &*job.kind == KIND => {
-                            self.tidy(&job).await;
-                        }
-                        Ok(_) => {}
-                        Err(RecvError::Lagged(_)) => self.round().await,
-                        Err(RecvError::Closed) => return,
+                        Ok(Change::Finished { job } | Change::Removed { job }) if &*job.kind == KIND => Work::Job(job),
+                        Ok(_) => continue,
+                        Err(RecvError::Lagged(_)) => Work::Round,
+                        Err(RecvError::Closed) => return None,
                     },
-                    _ = rounds.tick() => self.round().await,
-                }
+                    _ = rounds.tick() => Work::Round,
+                };
+                return Some((work, (changes, rounds)));
             }
-        };
+        });
+        // One that takes long keeps the others waiting only when there are many like it.
+        let follow = work.for_each_concurrent(AT_ONCE, async |work| match work {
+            Work::Job(job) => self.tidy(&job).await,
+            Work::Round => self.round().await,
+        });
         // What is left undone at the shutdown is done at the next start.
         tokio::select! {
             () = follow => {}
@@ -75,7 +91,7 @@ impl Janitor {
     async fn round(&self) {
         let staging = self.parts.staging.clone();
         let Ok(Ok(folders)) = tokio::task::spawn_blocking(move || staging.jobs()).await else { return };
-        for (name, changed) in folders {
+        let looks = stream::iter(folders).for_each_concurrent(AT_ONCE, async |(name, changed)| {
             let job = JobId::parse(&name).ok().and_then(|id| self.queue.job(&id));
             match job {
                 Some(job) if job.state.is_finished() => self.tidy(&job).await,
@@ -83,14 +99,16 @@ impl Janitor {
                 None if staging::may_go(Owner::Unknown, changed, SystemTime::now()) => self.remove(&name),
                 None => {}
             }
-        }
+        });
+        looks.await;
     }
 
-    /// A job ended.
+    /// A job ended. Twice at once is as good as once.
     async fn tidy(&self, job: &Arc<Job>) {
         if job.state != State::Done {
             let checkpoint = Checkpoint::read(&job.checkpoint);
-            self.abandon(job, &checkpoint).await;
+            // Whether it answers or not: what lies there is its own.
+            let _ = timeout(ABANDON, self.abandon(job, &checkpoint)).await;
             if !self.note(job, &checkpoint).await {
                 return;
             }

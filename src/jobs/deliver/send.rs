@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -14,6 +15,7 @@ use super::attempt::dead;
 use super::attempt::now;
 use super::attempt::of_destination;
 use super::attempt::of_io;
+use super::attempt::of_meetings;
 use super::attempt::of_records;
 use super::attempt::retry;
 use super::bundle;
@@ -40,16 +42,22 @@ pub(super) const UPLOAD: &str = "upload";
 /// What a parked delivery waits for.
 pub const AWAITING: &str = "awaiting_upload: upload the video in Loom and submit its share link";
 
-/// What the link to a delivered file is sealed as, and how a sealed one begins.
-const PLACED: &str = "placed";
-const SEALED: &str = "sealed:";
+/// For how long one attempt sends a file that can be gone on with; then others have a turn.
+const TURN: Duration = Duration::from_mins(30);
+const NEXT_TURN: Duration = Duration::from_secs(1);
 /// The least that a destination takes in one turn, but for a few.
 const LEAST_PART: u64 = 1024 * 1024;
 const SHORT_TURNS: u64 = 64;
 
-/// Whether a link lets in whoever has it.
-pub(super) fn is_signed(url: &str) -> bool {
-    url.contains('?')
+/// Where a file is, without what lets in whoever has the link.
+pub(super) fn plain(url: &str) -> Option<&str> {
+    let address = url.split(['?', '#']).next().unwrap_or_default();
+    (address.starts_with("https://") || address.starts_with("http://")).then_some(address)
+}
+
+/// Whether a file that is on its way gives its place to others.
+fn gives_way(is_resumable: bool, sending: Duration, upload: &Upload, size: u64) -> bool {
+    is_resumable && sending >= TURN && upload.offset < size
 }
 
 /// How many turns a file of this size may take within an attempt.
@@ -77,12 +85,20 @@ impl Attempt {
         }
         let Some(video) = self.checkpoint.video.clone() else { return Err(dead("there is no staged video")) };
         self.run.progress("bundling", 0, None);
-        let whole = match self.parts.meetings.one(self.tenant(), subject.recording_id, now()).await {
-            Ok(whole) => whole.meeting,
+        let (whole, lacks) = match self.parts.meetings.completed(self.tenant(), subject.recording_id).await {
+            Ok(found) => found,
             Err(meetings::Error::NotFound) => return Err(dead("the meeting was deleted meanwhile")),
-            Err(error) if error.is_passing() => return Err(super::attempt::retry(error.to_string())),
-            Err(error) => return Err(dead(error.to_string())),
+            Err(error) => return Err(of_meetings(&error)),
         };
+        if let Some(error) = lacks {
+            let said = error.retry_after();
+            if error.is_passing()
+                && let Some(after) = self.checkpoint.wait_for_papers(said, now())
+            {
+                return Err(self.later("waits for the transcript and the summary of the meeting", after).await?);
+            }
+            tracing::info!(job.id = %self.run.job.id, %error, "a recording is delivered without its transcript");
+        }
         let (folder, of) = (self.folder.clone(), subject.clone());
         let written = tokio::task::spawn_blocking(move || bundle::write(&folder, &of, &whole, &video)).await;
         self.checkpoint.files = written.map_err(|error| of_io(io::Error::other(error)))?.map_err(of_io)?;
@@ -109,8 +125,9 @@ impl Attempt {
                 }
             };
             failpoint::hit("delivery.placed");
-            let kept = self.keep(delivered).await?;
-            self.checkpoint.sent.push(kept);
+            // A link that lets in whoever has it is made for its owner when they ask for it, and kept nowhere.
+            let url = delivered.url.as_deref().and_then(plain).map(str::to_owned);
+            self.checkpoint.sent.push(Delivered { url, ..delivered });
             self.checkpoint.sending = None;
             self.save().await?;
             failpoint::hit("delivery.sent");
@@ -150,14 +167,18 @@ impl Attempt {
         let report = move |sent: u64| run.progress(step, sent, Some(file.size));
         // An empty file is sent once, so that it exists.
         let mut is_first = upload.offset == 0;
-        let (mut turns, until) = (0, Instant::now() + LONGEST);
+        let (mut turns, begun) = (0, Instant::now());
+        let is_resumable = to.capabilities().resumable;
         while upload.offset < file.size || (is_first && file.size == 0) {
             is_first = false;
             if turns >= most_turns(file.size) {
                 return Ok(Err(destinations::Error::Gone));
             }
             turns += 1;
-            if Instant::now() > until {
+            if gives_way(is_resumable, begun.elapsed(), &upload, file.size) {
+                return Err(self.later("gives its place to others and goes on", NEXT_TURN).await?);
+            }
+            if begun.elapsed() > LONGEST {
                 return Err(retry("the destination takes the file too slowly; it goes on later"));
             }
             let before = upload.offset;
@@ -171,26 +192,6 @@ impl Attempt {
             self.parts.metrics.sent(upload.offset.saturating_sub(before));
         }
         Ok(to.finish(file, &upload).await)
-    }
-
-    /// Seals a link that lets in whoever has it; the rest of what is kept of a file is in clear.
-    async fn keep(&self, delivered: Delivered) -> Step<Delivered> {
-        match delivered.url {
-            Some(url) if is_signed(&url) => {
-                let url = Some(format!("{SEALED}{}", self.seal(PLACED, url).await?));
-                Ok(Delivered { url, ..delivered })
-            }
-            _ => Ok(delivered),
-        }
-    }
-
-    /// The link that [`keep`](Self::keep) kept.
-    async fn kept(&self, delivered: &Delivered) -> Option<String> {
-        let url = delivered.url.as_deref()?;
-        match url.strip_prefix(SEALED) {
-            Some(sealed) => self.unseal(PLACED, sealed).await.map(|url| url.expose().to_owned()),
-            None => Some(url.to_owned()),
-        }
     }
 
     async fn under_way(&self, index: usize) -> Option<Upload> {
@@ -218,12 +219,8 @@ impl Attempt {
             self.note_artifact(&instance, subject, file).await?;
         }
         failpoint::hit("delivery.noted");
-        // A signed link is told here alone, where only its owner reads: it is what they asked for.
-        let url = match placed.last() {
-            Some((_, video)) => self.kept(video).await,
-            None => None,
-        };
-        self.note_delivered(&instance, subject, url.as_deref()).await
+        let url = placed.last().and_then(|(_, video)| video.url.as_deref()).and_then(plain);
+        self.note_delivered(&instance, subject, url).await
     }
 
     async fn note_artifact(&self, instance: &Instance, subject: &Subject, file: Artifact<'_>) -> Step<()> {
@@ -340,7 +337,7 @@ impl Attempt {
             "destination": subject.destination,
             "kind": subject.kind,
             "state": "delivered",
-            "url": self.checkpoint.sent.last().and_then(|video| video.url.as_ref()).filter(|url| !url.starts_with(SEALED)),
+            "url": self.checkpoint.sent.last().and_then(|video| video.url.as_deref()).and_then(plain),
             "files": files,
         })
     }
@@ -357,8 +354,21 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_lets_in_is_told_apart() {
-        assert!(is_signed("https://s3.example.com/b/video.mp4?X-Amz-Signature=1"));
-        assert!(!is_signed("https://www.loom.com/share/0123456789abcdef0123456789abcdef"));
+    fn what_lets_in_is_not_kept() {
+        let signed = "https://s3.example.com/b/video.mp4?X-Amz-Signature=1";
+        assert_eq!(plain(signed), Some("https://s3.example.com/b/video.mp4"));
+        let shared = "https://www.loom.com/share/0123456789abcdef0123456789abcdef";
+        assert_eq!(plain(shared), Some(shared));
+        // As an earlier version kept it.
+        assert_eq!(plain("sealed:AAAA"), None);
+    }
+
+    #[test]
+    fn a_file_that_can_be_gone_on_with_gives_way() {
+        let at = |offset| Upload { offset, ..Upload::default() };
+        assert!(gives_way(true, TURN, &at(5), 10));
+        assert!(!gives_way(true, TURN - NEXT_TURN, &at(5), 10));
+        assert!(!gives_way(true, TURN, &at(10), 10), "what is left is to finish it");
+        assert!(!gives_way(false, TURN, &at(5), 10));
     }
 }

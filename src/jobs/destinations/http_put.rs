@@ -14,6 +14,8 @@ use reqwest::Url;
 use reqwest::header::CONTENT_LENGTH;
 use reqwest::header::CONTENT_TYPE;
 use serde_json::Value;
+use sha2::Digest;
+use sha2::Sha256;
 
 use super::Capabilities;
 use super::Delivered;
@@ -68,15 +70,16 @@ impl HttpPut {
             .header(CONTENT_LENGTH, file.size)
             .header("Idempotency-Key", idempotency_key(file))
             .body(body);
-        parts::judge(parts::answer(request, &sent, file.size, report).await?).await?;
+        parts::judge(parts::answer(request, &sent, file.size, parts::ANSWER, report).await?).await?;
         report(file.size);
         Ok(Upload { offset: file.size, state: Value::Null })
     }
 }
 
-/// The same for every attempt at the same bytes.
+/// The same for every attempt at the same bytes in the same place.
 fn idempotency_key(file: &Outgoing) -> String {
-    format!("{}-{}", &file.sha256.get(..32).unwrap_or_default(), file.size)
+    let digest = Sha256::digest([file.folder.as_str(), &file.name, &file.sha256].join("\0"));
+    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// An address with more names at its end, each encoded.
@@ -144,6 +147,20 @@ impl Destination for HttpPut {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_repeated_file_is_recognised_and_an_equal_one_elsewhere_is_not() {
+        let file = |folder: &str, name: &str, sha256: &str| {
+            let text = |text: &str| text.to_owned();
+            let (folder, name, sha256) = (text(folder), text(name), text(sha256));
+            idempotency_key(&Outgoing { path: "x".into(), folder, name, content_type: text(""), size: 1, sha256 })
+        };
+        let one = file("a", "summary.md", "ab");
+        assert_eq!((one.len(), &one), (32, &file("a", "summary.md", "ab")));
+        for other in [file("b", "summary.md", "ab"), file("a", "notes.md", "ab"), file("a", "summary.md", "cd")] {
+            assert_ne!(one, other);
+        }
+    }
 
     #[test]
     fn names_are_parts_of_the_path_and_nothing_else() {

@@ -31,6 +31,7 @@ use serde_json::Value;
 
 pub use error::Error;
 pub(crate) use parts::LONGEST;
+pub(crate) use parts::Pace;
 pub use settings::Kind;
 pub use settings::Settings;
 

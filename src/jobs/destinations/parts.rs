@@ -33,8 +33,10 @@ pub(crate) const LONGEST: Duration = Duration::from_hours(12);
 const STALL: Duration = Duration::from_mins(1);
 /// Over this time bytes have to be taken at the slowest rate at least.
 const WINDOW: Duration = Duration::from_mins(5);
-/// How long an answer may take once all bytes were taken: the other side may look through them first.
-const ANSWER: Duration = Duration::from_mins(5);
+/// How long an answer may take once all bytes of a file were taken: the other side may look through them first.
+pub(super) const ANSWER: Duration = Duration::from_mins(5);
+/// The same for a part of a file, with which nothing is to be done yet.
+pub(super) const ANSWER_TO_PART: Duration = Duration::from_secs(30);
 /// How often it is looked at how far a request is.
 const LOOK: Duration = Duration::from_millis(500);
 /// Most of an answer's body that is read.
@@ -45,10 +47,11 @@ pub(super) fn patience(bytes: u64) -> Duration {
     Duration::from_secs(60 + bytes / SLOWEST_BYTES_PER_SECOND).min(LONGEST)
 }
 
-/// Judges whether a request gets anywhere, from how many of its bytes were taken and when.
+/// Judges whether a transfer gets anywhere, from how many of its bytes were taken and when.
 #[derive(Debug)]
-struct Pace {
+pub(crate) struct Pace {
     length: u64,
+    answer: Duration,
     taken: u64,
     /// When a byte was taken last.
     moved_at: Instant,
@@ -57,17 +60,23 @@ struct Pace {
 }
 
 impl Pace {
-    fn new(length: u64, now: Instant) -> Self {
-        Self { length, taken: 0, moved_at: now, window: (now, 0) }
+    /// Of a request with so many bytes, whose answer may take this long.
+    fn new(length: u64, answer: Duration, now: Instant) -> Self {
+        Self { length, answer, taken: 0, moved_at: now, window: (now, 0) }
+    }
+
+    /// Of bytes that come, as many as there may be.
+    pub(crate) fn coming(now: Instant) -> Self {
+        Self::new(u64::MAX, Duration::ZERO, now)
     }
 
     /// Whether to wait on.
-    fn goes_on(&mut self, taken: u64, now: Instant) -> bool {
+    pub(crate) fn goes_on(&mut self, taken: u64, now: Instant) -> bool {
         if taken > self.taken {
             (self.taken, self.moved_at) = (taken, now);
         }
         if taken >= self.length {
-            return now - self.moved_at < ANSWER;
+            return now - self.moved_at < self.answer;
         }
         let (began, before) = self.window;
         if now - began >= WINDOW {
@@ -80,16 +89,18 @@ impl Pace {
     }
 }
 
-/// Awaits the answer to a request whose [`body`] counts into `sent`, as long as it gets anywhere; tells how far it is.
+/// Awaits the answer to a request whose [`body`] counts into `sent`, as long as it gets anywhere and then for `time`;
+/// tells how far it is.
 pub(super) async fn answer(
     request: RequestBuilder,
     sent: &AtomicU64,
     length: u64,
+    time: Duration,
     report: Report<'_>,
 ) -> Result<Response, Error> {
-    let mut pace = Pace::new(length, Instant::now());
+    let mut pace = Pace::new(length, time, Instant::now());
     let mut looks = tokio::time::interval(LOOK);
-    let mut request = std::pin::pin!(request.timeout(patience(length) + ANSWER).send());
+    let mut request = std::pin::pin!(request.timeout(patience(length) + time).send());
     loop {
         tokio::select! {
             response = &mut request => return Ok(response?),
@@ -166,17 +177,17 @@ mod tests {
     #[test]
     fn a_request_that_stands_still_or_crawls_is_given_up() {
         let (now, length) = (Instant::now(), 1 << 40);
-        let mut still = Pace::new(length, now);
+        let mut still = Pace::new(length, ANSWER, now);
         assert!(still.goes_on(1, now + Duration::from_secs(1)));
         assert!(still.goes_on(1, now + Duration::from_mins(1)));
         assert!(!still.goes_on(1, now + Duration::from_secs(61)));
 
         // A byte now and then is not enough.
-        let mut crawls = Pace::new(length, now);
+        let mut crawls = Pace::new(length, ANSWER, now);
         let given_up = (1..=600).find(|second| !crawls.goes_on(*second, now + Duration::from_secs(*second)));
         assert_eq!(given_up, Some(300));
 
-        let mut slow = Pace::new(length, now);
+        let mut slow = Pace::new(length, ANSWER, now);
         let given_up = (1..=6000).find(|second| !slow.goes_on(second * 64 * 1024, now + Duration::from_secs(*second)));
         assert_eq!(given_up, None);
     }
@@ -184,10 +195,21 @@ mod tests {
     #[test]
     fn an_answer_may_take_longer_than_a_byte() {
         let now = Instant::now();
-        let mut pace = Pace::new(10, now);
+        let mut pace = Pace::new(10, ANSWER, now);
         assert!(pace.goes_on(10, now));
         assert!(pace.goes_on(10, now + Duration::from_secs(299)));
         assert!(!pace.goes_on(10, now + Duration::from_mins(5)));
+        let mut part = Pace::new(10, ANSWER_TO_PART, now);
+        assert!(part.goes_on(10, now));
+        assert!(!part.goes_on(10, now + Duration::from_secs(30)));
+    }
+
+    #[test]
+    fn what_comes_in_drops_is_given_up() {
+        let now = Instant::now();
+        let mut coming = Pace::coming(now);
+        let given_up = (1..=600).find(|second| !coming.goes_on(*second, now + Duration::from_secs(*second)));
+        assert_eq!(given_up, Some(300));
     }
 
     #[test]

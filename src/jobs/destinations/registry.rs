@@ -215,6 +215,16 @@ impl Destinations {
         })
     }
 
+    /// A link to what was delivered to a destination, made now; none where it gives none.
+    pub async fn link(&self, tenant: &TenantId, target: &Target, location: &str) -> Result<Option<String>, Error> {
+        let Settings::S3(settings) = &target.settings else { return Ok(None) };
+        if !target.settings.gives_links() {
+            return Ok(None);
+        }
+        let key = self.key(tenant, target).await?.ok_or(Error::Key(vault::Error::NotFound))?;
+        S3::new(self.inner.guard.clone(), settings, &key)?.link(location).await
+    }
+
     /// A user's folder of a destination of that kind.
     pub fn folder(&self, tenant: &TenantId, target: &Target) -> Result<Arc<Folder>, Error> {
         let (Settings::Folder(settings), Some(root)) = (&target.settings, &self.inner.folder) else {

@@ -173,7 +173,8 @@ impl S3 {
                 let hash = found.attributes.get(&Attribute::Metadata(HASH.into()));
                 Ok(found.meta.size == file.size && hash.is_some_and(|hash| **hash == *file.sha256))
             }
-            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            // Whoever may not list a bucket is told of what is absent that it is forbidden.
+            Err(object_store::Error::NotFound { .. } | object_store::Error::PermissionDenied { .. }) => Ok(false),
             Err(error) => Err(translate(error)),
         }
     }
@@ -186,6 +187,18 @@ impl S3 {
             None => None,
         };
         Ok(Delivered { url, location })
+    }
+
+    /// A link to an object that was delivered here, made now, where links are wanted.
+    pub async fn link(&self, location: &str) -> Result<Option<String>, Error> {
+        let (Some(time), Some(key)) = (self.link, self.key_of(location)) else { return Ok(None) };
+        Ok(Some(self.store.signed_url(Method::GET, &key, time).await.map_err(translate)?.to_string()))
+    }
+
+    /// The key of what a record says was delivered here; none when it is not below our prefix.
+    fn key_of(&self, location: &str) -> Option<Path> {
+        let key = location.strip_prefix("s3://")?.strip_prefix(&*self.bucket)?.strip_prefix('/')?;
+        Path::parse(key).ok().filter(|key| key.prefix_matches(&self.prefix))
     }
 
     async fn announce(&self, file: &Outgoing) -> Result<Upload, Error> {
@@ -394,6 +407,8 @@ mod tests {
 
     use super::*;
     use crate::outbound::Config;
+    use crate::vault::KeyId;
+    use crate::vault::Secret;
 
     /// A server that answers every request with these bytes and keeps the connection open.
     async fn answering(answer: &'static [&'static str]) -> String {
@@ -432,6 +447,47 @@ mod tests {
         let base = answering(&["HTTP/1.1 400 Bad Request\r\ncontent-length: 5\r\n\r\nab", "cde"]).await;
         let answer = called(&base, Method::PUT).await.unwrap();
         assert_eq!(answer.into_body().bytes().await.unwrap(), "abcde");
+    }
+
+    fn bucket(base: &str, settings: serde_json::Value) -> S3 {
+        let guard = Guard::new(&Config { allow: vec![base.to_owned()], ..Config::default() }).unwrap();
+        let opened = Opened {
+            key_id: KeyId::random(),
+            service: String::new(),
+            label: String::new(),
+            secret: Secret::new("id:secret".to_owned()),
+            settings: serde_json::Value::Null,
+        };
+        S3::new(guard, &serde_json::from_value(settings).unwrap(), &opened).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_link_is_made_to_what_was_delivered_here_and_to_nothing_else() {
+        let base = "http://127.0.0.1:1";
+        let settings = serde_json::json!({ "bucket": "b", "endpoint": base, "prefix": "in", "link_hours": 1 });
+        let s3 = bucket(base, settings);
+        let link = s3.link("s3://b/in/2025_x y/video.mp4").await.unwrap().unwrap();
+        assert!(link.starts_with("http://127.0.0.1:1/b/in/2025_x%20y/video.mp4?"), "{link}");
+        assert!(link.contains("X-Amz-Expires=3600"), "{link}");
+        for other in ["s3://c/in/x", "s3://b/out/x", "s3://b2/in/x", "https://b/in/x", "s3://b/in/../out/x"] {
+            assert_eq!(s3.link(other).await.unwrap(), None, "{other}");
+        }
+        let without = bucket(base, serde_json::json!({ "bucket": "b", "endpoint": base }));
+        assert_eq!(without.link("s3://b/in/x").await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_may_only_write_goes_on_with_an_upload() {
+        let base = answering(&["HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"]).await;
+        let s3 = bucket(&base, serde_json::json!({ "bucket": "b", "endpoint": base }));
+        let text = |text: &str| text.to_owned();
+        let (folder, name, content_type, sha256) = (text("f"), text("n"), text("video/mp4"), text("ab"));
+        let file = Outgoing { path: "x".into(), folder, name, content_type, size: 3 * PART, sha256 };
+        let parts = State { id: Some(text("u")), part: PART, tags: vec![text("t")] };
+        let at = s3.resume(&file, &parts.upload(PART)).await.unwrap();
+        assert_eq!(at, Resume::At(parts.upload(PART)));
+        let whole = State { id: None, part: PART, tags: Vec::new() };
+        assert_eq!(s3.resume(&file, &whole.upload(0)).await.unwrap(), Resume::StartOver);
     }
 
     #[tokio::test]

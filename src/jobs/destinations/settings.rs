@@ -124,6 +124,11 @@ fn default_path_style() -> bool {
 }
 
 impl Settings {
+    /// Whether what is delivered there can be had by a link that is made for it.
+    pub fn gives_links(&self) -> bool {
+        matches!(self, Self::S3(settings) if settings.link_hours > 0)
+    }
+
     /// Reads and judges the settings of a kind.
     pub fn parse(kind: Kind, value: &Value) -> Result<Self, Error> {
         let value = if value.is_null() { json!({}) } else { value.clone() };

@@ -100,6 +100,11 @@ impl Tus {
         Ok(Some(offset).filter(|offset| *offset <= file.size && length.is_none_or(|length| length == file.size)))
     }
 
+    /// Whoever knows the address of an upload may change or fetch it: it is not told.
+    fn delivered(&self) -> Delivered {
+        Delivered { url: None, location: self.endpoint.to_string() }
+    }
+
     async fn patch(&self, file: &Outgoing, mut upload: Upload, report: Report<'_>) -> Result<Upload, Error> {
         let length = PART.min(file.size.saturating_sub(upload.offset));
         if length == 0 {
@@ -114,7 +119,9 @@ impl Tus {
             .header(CONTENT_LENGTH, length)
             .body(body);
         let before = upload.offset;
-        let response = parts::answer(request, &sent, length, &|sent| report(before + sent)).await?;
+        let is_last = before + length == file.size;
+        let time = if is_last { parts::ANSWER } else { parts::ANSWER_TO_PART };
+        let response = parts::answer(request, &sent, length, time, &|sent| report(before + sent)).await?;
         if response.status() == StatusCode::CONFLICT {
             // It has more or less than we thought: its word counts, unless it refuses the very offset that it names.
             upload.offset = self.offset(self.address(&upload)?, file).await?.ok_or(Error::Gone)?;
@@ -167,6 +174,8 @@ impl Destination for Tus {
         Box::pin(async move {
             Ok(match self.offset(self.address(upload)?, file).await? {
                 Some(offset) => Resume::At(Upload { offset, state: upload.state.clone() }),
+                // It took all of it; many servers move on what is whole.
+                None if upload.offset == file.size => Resume::Complete(self.delivered()),
                 None => Resume::StartOver,
             })
         })
@@ -185,9 +194,9 @@ impl Destination for Tus {
         Box::pin(async move {
             let url = self.address(upload)?;
             match self.offset(url, file).await? {
-                // Whoever knows the address of an upload may change or fetch it: it is not told.
-                Some(offset) if offset == file.size => Ok(Delivered { url: None, location: self.endpoint.to_string() }),
+                Some(offset) if offset == file.size => Ok(self.delivered()),
                 Some(_) => Err(Error::Unexpected("bytes that were taken are missing")),
+                None if upload.offset == file.size => Ok(self.delivered()),
                 None => Err(Error::Gone),
             }
         })
@@ -213,6 +222,8 @@ impl Destination for Tus {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use tokio::io::AsyncReadExt;
     use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
@@ -220,8 +231,19 @@ mod tests {
     use super::*;
     use crate::outbound::Config;
 
+    fn file(path: PathBuf) -> Outgoing {
+        let text = |text: &str| text.to_owned();
+        let (folder, name, content_type) = (text("f"), text("n"), text("video/mp4"));
+        Outgoing { path, folder, name, content_type, size: 10, sha256: String::new() }
+    }
+
     /// A server that has `offset` and refuses every patch.
     async fn refusing(offset: &'static str) -> String {
+        answering("200 OK", offset).await
+    }
+
+    /// A server that answers every look with this status and `offset`, and refuses every patch.
+    async fn answering(look: &'static str, offset: &'static str) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move {
@@ -233,7 +255,7 @@ mod tests {
                     body.is_some_and(|length| text.starts_with("HEAD") || length == 10)
                 };
                 while !is_whole(&request) && stream.read_buf(&mut request).await.is_ok_and(|read| read > 0) {}
-                let status = if request.starts_with(b"HEAD") { "200 OK" } else { "409 Conflict" };
+                let status = if request.starts_with(b"HEAD") { look } else { "409 Conflict" };
                 let head = format!("HTTP/1.1 {status}\r\nupload-offset: {offset}\r\n");
                 let _ =
                     stream.write_all(format!("{head}content-length: 0\r\nconnection: close\r\n\r\n").as_bytes()).await;
@@ -247,15 +269,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("staged");
         std::fs::write(&path, b"ten bytes.").unwrap();
-        let text = |text: &str| text.to_owned();
-        let file = Outgoing {
-            path,
-            folder: text("f"),
-            name: text("n"),
-            content_type: text("video/mp4"),
-            size: 10,
-            sha256: String::new(),
-        };
+        let file = file(path);
         for (offset, is_progress) in [("0", false), ("4", true)] {
             let base = refusing(offset).await;
             let guard = Guard::new(&Config { allow: vec![base.clone()], ..Config::default() }).unwrap();
@@ -269,20 +283,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_was_taken_whole_may_be_gone_from_where_it_was_sent() {
+        let base = answering("404 Not Found", "").await;
+        let guard = Guard::new(&Config { allow: vec![base.clone()], ..Config::default() }).unwrap();
+        let tus = Tus::new(guard, &base, None).unwrap();
+        let state = json!({ "url": format!("{base}/files/secret") });
+        let (whole, half) = (Upload { offset: 10, state: state.clone() }, Upload { offset: 5, state });
+        let delivered = Delivered { url: None, location: format!("{base}/") };
+        assert_eq!(tus.finish(&file("x".into()), &whole).await.unwrap(), delivered);
+        assert_eq!(tus.resume(&file("x".into()), &whole).await.unwrap(), Resume::Complete(delivered));
+        assert!(matches!(tus.finish(&file("x".into()), &half).await, Err(Error::Gone)));
+        assert_eq!(tus.resume(&file("x".into()), &half).await.unwrap(), Resume::StartOver);
+    }
+
+    #[tokio::test]
     async fn the_address_of_an_upload_is_not_told() {
         let base = refusing("10").await;
         let guard = Guard::new(&Config { allow: vec![base.clone()], ..Config::default() }).unwrap();
         let tus = Tus::new(guard, &format!("{base}/files"), None).unwrap();
         let upload = Upload { offset: 10, state: json!({ "url": format!("{base}/files/secret?key=1") }) };
-        let file = Outgoing {
-            path: "x".into(),
-            folder: String::new(),
-            name: String::new(),
-            content_type: String::new(),
-            size: 10,
-            sha256: String::new(),
-        };
-        let delivered = tus.finish(&file, &upload).await.unwrap();
+        let delivered = tus.finish(&file("x".into()), &upload).await.unwrap();
         assert_eq!(delivered, Delivered { url: None, location: format!("{base}/files") });
     }
 }

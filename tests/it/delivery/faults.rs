@@ -8,6 +8,7 @@ use super::Bench;
 use super::assert_delivered_once;
 use super::sha256;
 use crate::support::eventually;
+use crate::support::fathom::KEY;
 
 const SMALL: [&str; 2] = ["--media-bytes", "300000"];
 
@@ -138,4 +139,59 @@ async fn the_instance_sleeps_while_a_recording_is_on_its_way() {
     .await;
     bench.until(&id, &["done"]).await;
     assert_delivered_once(&bench, recording).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recording_is_missing_only_when_a_whole_list_lacks_it() {
+    // A list that is old as soon as it is there.
+    let mut bench = Bench::start(&[], &["--media-bytes", "300000"], "meetings.ttl = \"1ms\"\n").await;
+    let listed = async || {
+        let body = bench.get("/api/v1/meetings?limit=100").await;
+        (body["items"].as_array().unwrap().len() == 27).then_some(())
+    };
+    eventually("all are there", listed).await;
+    let number = |added: Value| added["meeting"]["recording_id"].as_u64().unwrap();
+    let first = number(bench.standin.add_meeting(KEY, json!({"title": "First"}), false).await);
+    bench.standin.fault(json!({"path": "/meetings", "kind": "slow", "ms": 1500, "times": 3})).await;
+    bench.deliver(first, "folder").await;
+
+    // Stopped while it looks, it looks again.
+    let second = number(bench.standin.add_meeting(KEY, json!({"title": "Second"}), false).await);
+    bench.standin.fault(json!({"path": "/meetings", "kind": "slow", "ms": 20_000, "times": 3})).await;
+    let id = bench.order(second, "folder").await;
+    eventually("it looks", async || {
+        (bench.job(&id).await["progress"]["step"] == "looking for the meeting").then_some(())
+    })
+    .await;
+    assert!(bench.app.terminate().success());
+    bench.standin.control(Method::DELETE, "/faults", None).await;
+    bench.app.launch().await;
+    bench.user = bench.user.at(&bench.app);
+    bench.until(&id, &["done"]).await;
+    assert_delivered_once(&bench, second).await;
+
+    // And what is not there is not there.
+    let id = bench.order(999_999, "folder").await;
+    let dead = bench.until(&id, &["dead"]).await;
+    assert!(dead["error"].as_str().unwrap().contains("no meeting with the recording id"), "{dead}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_said_is_waited_for() {
+    let bench = Bench::start(&[], &SMALL, "meetings.first_wait = \"1ms\"\n").await;
+    let recording = bench.recordings().await[0];
+    // The list comes, what was said does not come with it.
+    bench.standin.fault(json!({"path": "/meetings", "nth": 4, "times": 1000, "kind": "status", "status": 503})).await;
+    let limited = json!({"path": "/recordings/*/transcript", "kind": "status", "status": 429, "retry_after": 3});
+    bench.standin.fault(limited).await;
+    let id = bench.order(recording, "folder").await;
+    let waiting = bench.until(&id, &["scheduled"]).await;
+    assert!(waiting["error"].as_str().unwrap().contains("transcript"), "{waiting}");
+    assert!(bench.in_folder().is_empty());
+    let done = bench.until(&id, &["done"]).await;
+    assert_eq!(done["attempts"], 1, "waiting is no failure");
+    let files = bench.in_folder();
+    for name in ["transcript.txt", "summary.md", "video.mp4"] {
+        assert!(files.keys().any(|path| path.ends_with(&format!("/{name}"))), "{name}: {:?}", files.keys());
+    }
 }

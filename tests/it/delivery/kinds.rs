@@ -138,9 +138,17 @@ async fn a_bucket_takes_a_recording_in_parts_and_gives_a_link() {
     let objects = s3.objects("from/fathom").await;
     let (_, video) = objects.iter().find(|(key, _)| key.ends_with("/video.mp4")).unwrap();
     assert_eq!(sha256(video), expected);
-    // The link lets in whoever has it: it is told where its owner alone reads, not in what the job leaves behind.
-    assert_eq!(result["url"], Value::Null);
-    let link = bench.rows(recording).await[0]["url"].as_str().unwrap().to_owned();
+    // A link that lets in whoever has it is kept nowhere, but made for its owner when they ask.
+    let url = bench.rows(recording).await[0]["url"].clone();
+    assert_eq!(result["url"], url);
+    assert!(url.as_str().unwrap().ends_with("/video.mp4"), "{url}");
+    let listed = bench.get(&format!("/api/v1/meetings/{recording}/artifacts")).await;
+    let video = listed["items"].as_array().unwrap().iter().find(|item| item["kind"] == "video").unwrap();
+    let client = crate::support::http().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let linked = client.get(format!("{}{}", bench.app.base, video["url"].as_str().unwrap())).send().await.unwrap();
+    assert_eq!(linked.status(), 307);
+    let link = linked.headers()["location"].to_str().unwrap().to_owned();
+    assert!(link.starts_with(url.as_str().unwrap()) && link.contains("X-Amz-Signature"), "{link}");
     let linked = bench.app.http.get(link).send().await.unwrap();
     assert_eq!(sha256(&linked.bytes().await.unwrap()), expected);
     assert_delivered_once(&bench, recording).await;

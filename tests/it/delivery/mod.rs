@@ -3,6 +3,7 @@
 mod crash;
 mod faults;
 mod kinds;
+mod others;
 mod routes;
 
 use std::collections::BTreeMap;
