@@ -34,7 +34,6 @@ pub mod health;
 pub mod invitations;
 pub mod jobs;
 pub mod json;
-pub mod later;
 pub mod mail;
 pub mod meeting_hooks;
 pub mod meetings;

@@ -24,7 +24,6 @@ use crate::api::frame::frame;
 use crate::api::health;
 use crate::api::invitations;
 use crate::api::jobs;
-use crate::api::later;
 use crate::api::mail;
 use crate::api::meeting_hooks;
 use crate::api::meetings;
@@ -88,7 +87,6 @@ fn routes() -> OpenApiRouter<AppState> {
         .merge(websocket::router())
         .merge(events::router())
         .merge(asyncapi::router())
-        .merge(later::router())
 }
 
 /// The `OpenAPI` document of the routes.
