@@ -45,6 +45,7 @@ mod page;
 pub mod pocketbase;
 pub mod queue;
 pub mod router;
+pub mod schedules;
 mod services;
 pub(crate) mod session_cookie;
 pub mod sessions;
