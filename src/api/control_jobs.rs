@@ -18,12 +18,16 @@ use crate::api::error::ApiError;
 use crate::api::jobs::JobView;
 use crate::api::jobs::ListJobs;
 use crate::api::json::Params;
+use crate::api::schedules;
 use crate::error::Code;
 use crate::error::Problem;
 use crate::ids::TenantId;
 use crate::queue::Job;
 use crate::queue::JobId;
 use crate::queue::Queue;
+
+/// Schedules in one answer, at most.
+const MOST_SCHEDULES: usize = 100;
 
 /// The routes, for the operators' router.
 pub(super) fn routes() -> Router<AppState> {
@@ -32,6 +36,7 @@ pub(super) fn routes() -> Router<AppState> {
         .route("/jobs/status", get(status))
         .route("/jobs/{id}", get(show))
         .route("/jobs/{id}/{action}", post(act))
+        .route("/schedules", get(schedules))
         .route("/tenants/{id}/jobs", get(list_of))
         .route("/kinds/{kind}/{action}", post(act_on_kind))
 }
@@ -52,6 +57,30 @@ async fn list_of(
 ) -> Result<Json<Value>, ApiError> {
     let tenant = TenantId::parse(&id).map_err(|_| Problem::new(Code::NotFound).message("there is no such tenant"))?;
     Ok(page(&queue.list(&tenant, &params.filter()?), &queue))
+}
+
+/// Which schedules.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    tenant: Option<String>,
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+async fn schedules(State(queue): State<Queue>, Params(wanted): Params<Wanted>) -> Result<Json<Value>, ApiError> {
+    if let Some(tenant) = wanted.tenant {
+        let unknown = |_| Problem::new(Code::NotFound).message("there is no such tenant");
+        let found = queue.schedules(&TenantId::parse(&tenant).map_err(unknown)?);
+        return Ok(Json(json!({ "items": schedules::views(&found), "next": null })));
+    }
+    let unknown = |_| Problem::new(Code::InvalidRequest).message("go on after the id of a schedule");
+    let after = wanted.after.map(|id| JobId::parse(&id).map_err(unknown)).transpose()?;
+    let limit = wanted.limit.unwrap_or(MOST_SCHEDULES).clamp(1, MOST_SCHEDULES);
+    let mut found = queue.all_schedules(after.as_ref(), limit + 1);
+    let next = (found.len() > limit).then(|| found.get(limit - 1).map(|last| last.id.as_str().to_owned())).flatten();
+    found.truncate(limit);
+    Ok(Json(json!({ "items": schedules::views(&found), "next": next })))
 }
 
 async fn status(State(queue): State<Queue>) -> Json<Value> {

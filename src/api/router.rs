@@ -24,7 +24,6 @@ use crate::api::frame::frame;
 use crate::api::health;
 use crate::api::invitations;
 use crate::api::jobs;
-use crate::api::later;
 use crate::api::mail;
 use crate::api::meeting_hooks;
 use crate::api::meetings;
@@ -37,6 +36,7 @@ use crate::api::openapi::alias;
 use crate::api::page;
 use crate::api::pocketbase;
 use crate::api::queue;
+use crate::api::schedules;
 use crate::api::sessions;
 use crate::api::tenants;
 use crate::api::vault;
@@ -69,7 +69,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .nest(VAULT, vault::router())
         .nest("/api/keys", alias(vault::router(), "keys", VAULT))
         .nest(V1, api_keys::router())
-        .nest(V1, jobs::router().merge(queue::router()).merge(worker::router()))
+        .nest(V1, jobs::router().merge(queue::router()).merge(schedules::router()).merge(worker::router()))
         .nest("/api", alias(queue::router(), "alias", V1))
         .nest(V1, destinations::router().merge(artifacts::router()))
         .nest(USERS, users())
@@ -88,7 +88,6 @@ fn routes() -> OpenApiRouter<AppState> {
         .merge(websocket::router())
         .merge(events::router())
         .merge(asyncapi::router())
-        .merge(later::router())
 }
 
 /// The `OpenAPI` document of the routes.

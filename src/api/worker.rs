@@ -22,6 +22,7 @@ use crate::api::json;
 use crate::api::json::invalid_field;
 use crate::error::Code;
 use crate::error::Problem;
+use crate::queue;
 use crate::queue::Beat;
 use crate::queue::Claimed as Handed;
 use crate::queue::Claiming;
@@ -247,8 +248,17 @@ async fn claim_jobs(
     let lease = lease(body.lease_seconds)?.unwrap_or(queue.config().lease);
     let kinds = wanted_kinds(&worker, body.kinds)?;
     let claiming = Claiming { kinds, worker: worker.id, lease, limit: body.max, tenant: None, wait };
-    let handed = queue.claim(claiming).await?;
+    let handed = queue.claim(claiming).await.map_err(claim_problem)?;
     Ok(Json(Claimed { items: handed.iter().map(ClaimedJob::of).collect() }))
+}
+
+fn claim_problem(error: queue::Error) -> Problem {
+    match error {
+        queue::Error::UnknownKind => Problem::new(Code::UnknownKind).message(
+            "one of these kinds is none that workers outside do; the operator lists those in queue.external_kinds",
+        ),
+        error => error.into(),
+    }
 }
 
 /// A lease that a worker asks for.

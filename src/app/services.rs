@@ -4,9 +4,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
+use serde_json::json;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::api::Services;
 use crate::api::webhooks::HookBodies;
@@ -19,7 +22,9 @@ use crate::auth::api_keys::ApiKeys;
 use crate::config::Config;
 use crate::events;
 use crate::events::Events;
+use crate::events::Message;
 use crate::events::Owns;
+use crate::events::Topic;
 use crate::ids::TenantId;
 use crate::ids::UserId;
 use crate::integrations::fathom::Fathom;
@@ -42,6 +47,11 @@ use crate::vault;
 use crate::vault::Checks;
 use crate::vault::Unlocked;
 use crate::vault::Vault;
+use crate::vault::Warn;
+use crate::vault::Warning;
+
+/// How long the log of events may take with a warning; the vault tries again.
+const WARNED_IN: Duration = Duration::from_secs(3);
 
 /// What services stand on.
 #[expect(missing_debug_implementations, reason = "it lives for one call and holds closures")]
@@ -78,14 +88,6 @@ pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
     let guard = Guard::new(&config.outbound)?;
     let fathom = Fathom::new(config.fathom.clone(), guard.clone(), shutdown.clone())?;
     let audit = Audit::open(Arc::clone(&store)).await?;
-    let parts = vault::Parts {
-        config: config.vault.clone(),
-        unlocked,
-        audit: audit.clone(),
-        checks: checks(&fathom),
-        shutdown: shutdown.clone(),
-    };
-    let vault = Vault::new(parts).await?;
     let events = Events::open(events::Parts {
         config: config.events.clone(),
         store: Arc::clone(&store),
@@ -96,6 +98,15 @@ pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
     })
     .await
     .context("open the log of events")?;
+    let parts = vault::Parts {
+        config: config.vault.clone(),
+        unlocked,
+        audit: audit.clone(),
+        checks: checks(&fathom),
+        warn: warn(events.clone()),
+        shutdown: shutdown.clone(),
+    };
+    let vault = Vault::new(parts).await?;
     let api_keys = ApiKeys::new(store::api_keys::ApiKeys::open(Arc::clone(&store)).await?, verifier);
     let queue = Queue::open(queue::Parts {
         config: config.queue.clone(),
@@ -145,6 +156,23 @@ pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
 /// Which services are asked about a secret before it is stored.
 fn checks(fathom: &Fathom) -> Checks {
     Checks::new().with(crate::meetings::SERVICE, meetings::check_of(fathom.clone()))
+}
+
+/// Tells owners of secrets whose time ends, on the topic that is theirs.
+fn warn(events: Events) -> Warn {
+    Arc::new(move |warning: Warning| {
+        let events = events.clone();
+        Box::pin(async move {
+            // Only personal tenants have secrets; their id is their user's.
+            let Ok(user) = UserId::parse(warning.tenant.as_str()) else { return true };
+            let Ok(end) = warning.expires_at.format(&Rfc3339) else { return true };
+            let id = warning.key_id.as_str();
+            let data = json!({ "key_id": id, "service": warning.service, "label": warning.label, "expires_at": end });
+            let message = Message::new("SecretExpiring", data).about("secret", id);
+            let logged = events.publish_logged(Topic::User(user), message);
+            matches!(tokio::time::timeout(WARNED_IN, logged).await, Ok(Ok(_)))
+        })
+    })
 }
 
 /// Who owns which tenant; nobody owns one that is suspended.

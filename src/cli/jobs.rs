@@ -26,6 +26,8 @@ pub enum Command {
     Pause(Kind),
     /// Begin jobs of a kind again.
     Resume(Kind),
+    /// List what is done again and again, the oldest first.
+    Schedules(Schedules),
     /// Show the queue in numbers.
     Status,
 }
@@ -48,6 +50,20 @@ pub struct List {
     /// Go on where an earlier list ended.
     #[arg(long, value_parser = word)]
     cursor: Option<String>,
+}
+
+/// Which schedules.
+#[derive(Debug, Args)]
+pub struct Schedules {
+    /// Only those of this tenant.
+    #[arg(long, value_parser = tenant)]
+    tenant: Option<TenantId>,
+    /// Most lines to print, 100 at most.
+    #[arg(long, default_value_t = 50, value_name = "N")]
+    limit: usize,
+    /// Go on after this one.
+    #[arg(long, value_parser = word)]
+    after: Option<String>,
 }
 
 /// One job.
@@ -101,6 +117,10 @@ pub async fn run(command: Command, control: &Control, output: Output) -> anyhow:
             let done = control.call("POST", &format!("/kinds/{kind}/resume"), None).await?;
             output.done(&done, &format!("jobs of the kind {kind} go on"))
         }
+        Command::Schedules(wanted) => {
+            let found = control.call("GET", &wanted.path(), None).await?;
+            output.done(&found, &schedules(&found))
+        }
         Command::Status => {
             let found = control.call("GET", "/jobs/status", None).await?;
             output.done(&found, &status(&found))
@@ -119,6 +139,32 @@ impl List {
         }
         path
     }
+}
+
+impl Schedules {
+    fn path(&self) -> String {
+        let tenant = self.tenant.as_ref().map(|tenant| format!("&tenant={tenant}")).unwrap_or_default();
+        let after = self.after.as_ref().map(|after| format!("&after={after}")).unwrap_or_default();
+        format!("/schedules?limit={}{tenant}{after}", self.limit)
+    }
+}
+
+fn schedules(found: &Value) -> String {
+    let rows = found["items"].as_array().into_iter().flatten().map(|schedule| {
+        let missed = match &schedule["make_up"] {
+            Value::Null => text(&schedule["missed"]),
+            most => format!("all, at most {most}"),
+        };
+        let [id, kind, user, cron, next, title] =
+            ["id", "kind", "user_id", "cron", "next_run_at", "title"].map(|name| text(&schedule[name]));
+        [id, kind, user, cron, missed, next, title]
+    });
+    let rows: Vec<_> = rows.collect();
+    if rows.is_empty() {
+        return "no schedules".to_owned();
+    }
+    let more = found["next"].as_str().map(|next| format!("\nmore: --after {next}"));
+    output::table(["SCHEDULE", "KIND", "USER", "CRON", "MISSED", "NEXT", "TITLE"], &rows) + &more.unwrap_or_default()
 }
 
 async fn act(control: &Control, output: Output, target: &Target, action: &str) -> anyhow::Result<ExitCode> {
@@ -182,6 +228,17 @@ mod tests {
         assert_eq!(list(None, Some("dead")).path(), "/jobs?limit=5&state=dead&cursor=17");
         assert_eq!(list(Some("ada"), None).path(), "/tenants/ada/jobs?limit=5&cursor=17");
         assert!(word("a&b").is_err() && word("").is_err() && word("../x").is_err());
+    }
+
+    #[test]
+    fn schedules_are_told_one_a_line() {
+        let wanted = Schedules { tenant: TenantId::parse("ada").ok(), limit: 2, after: Some("01k6".to_owned()) };
+        assert_eq!(wanted.path(), "/schedules?limit=2&tenant=ada&after=01k6");
+        let found = json!({"items": [{"id": "01k7", "kind": "transcode", "user_id": "ada", "cron": "@daily",
+            "missed": "all", "make_up": 3, "next_run_at": "2030-01-01T00:00:00Z", "title": "x"}], "next": "01k7"});
+        let shown = schedules(&found);
+        assert!(shown.contains("@daily  all, at most 3  2030-01-01T00:00:00Z  x"), "{shown}");
+        assert!(shown.ends_with("more: --after 01k7"), "{shown}");
     }
 
     #[test]

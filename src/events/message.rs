@@ -219,7 +219,7 @@ pub struct EventFrame {
     pub offset: u64,
     /// No event of the topic lies between this offset and its own. A client that has not seen up to here resumes.
     pub prev: u64,
-    /// What happened: `QueueUpdate`, `ProgressUpdate`, ...
+    /// What happened: `QueueUpdate`, `ProgressUpdate`, `SecretExpiring`, ...
     pub event: String,
     /// The kind of thing that it happened to.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -232,7 +232,7 @@ pub struct EventFrame {
     pub actor: Option<String>,
     /// When (RFC 3339).
     pub at: String,
-    /// The particulars; for `QueueUpdate` and `ProgressUpdate` the fields of the message of that name.
+    /// The particulars; for `QueueUpdate`, `ProgressUpdate` and `SecretExpiring` the fields of the message of that name.
     pub data: Value,
 }
 
@@ -282,6 +282,17 @@ pub enum PlainFrame {
         eta_seconds: Option<f64>,
         /// When (RFC 3339).
         timestamp: String,
+    },
+    /// The time of a secret in the caller's vault ends soon, or has ended. On `user:{id}`.
+    SecretExpiring {
+        /// The secret's id.
+        key_id: String,
+        /// What it is for.
+        service: String,
+        /// What its owner calls it.
+        label: String,
+        /// When it ends (RFC 3339).
+        expires_at: String,
     },
     /// Is anybody there?
     Ping {},

@@ -19,8 +19,11 @@ use crate::ids::UserId;
 use crate::jobs::deliver;
 use crate::queue;
 use crate::queue::Added;
+use crate::queue::Missed;
 use crate::queue::NewJob;
+use crate::queue::NewSchedule;
 use crate::queue::Queue;
+use crate::queue::Schedule;
 use crate::tenancy::Tenancy;
 
 /// The kind that brings a meeting to a destination.
@@ -80,6 +83,23 @@ pub struct Wish {
     pub run_at: Option<OffsetDateTime>,
     /// The same key with the same wish is the same job.
     pub idempotency_key: Option<String>,
+}
+
+/// What somebody wants done again and again.
+#[derive(Debug, Clone)]
+pub struct Recurring {
+    /// Five fields in UTC.
+    pub cron: String,
+    /// The kind of the jobs.
+    pub kind: String,
+    /// A line for people.
+    pub title: String,
+    /// What whoever does them needs to know.
+    pub payload: Value,
+    /// Higher goes first among the user's own.
+    pub priority: Option<i64>,
+    /// What happens to occurrences that passed while nobody looked.
+    pub missed: Missed,
 }
 
 /// What users may ask for.
@@ -145,7 +165,6 @@ impl From<Error> for Problem {
             }
             Error::Kind { index } => Self::new(Code::UnknownKind).message(text).details(json!({ "index": index })),
             Error::Suspended => Self::new(Code::TenantSuspended),
-            Error::Queue(queue::Error::UnknownKind) => Self::new(Code::UnknownKind),
             Error::Queue(error) => error.into(),
         }
     }
@@ -172,12 +191,31 @@ impl Intake {
 
     /// Adds a user's wishes, all or none, in order. Durable when it returns.
     pub async fn add(&self, user: &UserId, wishes: Vec<Wish>, now: OffsetDateTime) -> Result<Vec<Added>, Error> {
-        let tenant = TenantId::personal(user);
-        if self.tenancy.resolve(tenant.as_str()).is_some_and(|found| found.suspended && found.id == tenant) {
-            return Err(Error::Suspended);
-        }
+        self.check_standing(&TenantId::personal(user))?;
         let jobs = jobs_of(user, wishes, &self.rules, now)?;
         Ok(self.queue.add(jobs, now).await?)
+    }
+
+    /// Makes a schedule of a user's. What is wished for follows the rules of jobs. Durable when it returns.
+    pub async fn add_schedule(
+        &self,
+        user: &UserId,
+        wish: Recurring,
+        now: OffsetDateTime,
+    ) -> Result<Arc<Schedule>, Error> {
+        self.check_standing(&TenantId::personal(user))?;
+        let Recurring { cron, kind, title, payload, priority, missed } = wish;
+        let work = Work::Any { kind, title, payload, dedupe: None };
+        let wish = Wish { work, priority, run_at: None, idempotency_key: None };
+        let job = job_of(user, wish, &self.rules, now, 0)?;
+        let NewJob { kind, tenant, user, title, payload, priority, urgency, .. } = job;
+        let new = NewSchedule { tenant, user, cron, kind, title, payload, priority, urgency, missed };
+        Ok(self.queue.add_schedule(new, now).await?)
+    }
+
+    fn check_standing(&self, tenant: &TenantId) -> Result<(), Error> {
+        let found = self.tenancy.resolve(tenant.as_str());
+        if found.is_some_and(|found| found.suspended && found.id == *tenant) { Err(Error::Suspended) } else { Ok(()) }
     }
 }
 

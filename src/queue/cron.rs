@@ -97,7 +97,7 @@ impl Pattern {
         now: OffsetDateTime,
         missed: Missed,
     ) -> (Vec<OffsetDateTime>, OffsetDateTime) {
-        if last > now + AHEAD {
+        if is_ahead(last, now) {
             return (Vec::new(), now);
         }
         let most = match missed {
@@ -117,6 +117,11 @@ impl Pattern {
         }
         (times, newest)
     }
+}
+
+/// Whether a schedule's last time was told by a clock that was wrong.
+pub(super) fn is_ahead(last: OffsetDateTime, now: OffsetDateTime) -> bool {
+    last > now + AHEAD
 }
 
 /// Patterns know whole seconds only.

@@ -59,6 +59,9 @@ pub enum Error {
     /// The queue as a whole is full.
     #[error("the queue is full; try again later")]
     Full,
+    /// A cron pattern that cannot be read, or never comes; the text says what one looks like.
+    #[error("{0}")]
+    Cron(&'static str),
     /// A field breaks a rule; the text says which.
     #[error("{0}")]
     Invalid(&'static str),
@@ -77,8 +80,13 @@ impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let text = error.to_string();
         match error {
-            Error::UnknownKind | Error::Invalid(_) | Error::TooLarge { .. } | Error::TooManyAtOnce { .. } => {
+            Error::UnknownKind => Self::new(Code::UnknownKind).message(text),
+            Error::Invalid(_) | Error::TooLarge { .. } | Error::TooManyAtOnce { .. } => {
                 Self::new(Code::InvalidBody).message(text)
+            }
+            Error::Cron(text) => {
+                let what = json!({ "code": "validation_invalid_cron", "message": text });
+                Self::new(Code::ValidationFailed).details(json!({ "cron": what }))
             }
             Error::NotFound => Self::new(Code::NotFound),
             Error::WrongState(state) => {

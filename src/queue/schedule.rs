@@ -5,6 +5,7 @@
 //! somebody crashes in between.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
 use std::sync::Arc;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
@@ -23,6 +24,7 @@ use super::NewJob;
 use super::Queue;
 use super::add::check_size;
 use super::cron::Pattern;
+use super::cron::is_ahead;
 use crate::failpoint;
 use crate::ids::TenantId;
 use crate::ids::UserId;
@@ -36,6 +38,8 @@ pub(super) const PREFIX: &str = "schedule.";
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a schedule whose job could not be added is left alone.
 const PAUSE: Duration = Duration::from_secs(30);
+/// Most schedules in all.
+const MOST: usize = 100_000;
 
 /// What happens to occurrences that passed while nobody looked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +73,8 @@ pub struct NewSchedule {
     pub payload: Value,
     /// The jobs' priority.
     pub priority: i8,
+    /// Higher goes first among the user's own.
+    pub urgency: i8,
     /// What happens to occurrences that passed while nobody looked.
     pub missed: Missed,
 }
@@ -95,6 +101,9 @@ pub struct Schedule {
     /// The jobs' priority.
     #[serde(default)]
     pub priority: i8,
+    /// Higher goes first among the user's own.
+    #[serde(default)]
+    pub urgency: i8,
     /// What happens to occurrences that passed while nobody looked.
     pub missed: Missed,
     /// When it was made.
@@ -117,14 +126,42 @@ struct Row {
     schedule: Arc<Schedule>,
     revision: Revision,
     pattern: Option<Pattern>,
+    /// When it is due next; none when it never is.
+    next: Option<OffsetDateTime>,
     /// Left alone until then.
     rests: Option<Instant>,
+}
+
+impl Row {
+    /// Whether it has to be looked at.
+    fn is_due(&self, now: OffsetDateTime) -> bool {
+        self.next.is_some_and(|next| next <= now) || is_ahead(self.schedule.last, now)
+    }
 }
 
 /// All schedules, fed by the watch and by own writes.
 #[derive(Debug, Default)]
 pub(super) struct Timetable {
     rows: HashMap<JobId, Row>,
+    /// How many of a tenant are being written.
+    coming: HashMap<TenantId, usize>,
+}
+
+/// A place for one schedule more, until it is written.
+struct Place<'a> {
+    queue: &'a Queue,
+    tenant: TenantId,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Slot::Occupied(mut coming) = self.queue.timetable().coming.entry(self.tenant.clone()) {
+            *coming.get_mut() -= 1;
+            if *coming.get() == 0 {
+                coming.remove();
+            }
+        }
+    }
 }
 
 fn key_of(schedule: &Schedule) -> String {
@@ -172,7 +209,8 @@ impl Timetable {
             Some(old) if old.schedule.cron == schedule.cron => old.pattern.clone(),
             _ => Pattern::parse(&schedule.cron),
         };
-        self.rows.insert(schedule.id, Row { schedule: Arc::new(schedule), revision, pattern, rests: None });
+        let next = pattern.as_ref().and_then(|pattern| pattern.next(schedule.last));
+        self.rows.insert(schedule.id, Row { schedule: Arc::new(schedule), revision, pattern, next, rests: None });
     }
 
     fn of_tenant(&self, tenant: &TenantId) -> Vec<Arc<Schedule>> {
@@ -193,15 +231,14 @@ impl Queue {
         if !self.knows(&new.kind) {
             return Err(Error::UnknownKind);
         }
-        let pattern = Pattern::parse(&new.cron).ok_or(Error::Invalid("a schedule is a cron pattern of five fields"))?;
+        let pattern = Pattern::parse(&new.cron).ok_or(Error::Cron(
+            "five fields in UTC: minute, hour, day of month, month, day of week, such as `30 7 * * MON-FRI`",
+        ))?;
         if pattern.next(now).is_none() {
-            return Err(Error::Invalid("this cron pattern never comes"));
+            return Err(Error::Cron("there is no such day: this pattern never comes"));
         }
         check_size("payload", &new.payload, self.inner.config.max_payload_bytes)?;
-        let most = self.inner.config.max_schedules_per_tenant;
-        if self.timetable().of_tenant(&new.tenant).len() >= most {
-            return Err(Error::TooManySchedules { most });
-        }
+        let _place = self.place(&new.tenant)?;
         let id = self.inner.names.lock().unwrap_or_else(PoisonError::into_inner).next(now);
         let schedule = Schedule {
             id,
@@ -212,6 +249,7 @@ impl Queue {
             title: new.title.chars().filter(|c| !c.is_control()).take(200).collect(),
             payload: new.payload,
             priority: new.priority,
+            urgency: new.urgency,
             missed: new.missed,
             created_at: now,
             last: now,
@@ -219,6 +257,31 @@ impl Queue {
         let revision = self.inner.store.create(&key_of(&schedule), encode(&schedule)?).await?;
         self.timetable().put(schedule.clone(), revision);
         Ok(Arc::new(schedule))
+    }
+
+    /// A place for one schedule more of a tenant, so that many at once are not more than there may be.
+    fn place(&self, tenant: &TenantId) -> Result<Place<'_>, Error> {
+        let most = self.inner.config.max_schedules_per_tenant;
+        let mut timetable = self.timetable();
+        let coming = timetable.coming.get(tenant).copied().unwrap_or_default();
+        if timetable.of_tenant(tenant).len() + coming >= most {
+            return Err(Error::TooManySchedules { most });
+        }
+        if timetable.rows.len() + timetable.coming.values().sum::<usize>() >= MOST {
+            return Err(Error::Full);
+        }
+        *timetable.coming.entry(tenant.clone()).or_default() += 1;
+        drop(timetable);
+        Ok(Place { queue: self, tenant: tenant.clone() })
+    }
+
+    /// Everybody's schedules, the oldest first, behind this one; so many at most.
+    pub fn all_schedules(&self, after: Option<&JobId>, limit: usize) -> Vec<Arc<Schedule>> {
+        let timetable = self.timetable();
+        let mut found: Vec<_> = timetable.rows.values().map(|row| &row.schedule).collect();
+        found.retain(|schedule| after.is_none_or(|after| schedule.id > *after));
+        found.sort_by_key(|schedule| schedule.id);
+        found.into_iter().take(limit).cloned().collect()
     }
 
     /// A tenant's schedules, the oldest first.
@@ -252,15 +315,23 @@ impl Queue {
                 () = self.inner.stopping.cancelled() => return,
             }
             let rows: Vec<Row> = {
-                let now = Instant::now();
+                let (now, wall) = (Instant::now(), self.now());
                 let timetable = self.timetable();
                 let awake = timetable.rows.values().filter(|row| row.rests.is_none_or(|until| until <= now));
-                awake.cloned().collect()
+                awake.filter(|row| row.is_due(wall)).cloned().collect()
             };
             for row in rows {
                 if let Err(error) = self.occur(&row).await {
                     let id = row.schedule.id;
-                    tracing::warn!(schedule.id = %id, %error, "add the job of a schedule; trying again in a while");
+                    match error {
+                        // Its owner's affair, or everybody's: the queue says so elsewhere.
+                        Error::TenantFull { .. } | Error::Full => {
+                            tracing::info!(schedule.id = %id, %error, "no room for the job of a schedule; trying again in a while");
+                        }
+                        error => {
+                            tracing::warn!(schedule.id = %id, %error, "add the job of a schedule; trying again in a while");
+                        }
+                    }
                     if let Some(row) = self.timetable().rows.get_mut(&id) {
                         row.rests = Some(Instant::now() + PAUSE);
                     }
@@ -284,7 +355,7 @@ impl Queue {
             title: schedule.title.clone(),
             payload: schedule.payload.clone(),
             priority: schedule.priority,
-            urgency: 0,
+            urgency: schedule.urgency,
             run_at: None,
             idempotency_key: Some(format!("schedule.{}.{}", schedule.id, at.unix_timestamp())),
             dedupe: None,

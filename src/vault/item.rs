@@ -189,6 +189,8 @@ pub struct Warning {
     pub key_id: KeyId,
     /// What it is for.
     pub service: String,
+    /// What its owner calls it.
+    pub label: String,
     /// When it ends.
     pub expires_at: OffsetDateTime,
 }

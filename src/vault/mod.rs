@@ -51,7 +51,6 @@ use serde_json::json;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio::sync::RwLock;
-use tokio::sync::broadcast;
 
 pub use crate::store::secrets::KeyId;
 pub use config::Config;
@@ -101,8 +100,6 @@ const LOCKS: usize = 64;
 const LIMITED: usize = 10_000;
 /// One use of a secret for one purpose in this time is written down.
 const USE_EVERY: Duration = Duration::from_mins(1);
-/// Warnings that a slow listener may be behind.
-const WARNINGS: usize = 256;
 /// The label of a secret whose owner gave none.
 pub const DEFAULT_LABEL: &str = "default";
 
@@ -174,8 +171,12 @@ pub async fn unlock(config: &Config, data: &Path, store: Arc<dyn Store>) -> Resu
     Ok(Unlocked { inner, keys, store })
 }
 
+/// Tells a secret's owner that its time ends soon or has ended. True: they were told, or never will be; otherwise it is
+/// tried again. It answers in bounded time.
+pub type Warn = Arc<dyn Fn(Warning) -> BoxFuture<'static, bool> + Send + Sync>;
+
 /// What a vault is made of.
-#[derive(Debug)]
+#[expect(missing_debug_implementations, reason = "it lives for one call and holds closures")]
 pub struct Parts {
     /// `[vault]`
     pub config: Config,
@@ -185,6 +186,8 @@ pub struct Parts {
     pub audit: Audit,
     /// Whom to ask about secrets.
     pub checks: Checks,
+    /// How owners are warned.
+    pub warn: Warn,
     /// Owns the tasks.
     pub shutdown: Shutdown,
 }
@@ -208,7 +211,7 @@ struct Inner {
     reveals: Mutex<Keyed<UserId>>,
     changes: Mutex<Keyed<UserId>>,
     uses: Mutex<Keyed<(KeyId, &'static str)>>,
-    warnings: broadcast::Sender<Warning>,
+    warn: Warn,
     /// Says that something may expire sooner than was known.
     look: Notify,
     rotation: rotate::Rotation,
@@ -225,7 +228,7 @@ impl fmt::Debug for Vault {
 impl Vault {
     /// Loads the secrets, starts the task that warns, and goes on with a rotation that was interrupted.
     pub async fn new(parts: Parts) -> Result<Self, Error> {
-        let Parts { config, unlocked, audit, checks, shutdown } = parts;
+        let Parts { config, unlocked, audit, checks, warn, shutdown } = parts;
         let Unlocked { inner: keyring::Unlocked { keyring, made, is_new }, keys, store } = unlocked;
         if is_new {
             let entry = Entry::new(Actor::System, action::MASTER_KEY_ADDED).subject(keyring.primary());
@@ -244,7 +247,7 @@ impl Vault {
             locks: std::iter::repeat_with(Default::default).take(LOCKS).collect(),
             audit,
             checks,
-            warnings: broadcast::Sender::new(WARNINGS),
+            warn,
             look: Notify::new(),
             rotation: rotate::Rotation::default(),
             made,
@@ -259,11 +262,6 @@ impl Vault {
     /// The file of the master key that this start made.
     pub fn made(&self) -> Option<&Path> {
         self.inner.made.as_deref()
-    }
-
-    /// Secrets whose time ends soon or has ended, from now on.
-    pub fn warnings(&self) -> broadcast::Receiver<Warning> {
-        self.inner.warnings.subscribe()
     }
 
     /// A secret for a worker: of the label, or without one the `default` one, or else the newest that is good.

@@ -36,7 +36,8 @@ pub(super) async fn run(vault: Vault, shutdown: Shutdown) {
 }
 
 impl Vault {
-    /// One pass. A warning is noted in the record after it was given: a crash between the two gives it twice.
+    /// One pass. A warning is noted in the record after it was given: a crash between the two gives it twice, and none is
+    /// lost.
     async fn look(&self, now: OffsetDateTime) -> Result<(), Error> {
         let soon = now + self.inner.config.warn_before;
         let ends = |secret: &SealedSecret| {
@@ -45,17 +46,21 @@ impl Vault {
         };
         for secret in self.inner.secrets.select(BATCH, ends) {
             let Some(expires_at) = secret.expires_at else { continue };
+            let warning = Warning {
+                tenant: secret.tenant.clone(),
+                key_id: secret.key_id.clone(),
+                service: secret.service.clone(),
+                label: secret.label.clone(),
+                expires_at,
+            };
+            if !(self.inner.warn)(warning).await {
+                tracing::debug!(tenant.id = %secret.tenant, key.id = %secret.key_id, "the owner could not be warned; the next pass tries again");
+                continue;
+            }
             let entry = Entry::new(Actor::System, action::SECRET_EXPIRING).tenant(&secret.tenant);
             let end = expires_at.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
             self.inner.audit.record(entry.subject(secret.key_id.as_str()).detail(json!({ "expires_at": end }))).await?;
             tracing::info!(tenant.id = %secret.tenant, key.id = %secret.key_id, service = secret.service, "a secret expires soon");
-            // Nobody listens: the audit log has it.
-            let _ = self.inner.warnings.send(Warning {
-                tenant: secret.tenant.clone(),
-                key_id: secret.key_id.clone(),
-                service: secret.service.clone(),
-                expires_at,
-            });
             let noted = self.inner.secrets.change(&secret.tenant, &secret.key_id, |current| {
                 Ok(current.map(|current| SealedSecret { warned_of: Some(expires_at), ..current.clone() }))
             });

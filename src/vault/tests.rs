@@ -3,9 +3,12 @@
 use std::num::NonZeroU32;
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 
 use serde_json::json;
 use tempfile::TempDir;
+use tokio::sync::mpsc;
 
 use super::*;
 use crate::audit::Logged;
@@ -18,6 +21,10 @@ struct World {
     audit: Audit,
     database: Arc<ControlDatabase>,
     shutdown: Shutdown,
+    /// Every attempt to warn, and whether it was taken.
+    warnings: mpsc::UnboundedReceiver<(Warning, bool)>,
+    /// How many attempts are not taken.
+    deaf: Arc<AtomicUsize>,
 }
 
 fn config() -> Config {
@@ -51,8 +58,17 @@ async fn open_with(dir: &Path, config: Config, checks: Checks) -> Result<World, 
     };
     let audit = Audit::open(store).await.unwrap();
     let shutdown = Shutdown::new();
-    let parts = Parts { config, unlocked, audit: audit.clone(), checks, shutdown: shutdown.clone() };
-    Ok(World { vault: Vault::new(parts).await.unwrap(), audit, database, shutdown })
+    let (told, warnings) = mpsc::unbounded_channel();
+    let deaf = Arc::new(AtomicUsize::new(0));
+    let refusals = Arc::clone(&deaf);
+    let warn: Warn = Arc::new(move |warning| {
+        let taken = refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_err();
+        // A world that is gone hears nothing.
+        let _ = told.send((warning, taken));
+        Box::pin(async move { taken })
+    });
+    let parts = Parts { config, unlocked, audit: audit.clone(), checks, warn, shutdown: shutdown.clone() };
+    Ok(World { vault: Vault::new(parts).await.unwrap(), audit, database, shutdown, warnings, deaf })
 }
 
 async fn open(dir: &Path, config: Config) -> Result<World, Locked> {
@@ -353,13 +369,22 @@ async fn what_is_sealed_elsewhere_opens_for_its_tenant_and_context_until_that_is
 
 #[tokio::test]
 async fn its_owner_is_warned_once_of_each_end() {
-    let (world, _dir) = world().await;
-    let mut warnings = world.vault.warnings();
+    let (mut world, _dir) = world().await;
+    world.deaf.store(1, Ordering::SeqCst);
     let end = now() + Duration::from_hours(1);
     let new_secret = NewSecret { expires_at: Some(end), ..new("fathom", "default", SECRET) };
     let id = world.vault.put(&caller("ada"), new_secret, now()).await.unwrap().item.key_id;
-    let expected = Warning { tenant: tenant("ada"), key_id: id.clone(), service: "fathom".to_owned(), expires_at: end };
-    assert_eq!(warnings.recv().await.unwrap(), expected);
+    let expected = Warning {
+        tenant: tenant("ada"),
+        key_id: id.clone(),
+        service: "fathom".to_owned(),
+        label: "default".to_owned(),
+        expires_at: end,
+    };
+    assert_eq!(world.warnings.recv().await.unwrap(), (expected.clone(), false), "nobody could be told");
+    assert_eq!(world.record("ada", &id).warned_of, None);
+    world.vault.inner.look.notify_one();
+    assert_eq!(world.warnings.recv().await.unwrap(), (expected, true));
     while world.record("ada", &id).warned_of.is_none() {
         tokio::task::yield_now().await;
     }
@@ -367,8 +392,12 @@ async fn its_owner_is_warned_once_of_each_end() {
     world.vault.change(&caller("ada"), &id, far, now()).await.unwrap();
     let near = Change { label: None, end: End::At(end) };
     world.vault.change(&caller("ada"), &id, near, now()).await.unwrap();
+    let warned = world.actions().await.iter().filter(|action| **action == action::SECRET_EXPIRING).count();
+    assert_eq!(warned, 1);
+    world.shutdown.begin();
+    world.shutdown.finished().await;
+    assert!(world.warnings.try_recv().is_err(), "the same end again");
     world.close().await;
-    assert!(warnings.try_recv().is_err(), "the same end again");
 }
 
 #[tokio::test]

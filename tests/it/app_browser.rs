@@ -16,6 +16,7 @@ use crate::support::fathom::KEY;
 use crate::support::fathom::Standin;
 use crate::support::http;
 use crate::support::root;
+use crate::support::variable;
 
 /// The sum of each recording, by its number: asked of the stand-in itself, past everything of ours.
 async fn recordings(standin: &Standin) -> BTreeMap<String, String> {
@@ -46,8 +47,12 @@ async fn media(http: &reqwest::Client, standin: &Standin, id: u64) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_person_with_a_browser_brings_meetings_to_where_they_should_be() {
-    let chromium = Path::new("/usr/bin/chromium");
-    assert!(chromium.exists(), "chromium is missing: apt-get install chromium");
+    // As scripts/check and the script itself look for it.
+    let chromium = variable("CHROMIUM").unwrap_or_else(|| "/usr/bin/chromium".to_owned());
+    assert!(
+        Path::new(&chromium).exists(),
+        "{chromium} is missing: install chromium (Debian: apt-get install chromium), or name it in CHROMIUM"
+    );
     let folder = root().join("tests/browser");
     assert!(
         folder.join("node_modules/playwright-core").is_dir(),
@@ -72,6 +77,7 @@ async fn a_person_with_a_browser_brings_meetings_to_where_they_should_be() {
         command("timeout")
             .args(["420", "node", "--test", "--test-reporter=spec", "app.test.mjs"])
             .current_dir(folder)
+            .env("CHROMIUM", chromium)
             .env("POCKETFLEET_PORT", port)
             .env("STANDIN", control)
             .env("FATHOM_KEY", KEY)

@@ -36,6 +36,7 @@ mod queue_api;
 mod raw_http;
 mod realtime;
 mod realtime_limits;
+mod schedules;
 mod sdk;
 mod sdk_accounts;
 mod sdk_tenants;

@@ -19,7 +19,6 @@ use pocketfleet::api::Addresses;
 use pocketfleet::api::AppState;
 use pocketfleet::api::Limits;
 use pocketfleet::api::control;
-use pocketfleet::api::later::UNDOCUMENTED;
 use pocketfleet::api::oauth2_redirect::Deliver;
 use pocketfleet::api::router::document;
 use pocketfleet::api::router::router;
@@ -199,22 +198,8 @@ async fn every_documented_operation_is_routed() {
     }
 }
 
-#[tokio::test]
-async fn what_is_routed_and_not_documented_is_listed_and_not_built_yet() {
-    let documented: HashSet<String> = operations().into_iter().map(|(_, path, _)| path).collect();
-    for path in UNDOCUMENTED {
-        assert!(!documented.contains(path), "{path} is documented");
-        let (answer, body) = ask("GET", &concrete(path), &[], "").await;
-        assert_eq!(
-            (answer.status().as_u16(), &body["error"]["code"]),
-            (501, &Value::from("NOT_IMPLEMENTED")),
-            "{path}"
-        );
-    }
-}
-
-/// `routes!` documents what it routes; axum's own `.route(` does not, so only the list of unbuilt routes and the
-/// control socket, which is not part of the API, may use it.
+/// `routes!` documents what it routes; axum's own `.route(` does not, so only the control socket, which is
+/// not part of the API, may use it.
 #[test]
 fn no_other_file_routes_past_the_document() {
     for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/api")).unwrap() {
@@ -229,10 +214,7 @@ fn no_other_file_routes_past_the_document() {
         let past = [".route(", ".route_service(", ".nest_service("].iter().any(|call| code.contains(call));
         assert!(
             !past
-                || matches!(
-                    &*name,
-                    "later.rs" | "control.rs" | "control_api_keys.rs" | "control_jobs.rs" | "control_templates.rs"
-                ),
+                || matches!(&*name, "control.rs" | "control_api_keys.rs" | "control_jobs.rs" | "control_templates.rs"),
             "{name} adds a route that is not documented"
         );
     }

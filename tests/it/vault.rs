@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::support::TestApp;
 use crate::support::User;
 use crate::support::eventually;
+use crate::support::socket::Socket;
 
 const VAULT: &str = "/api/v1/vault";
 const ABSENT: &str = "0b8f9c0e-6b7e-4d62-9a53-6a1f0f2f3c11";
@@ -94,6 +95,59 @@ async fn a_secret_is_stored_listed_changed_shown_and_deleted() {
     let root = app.admin("root").await;
     let page: Value = root.get("/api/v1/admin/audit?limit=2").await.json().await.unwrap();
     assert_eq!((&page["items"][0]["action"], &page["next"]), (&json!("admin.created"), &json!(9)), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_owns_a_secret_is_told_once_that_its_time_ends() {
+    let app = TestApp::start().await;
+    let (ada, bob) = (app.user("ada").await, app.user("bob").await);
+    let (mut hers, welcome) = Socket::hello(&app, &ada, "/ws", Value::Null).await;
+    let (mut his, _) = Socket::hello(&app, &bob, "/ws", Value::Null).await;
+    let in_hours = |hours| {
+        let end = time::OffsetDateTime::now_utc() + time::Duration::hours(hours);
+        end.replace_nanosecond(0).unwrap().format(&time::format_description::well_known::Rfc3339).unwrap()
+    };
+    let soon = in_hours(2);
+    let secret = json!({"service": "http", "secret": "planted-and-ending", "label": "old", "expires_at": soon});
+    let (status, item) = put(&ada, secret).await;
+    assert_eq!((status, &item["state"]), (201, &json!("expiring")), "{item}");
+    let told = hers.hear().await;
+    let data = json!({"key_id": item["key_id"], "service": "http", "label": "old", "expires_at": soon});
+    assert_eq!((&told["type"], &told["event"], &told["data"]), (&json!("Event"), &json!("SecretExpiring"), &data));
+    assert_eq!((&told["topic"], &told["entity"]), (&json!(format!("user:{}", ada.id)), &json!("secret")));
+    assert!(!told.to_string().contains("planted"));
+    // One that ends later is no news, and neither is the same end again.
+    let (status, _) = put(
+        &ada,
+        json!({"service": "s3", "secret": "planted-for-long", "expires_at": in_hours(2000),
+        "settings": {"access_key_id": "AKIA42"}}),
+    )
+    .await;
+    assert_eq!(status, 201);
+    let path = format!("{VAULT}/{}", item["key_id"].as_str().unwrap());
+    for end in [in_hours(2000), soon.clone(), in_hours(3)] {
+        let changed = ada.request(Method::PATCH, &path).json(&json!({"expires_at": end})).send().await.unwrap();
+        assert_eq!(changed.status(), 200);
+    }
+    // Another end is.
+    let again = hers.hear().await;
+    assert_ne!(again["data"]["expires_at"], json!(soon));
+    assert_eq!(again["prev"], told["offset"]);
+    his.is_silent().await;
+    // Whoever was away hears of both.
+    let resume = json!({"epoch": welcome["epoch"], "topics": {(format!("user:{}", ada.id)): 0}});
+    let (mut late, _) = Socket::hello(&app, &ada, "/ws", resume).await;
+    let mut heard = Vec::new();
+    while heard.len() < 2 {
+        let frame = late.hear().await;
+        if frame["type"] == "Event" {
+            heard.push(frame["offset"].clone());
+        }
+    }
+    assert_eq!(heard, [told["offset"].clone(), again["offset"].clone()]);
+    let page = ada.request(Method::GET, "/app/settings").header("cookie", format!("session_token={}", ada.token));
+    let page = page.send().await.unwrap().text().await.unwrap();
+    assert!(page.contains("expires soon"), "{page}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

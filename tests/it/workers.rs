@@ -108,6 +108,20 @@ async fn a_job_is_claimed_reported_and_completed_and_completing_twice_is_once() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_claim_of_a_kind_that_is_done_here_says_so() {
+    let app = TestApp::with(KINDS).await;
+    // Keys outlive the operator's list of kinds.
+    let stray = worker(&app, &["transcode", "deliver_meeting"]);
+    for body in [json!({}), json!({"kinds": ["deliver_meeting"]})] {
+        let (status, answer) = post(&stray, "/api/v1/worker/claim", body).await;
+        assert_eq!((status, &answer["error"]["code"]), (400, &json!("UNKNOWN_KIND")), "{answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains("queue.external_kinds"), "{answer}");
+    }
+    let (status, answer) = post(&stray, "/api/v1/worker/claim", json!({"kinds": ["transcode"]})).await;
+    assert_eq!(status, 200, "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_silent_worker_loses_its_job_and_what_it_says_later_is_refused() {
     let mut app = TestApp::with(&format!("{KINDS}{SHORT}")).await;
     app.expect_log("a running job was taken back");

@@ -85,6 +85,16 @@ pub(super) struct Key {
     pub(super) last_used_at: When,
 }
 
+impl Key {
+    /// Its state in words.
+    pub(super) fn standing(&self) -> &str {
+        match &*self.state {
+            "expiring" => "expires soon",
+            state => state,
+        }
+    }
+}
+
 /// The list of meetings, and how fresh it is.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Meetings {

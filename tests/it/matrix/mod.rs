@@ -41,6 +41,8 @@ pub(crate) enum Who {
     /// An API key of the owner's, which is good for jobs and for nothing else.
     ApiKey,
     Garbage,
+    /// Somebody whose own instance the operator has suspended. Only our own API is asked.
+    Suspended,
 }
 
 pub(crate) const EVERYBODY: [Who; 12] = [
@@ -61,7 +63,7 @@ pub(crate) const EVERYBODY: [Who; 12] = [
 impl Who {
     /// Whether the credential is that of an account.
     pub(crate) fn is_somebody(self) -> bool {
-        matches!(self, Self::Owner | Self::Other | Self::Member | Self::Guest | Self::Admin)
+        matches!(self, Self::Owner | Self::Other | Self::Member | Self::Guest | Self::Admin | Self::Suspended)
     }
 }
 
@@ -305,8 +307,8 @@ const IDS: [Id; 3] = [Id::Owners, Id::Others, Id::Absent];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_call_by_everybody_on_every_id_ends_as_the_model_says() {
-    let app = TestApp::with(KINDS).await;
-    let world = World::make(&app).await;
+    let mut app = TestApp::with(KINDS).await;
+    let world = World::make(&mut app).await;
     let (mut cases, mut wrong) = (0, Vec::new());
     let mut refusals: BTreeMap<(Who, Call, Id), Vec<(Place, Told)>> = BTreeMap::new();
     for (who, place, call, id) in all() {
@@ -339,7 +341,7 @@ async fn every_call_by_everybody_on_every_id_ends_as_the_model_says() {
         }
     }
     eprintln!("isolation matrix: {cases} calls to instances, {own_cases} to our own API");
-    assert!(cases > 2_500 && own_cases > 200, "{cases} + {own_cases}");
+    assert!(cases > 2_500 && own_cases > 1_700, "{cases} + {own_cases}");
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
@@ -353,8 +355,8 @@ fn all() -> impl Iterator<Item = (Who, Place, Call, Id)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_refused_wakes_nothing() {
-    let app = TestApp::with(KINDS).await;
-    let world = World::make(&app).await;
+    let mut app = TestApp::with(KINDS).await;
+    let world = World::make(&mut app).await;
     for tenant in [&world.owner, &world.workspace] {
         app.put_to_sleep(tenant);
     }

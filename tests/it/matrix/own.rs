@@ -1,16 +1,17 @@
-//! The part of the matrix that our own API answers: accounts, sessions, workspaces.
+//! The part of the matrix that our own API answers: accounts, sessions, workspaces, jobs, secrets, deliveries.
 
 use reqwest::Method;
 use serde_json::json;
 
 use crate::matrix::EVERYBODY;
 use crate::matrix::Who;
+use crate::matrix::people::SECRET;
 use crate::matrix::people::World;
 
 /// How many calls were made, and what was wrong with them.
 pub(crate) async fn check(world: &World) -> (usize, Vec<String>) {
     let (mut cases, mut wrong) = (0, Vec::new());
-    for who in EVERYBODY {
+    for who in EVERYBODY.into_iter().chain([Who::Suspended]) {
         for (method, path, body, wanted) in calls(world, who) {
             let (status, text) = world.send(who, method.clone(), &path, body).await;
             cases += 1;
@@ -18,6 +19,16 @@ pub(crate) async fn check(world: &World) -> (usize, Vec<String>) {
                 wrong.push(format!("{who:?} {method} {path}: {status}, not {wanted:?}: {text}"));
             }
         }
+    }
+    // Nobody else's calls did anything to what is the owner's.
+    let (status, text) = world.send(Who::Owner, Method::GET, "/api/v1/schedules", None).await;
+    if status != 200 || !text.contains(&world.schedule) {
+        wrong.push(format!("the owner's schedule after all this: {status}: {text}"));
+    }
+    let path = format!("/api/v1/vault/{}/reveal", world.secret);
+    let (status, text) = world.send(Who::Owner, Method::POST, &path, Some(json!({}))).await;
+    if status != 200 || !text.contains(SECRET) {
+        wrong.push(format!("the owner's secret after all this: {status}: {text}"));
     }
     (cases, wrong)
 }
@@ -74,6 +85,8 @@ fn calls(world: &World, who: Who) -> Vec<Case> {
         }
     }
     cases.extend(jobs(world, who));
+    cases.extend(secrets(world, who));
+    cases.extend(deliveries(world, who));
     cases
 }
 
@@ -101,6 +114,14 @@ fn jobs(world: &World, who: Who) -> Vec<Case> {
             add(Method::POST, format!("/api/v1/queue/{job}/share_url"), Some(url), 404);
         }
     }
+    for (schedule, is_own) in [(&*world.schedule, is_owner), (&*absent, false), ("not-an-id", false)] {
+        if !is_own {
+            add(Method::DELETE, format!("/api/v1/schedules/{schedule}"), None, 404);
+        }
+    }
+    add(Method::GET, "/api/v1/schedules".to_owned(), None, 200);
+    let never = json!({"cron": "0 0 30 2 *", "kind": "transcode"});
+    add(Method::POST, "/api/v1/schedules".to_owned(), Some(never), if who == Who::Suspended { 403 } else { 400 });
     for path in ["/api/v1/queue", "/api/queue", "/api/v1/jobs"] {
         add(Method::GET, path.to_owned(), None, 200);
         add(Method::POST, path.to_owned(), Some(json!({"items": []})), 400);
@@ -108,6 +129,62 @@ fn jobs(world: &World, who: Who) -> Vec<Case> {
     let wanted = if who == Who::ApiKey { 403 } else { 401 };
     for verb in ["claim", "heartbeat", "progress", "complete", "fail", "release"] {
         cases.push((Method::POST, format!("/api/v1/worker/{verb}"), Some(json!({})), vec![wanted]));
+    }
+    cases
+}
+
+/// The routes of the vault, at both addresses. A key of ours is good for none of them, and neither is an admin's role;
+/// whose instance is suspended keeps their secrets.
+fn secrets(world: &World, who: Who) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |method: Method, path: String, body: Option<serde_json::Value>, wanted: &[u16]| {
+        let wanted = if who.is_somebody() { wanted.to_vec() } else { vec![401] };
+        cases.push((method, path, body, wanted));
+    };
+    let absent = "0b8f9c0e-6b7e-4d62-9a53-6a1f0f2f3c11";
+    for base in ["/api/v1/vault", "/api/keys"] {
+        add(Method::GET, base.to_owned(), None, &[200]);
+        let own = json!({"service": "generic", "label": "matrix", "secret": "stored-by-the-matrix"});
+        add(Method::PUT, base.to_owned(), Some(own), &[200, 201]);
+        for (key, is_own) in [(&*world.secret, who == Who::Owner), (absent, false), ("not-an-id", false)] {
+            if !is_own {
+                add(Method::PATCH, format!("{base}/{key}"), Some(json!({"label": "mine"})), &[404]);
+                add(Method::DELETE, format!("{base}/{key}"), None, &[404]);
+            }
+            let shown: &[u16] = if is_own { &[200] } else { &[404] };
+            add(Method::POST, format!("{base}/{key}/reveal"), Some(json!({})), shown);
+        }
+    }
+    cases
+}
+
+/// The routes of destinations, artifacts and meetings, which live in the caller's own instance. Bytes are let out by a signed
+/// link alone: no credential opens one, not even the owner's.
+fn deliveries(world: &World, who: Who) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |method: Method, path: String, body: Option<serde_json::Value>, wanted: u16| {
+        let wanted = match who {
+            Who::Suspended => 403,
+            _ if who.is_somebody() => wanted,
+            _ => 401,
+        };
+        cases.push((method, path, body, vec![wanted]));
+    };
+    add(Method::GET, "/api/v1/destinations".to_owned(), None, 200);
+    for (id, is_own) in [(&*world.destination, who == Who::Owner), ("absentabsentabs", false)] {
+        let path = format!("/api/v1/destinations/{id}");
+        add(Method::GET, path.clone(), None, if is_own { 200 } else { 404 });
+        if !is_own {
+            add(Method::PATCH, path.clone(), Some(json!({"name": "Mine now"})), 404);
+            add(Method::POST, format!("{path}/check"), None, 404);
+            add(Method::DELETE, path, None, 404);
+        }
+    }
+    add(Method::GET, "/api/v1/meetings/4711/artifacts".to_owned(), None, 200);
+    add(Method::GET, "/api/v1/meetings/4711".to_owned(), None, 404);
+    for ticket in ["", "?token=", "?token=bm9ib2R5"] {
+        let path = format!("/api/v1/artifacts/absentabsentabs/download{ticket}");
+        cases.push((Method::GET, path, None, vec![404]));
     }
     cases
 }

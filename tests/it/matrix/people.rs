@@ -16,6 +16,9 @@ use crate::support::TestApp;
 use crate::support::User;
 use crate::tokens::key;
 
+/// What the owner keeps in the vault.
+pub(crate) const SECRET: &str = "kept-by-the-owner";
+
 pub(crate) struct World {
     base: String,
     http: reqwest::Client,
@@ -33,15 +36,21 @@ pub(crate) struct World {
     /// A job that waits, of the owner and of the other, and the owner's API key's id.
     pub(crate) jobs: (String, String),
     pub(crate) api_key: String,
+    /// A secret of the owner's in the vault, and a destination of theirs.
+    pub(crate) secret: String,
+    pub(crate) destination: String,
+    /// A schedule of the owner's.
+    pub(crate) schedule: String,
 }
 
 impl World {
-    pub(crate) async fn make(app: &TestApp) -> Self {
+    pub(crate) async fn make(app: &mut TestApp) -> Self {
         let owner = app.user("owner").await;
         let other = app.user("other").await;
         let member = app.user("member").await;
         let guest = app.user("guest").await;
         let admin = app.admin("admin").await;
+        let suspended = app.user("suspended").await;
         let owners_note = note(&owner, "", &owner.id).await;
         let others_note = note(&other, "", &other.id).await;
 
@@ -62,13 +71,20 @@ impl World {
         let sessions = (session(&owner).await, session(&other).await);
         let jobs = (job(&owner).await, job(&other).await);
         let (key, api_key) = api_keys::make(&owner, &["jobs"]).await;
+        let secret = made(&owner, Method::PUT, "/api/v1/vault", json!({"service": "http", "secret": SECRET})).await;
+        let destination = json!({"name": "Mine", "kind": "loom"});
+        let destination = made(&owner, Method::POST, "/api/v1/destinations", destination).await;
+        let schedule = json!({"cron": "0 0 1 1 *", "kind": "transcode"});
+        let schedule = made(&owner, Method::POST, "/api/v1/schedules", schedule).await;
         let people = [
             (Who::Owner, &owner),
             (Who::Other, &other),
             (Who::Member, &member),
             (Who::Guest, &guest),
             (Who::Admin, &admin),
+            (Who::Suspended, &suspended),
         ];
+        suspend(app, &suspended.id).await;
         Self {
             base: app.base.clone(),
             http: app.http.clone(),
@@ -88,6 +104,9 @@ impl World {
             sessions,
             jobs,
             api_key,
+            secret: secret["key_id"].as_str().unwrap().to_owned(),
+            schedule: schedule["id"].as_str().unwrap().to_owned(),
+            destination: destination["id"].as_str().unwrap().to_owned(),
         }
     }
 
@@ -159,6 +178,23 @@ async fn job(user: &User) -> String {
     let answer = user.post("/api/v1/jobs", json!({"kind": "transcode"})).await;
     assert_eq!(answer.status(), 201, "{}", answer.text().await.unwrap());
     answer.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned()
+}
+
+/// Refuses a tenant to everybody, in its record: there is no command for it.
+async fn suspend(app: &mut TestApp, tenant: &str) {
+    assert!(app.terminate().success());
+    let database = rusqlite::Connection::open(app.data().join("control.db")).unwrap();
+    let sql = "UPDATE records SET value = CAST(json_set(CAST(value AS TEXT), '$.suspended', json('true')) AS BLOB) WHERE key = ?1";
+    assert_eq!(database.execute(sql, [format!("tenant.{tenant}")]).unwrap(), 1);
+    drop(database);
+    app.launch().await;
+}
+
+/// What was made by a request.
+async fn made(user: &User, method: Method, path: &str, body: Value) -> Value {
+    let answer = user.request(method, path).json(&body).send().await.unwrap();
+    assert_eq!(answer.status(), 201, "{path}: {}", answer.text().await.unwrap());
+    answer.json().await.unwrap()
 }
 
 /// The id of a user's first session.

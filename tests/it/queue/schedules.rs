@@ -1,5 +1,6 @@
 //! Schedules: each occurrence once, whoever looks and whoever crashes.
 
+use futures_util::future::join_all;
 use pocketfleet::queue::Error;
 use pocketfleet::queue::Filter;
 use pocketfleet::queue::Missed;
@@ -16,6 +17,7 @@ fn hourly(missed: Missed) -> NewSchedule {
         title: "hourly".to_owned(),
         payload: json!({ "from": "schedule" }),
         priority: 0,
+        urgency: 0,
         missed,
     }
 }
@@ -90,7 +92,7 @@ async fn patterns_that_cannot_be_read_or_never_come_are_refused() {
     let queue = setup.open().await;
     for cron in ["", "every day", "* * * * * *", "0 0 31 2 *"] {
         let new = NewSchedule { cron: cron.to_owned(), ..hourly(Missed::Once) };
-        assert!(matches!(queue.add_schedule(new, now()).await, Err(Error::Invalid(_))), "{cron}");
+        assert!(matches!(queue.add_schedule(new, now()).await, Err(Error::Cron(_))), "{cron}");
     }
     let unknown = NewSchedule { kind: "unknown".to_owned(), ..hourly(Missed::Once) };
     assert!(matches!(queue.add_schedule(unknown, now()).await, Err(Error::UnknownKind)));
@@ -98,5 +100,11 @@ async fn patterns_that_cannot_be_read_or_never_come_are_refused() {
     assert!(matches!(queue.add_schedule(hourly(Missed::Once), now()).await, Err(Error::TooManySchedules { most: 1 })));
     assert!(matches!(queue.remove_schedule(&tenant(2), &schedule.id).await, Err(Error::NotFound)));
     queue.remove_schedule(&tenant(1), &schedule.id).await.unwrap();
-    queue.add_schedule(hourly(Missed::Once), now()).await.unwrap();
+    // Of many at once there are not more than there may be.
+    let many = join_all((0..8).map(|_| queue.add_schedule(hourly(Missed::Once), now()))).await;
+    assert_eq!(many.iter().filter(|added| added.is_ok()).count(), 1);
+    queue.add_schedule(NewSchedule { tenant: tenant(2), ..hourly(Missed::Once) }, now()).await.unwrap();
+    let all = queue.all_schedules(None, 10);
+    assert_eq!(all.iter().map(|schedule| schedule.tenant.clone()).collect::<Vec<_>>(), [tenant(1), tenant(2)]);
+    assert_eq!(queue.all_schedules(Some(&all[0].id), 10), all[1..]);
 }
