@@ -149,7 +149,8 @@ async fn list_artifacts(
                 (text(record, "id"), text(record, "location"), text(record, "destination"));
             let is_staged = location.strip_prefix(STAGED).is_some_and(|job| is_there(&state.services, &tenant, job));
             let is_here = is_staged || !text(record, "file").is_empty() || in_folder(&destination);
-            let link = (is_here || is_linked(&destination, &location)).then(|| state.services.links.sign(&tenant, &id, now));
+            let link =
+                (is_here || is_linked(&destination, &location)).then(|| state.services.links.sign(&tenant, &id, now));
             Artifact {
                 url: link.as_ref().map(|(token, _)| format!("/api/v1/artifacts/{id}/download?token={token}")),
                 expires_at: link.map(|(_, end)| end.replace_nanosecond(0).unwrap_or(end)),

@@ -58,7 +58,9 @@ impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         match error {
             Error::Instance(error) => error.into(),
-            Error::Unreachable(_) | Error::Interrupted | Error::Refused { .. } | Error::Unexpected => Problem::new(Code::BadGateway),
+            Error::Unreachable(_) | Error::Interrupted | Error::Refused { .. } | Error::Unexpected => {
+                Problem::new(Code::BadGateway)
+            }
         }
     }
 }
@@ -71,7 +73,8 @@ mod tests {
     fn a_batch_that_was_stopped_may_be_tried_again() {
         let stopped = br#"{"data":{},"message":"Batch transaction failed.","status":400}"#;
         assert!(refused(BATCH_PATH, 400, stopped).is_passing());
-        let wrong = br#"{"data":{"requests":{"0":{"code":"batch_request_failed"}}},"message":"Batch transaction failed."}"#;
+        let wrong =
+            br#"{"data":{"requests":{"0":{"code":"batch_request_failed"}}},"message":"Batch transaction failed."}"#;
         assert!(!refused(BATCH_PATH, 400, wrong).is_passing());
         let elsewhere = refused("/api/collections/x/records", 400, stopped);
         assert!(matches!(&elsewhere, Error::Refused { status: 400, message } if message.starts_with("Batch")));
