@@ -149,7 +149,7 @@ codes! {
     /// The user has not stored a key of Fathom's, or it is over.
     FathomKeyMissing = "FATHOM_KEY_MISSING", 409, Client, "store a key of Fathom first: PUT /api/v1/vault with service \"fathom\"";
     /// Fathom does not accept the user's key.
-    FathomKeyRefused = "FATHOM_KEY_REFUSED", 409, Client, "Fathom does not accept your key; store a valid one";
+    FathomKeyRefused = "FATHOM_KEY_REFUSED", 409, Client, "Fathom does not accept your key; store a valid one, or connect Fathom again";
     /// Fathom does not let the owner of the key do this.
     FathomRefused = "FATHOM_REFUSED", 409, Client, "Fathom does not let the owner of this key do that";
     /// The limits of the user's key at Fathom are reached.

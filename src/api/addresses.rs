@@ -17,6 +17,11 @@ impl Addresses {
         Self { public_url: public_url.trim_end_matches('/').into(), domain: domain.to_ascii_lowercase().into() }
     }
 
+    /// The address of one of our own paths.
+    pub fn at(&self, path: &str) -> String {
+        format!("{}{path}", self.public_url)
+    }
+
     /// The address of a tenant's own host, with the scheme and port that users see. `None`: tenants have no hosts.
     pub fn host(&self, tenant: &Tenant) -> Option<String> {
         if self.domain.is_empty() {

@@ -33,6 +33,7 @@ pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(publish_event))
         .routes(routes!(disconnect_sockets))
+        .routes(routes!(unsubscribe_sockets))
         .routes(routes!(list_connections))
         .routes(routes!(event_history))
 }
@@ -97,8 +98,18 @@ struct Disconnect {
 /// What was done.
 #[derive(Serialize, ToSchema)]
 struct Disconnected {
-    /// Sockets that are being closed.
+    /// How many sockets.
     connections: usize,
+}
+
+/// The user that sockets are named by; one way to name them is needed.
+fn whose(user: Option<&str>, connection: Option<u64>) -> Result<Option<UserId>, Problem> {
+    let bad = |message: &'static str| Problem::new(Code::InvalidRequest).message(message);
+    let user = user.map(UserId::parse).transpose().map_err(|_| bad("user_id is not an id"))?;
+    if user.is_none() && connection.is_none() {
+        return Err(bad("name a user_id or a connection_id"));
+    }
+    Ok(user)
 }
 
 /// Closes sockets within a second.
@@ -109,13 +120,39 @@ async fn disconnect_sockets(
     _admin: Admin,
     json::Json(body): json::Json<Disconnect>,
 ) -> Result<Json<Disconnected>, ApiError> {
-    let bad = |message: &'static str| Problem::new(Code::InvalidRequest).message(message);
-    let user = body.user_id.as_deref().map(UserId::parse).transpose().map_err(|_| bad("user_id is not an id"))?;
-    if user.is_none() && body.connection_id.is_none() {
-        return Err(bad("name a user_id or a connection_id").into());
-    }
+    let user = whose(body.user_id.as_deref(), body.connection_id)?;
     let code = if body.reconnect { CloseCode::Reconnect } else { CloseCode::Forced };
     Ok(Json(Disconnected { connections: events.disconnect(user.as_ref(), body.connection_id, code) }))
+}
+
+/// Which subscriptions to end.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Unsubscribe {
+    /// `system`, `user:{id}`, `queue:{user}` or `instance:{id}`.
+    #[schema(example = "system")]
+    topic: String,
+    /// Of all sockets of this user.
+    #[serde(default)]
+    user_id: Option<String>,
+    /// Of this socket.
+    #[serde(default)]
+    connection_id: Option<u64>,
+}
+
+/// Ends subscriptions to a topic within a second. A client that speaks `cp.v1` is told so with `Unsubscribed`; its right is
+/// what it was, so it may subscribe again. Streams and polls are not sockets.
+#[utoipa::path(post, path = "/admin/realtime/unsubscribe", tag = "events", security(("bearer" = [])),
+    request_body = Unsubscribe,
+    responses((status = 200, description = "How many sockets are looked at.", body = Disconnected)))]
+async fn unsubscribe_sockets(
+    State(events): State<Events>,
+    _admin: Admin,
+    json::Json(body): json::Json<Unsubscribe>,
+) -> Result<Json<Disconnected>, ApiError> {
+    let topic = topic(&body.topic)?;
+    let user = whose(body.user_id.as_deref(), body.connection_id)?;
+    Ok(Json(Disconnected { connections: events.unsubscribe(user.as_ref(), body.connection_id, &topic) }))
 }
 
 /// A socket or stream.

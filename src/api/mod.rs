@@ -27,6 +27,7 @@ pub mod destinations;
 pub mod error;
 pub mod events;
 pub mod extractors;
+pub mod fathom;
 pub mod fields;
 pub mod files;
 pub mod frame;

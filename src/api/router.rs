@@ -19,6 +19,7 @@ use crate::api::dashboard;
 use crate::api::destinations;
 use crate::api::error::ApiError;
 use crate::api::events;
+use crate::api::fathom;
 use crate::api::files;
 use crate::api::frame::frame;
 use crate::api::health;
@@ -63,7 +64,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .nest(AUTH, auth())
         .nest("/auth", alias(auth(), "alias", AUTH))
         .nest(V1, tenants::router().merge(members::router()).merge(invitations::router()))
-        .nest(V1, meetings())
+        .nest(V1, meetings().merge(fathom::router()))
         .nest("/api", alias(meetings(), "alias", V1))
         .nest(V1, audit::router())
         .nest(VAULT, vault::router())

@@ -6,6 +6,8 @@ pub const SECRET_STORED: &str = "secret.stored";
 pub const SECRET_REPLACED: &str = "secret.replaced";
 /// A secret's label or end of time was changed.
 pub const SECRET_CHANGED: &str = "secret.changed";
+/// A service exchanged what it had issued for a fresh secret.
+pub const SECRET_RENEWED: &str = "secret.renewed";
 /// A secret was deleted.
 pub const SECRET_DELETED: &str = "secret.deleted";
 /// A secret was shown to its owner.

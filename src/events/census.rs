@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU16;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::AtomicUsize;
@@ -14,12 +15,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
+use super::Topic;
 use super::config::Config;
 use crate::ids::UserId;
 use crate::limits::Keyed;
 
 /// Client addresses whose connecting is counted at once.
 const MAX_ADDRESSES: usize = 100_000;
+/// Topics of one connection that may wait to be taken away.
+const MAX_TAKEN: usize = 64;
 
 /// Why a socket is not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +48,9 @@ pub(super) struct Connection {
     pub(super) topics: AtomicUsize,
     /// The close code that an operator wants; 0 = none.
     kicked: AtomicU16,
+    /// Topics that an operator takes away, and whether there are any.
+    taken: Mutex<Vec<Topic>>,
+    has_taken: AtomicBool,
 }
 
 impl Connection {
@@ -54,6 +61,29 @@ impl Connection {
     /// Asks its worker to close it.
     pub(super) fn kick(&self, code: u16) {
         self.kicked.store(code, Ordering::Relaxed);
+    }
+
+    /// Asks its worker to end a subscription; false when too many wait for it.
+    pub(super) fn take_away(&self, topic: &Topic) -> bool {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if !taken.contains(topic) {
+            if taken.len() >= MAX_TAKEN {
+                return false;
+            }
+            taken.push(topic.clone());
+        }
+        self.has_taken.store(true, Ordering::Release);
+        true
+    }
+
+    /// The topics that were taken away since it was asked last.
+    pub(super) fn taken(&self) -> Vec<Topic> {
+        if !self.has_taken.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        self.has_taken.store(false, Ordering::Release);
+        std::mem::take(&mut *taken)
     }
 
     pub(super) fn kicked(&self) -> Option<u16> {
@@ -139,6 +169,8 @@ impl Census {
             user: Mutex::new(user.cloned()),
             topics: AtomicUsize::new(0),
             kicked: AtomicU16::new(0),
+            taken: Mutex::default(),
+            has_taken: AtomicBool::new(false),
         });
         counts.connections.insert(connection.id, Arc::clone(&connection));
         drop(counts);

@@ -69,6 +69,8 @@ pub struct Event {
     /// When it was published, Unix milliseconds.
     pub at_ms: i64,
     kind: Box<str>,
+    /// The kind of thing that it is about, and which one.
+    entity: Option<(Box<str>, Box<str>)>,
     /// `"offset":…,"prev":…,…,"data":…`: the fields, without braces.
     fields: Box<str>,
     /// The flat form of the seed documents, without braces.
@@ -110,9 +112,10 @@ impl Event {
         fields.insert("offset".to_owned(), offset.into());
         fields.insert("prev".to_owned(), prev.into());
         fields.insert("event".to_owned(), Value::from(&*message.kind));
-        if let Some((entity, id)) = message.entity {
-            fields.insert("entity".to_owned(), Value::from(entity));
-            fields.insert("entity_id".to_owned(), id.into());
+        let entity = message.entity.map(|(entity, id)| (Box::from(&*entity), id.into_boxed_str()));
+        if let Some((entity, id)) = &entity {
+            fields.insert("entity".to_owned(), Value::from(&**entity));
+            fields.insert("entity_id".to_owned(), Value::from(&**id));
         }
         if let Some(actor) = message.actor {
             fields.insert("actor".to_owned(), actor.into());
@@ -126,6 +129,7 @@ impl Event {
             prev,
             at_ms,
             kind: message.kind.into(),
+            entity,
             fields: text.strip_prefix('{').and_then(|text| text.strip_suffix('}')).unwrap_or_default().into(),
             flat: OnceLock::new(),
             enveloped: OnceLock::new(),
@@ -135,6 +139,11 @@ impl Event {
     /// What happened.
     pub fn kind(&self) -> &str {
         &self.kind
+    }
+
+    /// The kind of thing that it is about, and which one.
+    pub(super) fn entity(&self) -> Option<(&str, &str)> {
+        self.entity.as_ref().map(|(entity, id)| (&**entity, &**id))
     }
 
     /// Whether a client that speaks only what the seed documents name knows it.

@@ -25,6 +25,7 @@ use super::Position;
 use super::Topic;
 use super::close::CloseCode;
 use super::event::Event;
+use super::filter::Filter;
 use super::frame;
 use super::log::TopicLog;
 use super::log::now_ms;
@@ -83,6 +84,14 @@ struct Member {
     position: Cell<u64>,
     /// Whether the client asked for it; else it gets only what its documents name.
     is_asked: bool,
+    /// Which events the client wants; none: all.
+    filter: Option<Rc<Filter>>,
+}
+
+impl Member {
+    fn wants(&self, event: &Event) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter.fits(event))
+    }
 }
 
 struct Room {
@@ -247,6 +256,7 @@ impl Floor {
         log: &Arc<TopicLog>,
         since: Option<&Position>,
         how: How,
+        filter: Option<&Rc<Filter>>,
     ) -> Subscribed {
         let now = Instant::now();
         if !socket.topics.borrow().contains(&log.topic) {
@@ -261,22 +271,32 @@ impl Floor {
         room.members.retain(|member| !Rc::ptr_eq(&member.socket, socket));
         let (socket, position) = (Rc::clone(socket), Cell::new(head));
         let is_asked = how != How::Implicit;
-        room.members.push(Member { socket: Rc::clone(&socket), position, is_asked });
+        let member = Member { socket: Rc::clone(&socket), position, is_asked, filter: filter.cloned() };
+        let missed: Vec<_> = replay.events.iter().filter(|event| member.wants(event)).collect();
+        room.members.push(member);
         drop(rooms);
         let epoch = self.hub.log.epoch().to_string();
         if since.is_some() {
-            for event in &replay.events {
+            for event in &missed {
                 deliver(&socket, event, is_asked, now);
             }
             if how != How::Continued {
                 self.hub.metrics.socket_recovered(replay.recovered);
             }
             if socket.form.get() == Form::Enveloped && how != How::Continued {
-                let (topic, count) = (log.topic.to_string(), replay.events.len());
+                let (topic, count) = (log.topic.to_string(), missed.len());
                 socket.say(&ServerFrame::Recovered { topic, recovered: replay.recovered, count, offset: head }, now);
             }
         }
         Subscribed { topic: log.topic.to_string(), epoch, offset: head }
+    }
+
+    /// Gives a subscription another filter; whether there is one.
+    pub(super) fn refilter(&self, socket: &Rc<Socket>, topic: &Topic, filter: Option<&Rc<Filter>>) -> bool {
+        let mut rooms = self.rooms.borrow_mut();
+        let members = rooms.get_mut(topic).map(|room| room.members.iter_mut());
+        let member = members.and_then(|mut members| members.find(|member| Rc::ptr_eq(&member.socket, socket)));
+        member.map(|member| member.filter = filter.cloned()).is_some()
     }
 
     /// Ends a subscription; whether there was one.
@@ -353,6 +373,9 @@ impl Floor {
                     continue;
                 }
                 member.position.set(event.offset);
+                if !member.wants(event) {
+                    continue;
+                }
                 deliver(&member.socket, event, member.is_asked, now);
                 if !member.socket.dirty.replace(true) {
                     dirty.push_back(Rc::clone(&member.socket));
@@ -406,6 +429,11 @@ impl Floor {
                 return socket.close(CloseCode::Revoked, now);
             }
         }
+        for topic in socket.seat.connection.taken() {
+            if self.unsubscribe(socket, &topic) {
+                told_of_end(socket, &topic, Code::Forbidden, now);
+            }
+        }
         self.recheck(socket, now);
         match socket.pinged.get() {
             Some(since) if now.saturating_duration_since(since) >= config.pong => {
@@ -433,11 +461,7 @@ impl Floor {
         };
         for topic in lost {
             self.unsubscribe(socket, &topic);
-            if socket.form.get() == Form::Enveloped {
-                let (topic, code) = (topic.to_string(), Code::NotFound.as_str().to_owned());
-                socket.say(&ServerFrame::Unsubscribed { topic, code }, now);
-                socket.flush();
-            }
+            told_of_end(socket, &topic, Code::NotFound, now);
         }
     }
 
@@ -467,6 +491,15 @@ impl Floor {
             }
             tokio::time::sleep(DRAIN_STEP / 5).await;
         }
+    }
+}
+
+/// Tells a client that speaks `cp.v1` that a subscription is over.
+fn told_of_end(socket: &Socket, topic: &Topic, code: Code, now: Instant) {
+    if socket.form.get() == Form::Enveloped {
+        let (topic, code) = (topic.to_string(), code.as_str().to_owned());
+        socket.say(&ServerFrame::Unsubscribed { topic, code }, now);
+        socket.flush();
     }
 }
 

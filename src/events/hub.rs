@@ -34,6 +34,7 @@ use super::floor::Floor;
 use super::log::Log;
 use super::log::TopicLog;
 use super::rights;
+use super::seen::Seen;
 use super::socket::Form;
 use super::socket::Identity;
 use super::socket::Made;
@@ -53,6 +54,7 @@ const LISTENER: usize = 1_024;
 pub(super) struct Hub {
     pub(super) config: Config,
     pub(super) log: Arc<Log>,
+    pub(super) seen: Seen,
     pub(super) verifier: Verifier,
     pub(super) owns: Owns,
     pub(super) metrics: Arc<Metrics>,

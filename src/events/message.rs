@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::Filter;
 use super::Position;
 use crate::error::Code;
 use crate::error::ErrorKind;
@@ -48,7 +49,25 @@ pub enum ClientFrame {
         topics: Vec<String>,
         /// Get what came after this first.
         #[serde(default)]
-        since: Option<Since>,
+        since: Option<Wanted>,
+        /// Only events that fit.
+        #[serde(default)]
+        filter: Option<Filter>,
+    },
+    /// From now on other events of topics that one listens to.
+    SubscriptionChange {
+        /// Their names.
+        topics: Vec<String>,
+        /// Only events that fit; all without one.
+        #[serde(default)]
+        filter: Option<Filter>,
+    },
+    /// This far the user has read a topic, whatever they read with. A later `Subscribe` can ask for what came after.
+    UpdateLastSeen {
+        /// Its name.
+        topic: String,
+        /// The offset of an event of this epoch.
+        offset: u64,
     },
     /// Do not listen to them any more.
     Unsubscribe {
@@ -82,6 +101,24 @@ pub struct Since {
     pub epoch: String,
     /// The largest offset that the client has seen.
     pub offset: u64,
+}
+
+/// Where to go on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Wanted {
+    /// Behind this place.
+    Since(Since),
+    /// Behind what the user's `UpdateLastSeen` said last for each topic.
+    LastSeen(LastSeen),
+}
+
+/// Always `last_seen`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LastSeen {
+    /// The one value.
+    LastSeen,
 }
 
 impl From<Since> for Position {
@@ -379,8 +416,9 @@ impl Bad {
 }
 
 /// Frames of the chat documents.
-const LATER: [&str; 6] = ["CreateMessage", "UpdateLastSeen", "JoinRoom", "LeaveRoom", "StartTyping", "StopTyping"];
-const KNOWN: [&str; 6] = ["Hello", "Auth", "Subscribe", "Unsubscribe", "Ping", "Pong"];
+const LATER: [&str; 5] = ["CreateMessage", "JoinRoom", "LeaveRoom", "StartTyping", "StopTyping"];
+const KNOWN: [&str; 8] =
+    ["Hello", "Auth", "Subscribe", "SubscriptionChange", "UpdateLastSeen", "Unsubscribe", "Ping", "Pong"];
 
 /// Reads a client's text.
 pub(super) fn parse(text: &str) -> Parsed {
@@ -398,7 +436,10 @@ pub(super) fn parse(text: &str) -> Parsed {
     let Some(kind) = fields.get("type").and_then(Value::as_str).map(str::to_owned) else {
         return bad(id, Bad::Malformed);
     };
+    // Of a message in a room; ours says how far a topic was read.
+    let is_of_room = kind == "UpdateLastSeen" && fields.contains_key("message_id");
     let frame = serde_json::from_value(Value::Object(fields)).map_err(|_| match &*kind {
+        _ if is_of_room => Bad::Later,
         kind if KNOWN.contains(&kind) => Bad::Fields,
         kind if LATER.contains(&kind) => Bad::Later,
         _ => Bad::Unknown,
@@ -436,8 +477,14 @@ mod tests {
     fn frames_are_read_with_and_without_an_id() {
         let parsed = parse(r#"{"type":"Subscribe","id":7,"topics":["queue"],"since":{"epoch":"e","offset":9}}"#);
         assert_eq!(parsed.id, Some(json!(7)));
-        let since = Some(Since { epoch: "e".to_owned(), offset: 9 });
-        assert_eq!(parsed.frame, Ok(ClientFrame::Subscribe { topics: vec!["queue".to_owned()], since }));
+        let since = Some(Wanted::Since(Since { epoch: "e".to_owned(), offset: 9 }));
+        let topics = vec!["queue".to_owned()];
+        assert_eq!(parsed.frame, Ok(ClientFrame::Subscribe { topics: topics.clone(), since, filter: None }));
+        let parsed =
+            parse(r#"{"type":"Subscribe","topics":["queue"],"since":"last_seen","filter":{"event_types":["Queue"]}}"#);
+        let filter = Some(Filter { event_types: vec!["Queue".to_owned()], ..Filter::default() });
+        let since = Some(Wanted::LastSeen(LastSeen::LastSeen));
+        assert_eq!(parsed.frame, Ok(ClientFrame::Subscribe { topics, since, filter }));
         assert_eq!(parse(r#"{"type":"Ping"}"#), Parsed { id: None, frame: Ok(ClientFrame::Ping {}) });
     }
 
@@ -453,6 +500,9 @@ mod tests {
             (&deep, Bad::Malformed),
             (r#"{"type":"Nothing"}"#, Bad::Unknown),
             (r#"{"type":"JoinRoom","room_id":"x"}"#, Bad::Later),
+            (r#"{"type":"UpdateLastSeen","message_id":"x"}"#, Bad::Later),
+            (r#"{"type":"UpdateLastSeen","topic":"queue"}"#, Bad::Fields),
+            (r#"{"type":"Subscribe","topics":[],"since":"yesterday"}"#, Bad::Fields),
             (r#"{"type":"Ping","more":1}"#, Bad::Fields),
             (r#"{"type":"Subscribe","topics":"queue"}"#, Bad::Fields),
         ] {

@@ -46,6 +46,7 @@ mod census;
 pub mod close;
 mod config;
 mod event;
+mod filter;
 mod floor;
 mod frame;
 pub mod handshake;
@@ -54,6 +55,7 @@ mod log;
 pub mod message;
 mod rights;
 mod ring;
+mod seen;
 mod sinks;
 mod socket;
 mod talk;
@@ -65,6 +67,7 @@ pub use config::Config;
 pub use config::Invalid;
 pub use event::Event;
 pub use event::Message;
+pub use filter::Filter;
 pub use hub::Endpoint;
 pub use hub::Entry;
 pub use hub::Heard;
@@ -77,6 +80,7 @@ use census::Census;
 use close::CloseCode;
 use hub::Hub;
 use log::Log;
+use seen::Seen;
 use tickets::Tickets;
 
 /// How often old events are swept.
@@ -193,13 +197,14 @@ impl Events {
     /// Opens the log and starts its writer, on the caller's runtime. [`close`](Self::close) ends it.
     pub async fn open(parts: Parts) -> Result<Self, store::Error> {
         let Parts { config, store, verifier, owns, metrics, shutdown } = parts;
+        let seen = Seen::new(Arc::clone(&store));
         let (log, writer) = Log::open(store, &config).await?;
         let closing = CancellationToken::new();
         let writer = tokio::spawn(writer.run(closing.clone()));
         shutdown.spawn(sweep(Arc::clone(&log), shutdown.clone()));
         let (census, tickets) = (Census::new(&config), Tickets::new(config.ticket_ttl));
         let floors = Mutex::default();
-        let hub = Arc::new(Hub { config, log, verifier, owns, metrics, shutdown, census, tickets, floors });
+        let hub = Arc::new(Hub { config, log, seen, verifier, owns, metrics, shutdown, census, tickets, floors });
         let inner = Inner { hub, closing, writer: Mutex::new(Some(writer)) };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -290,6 +295,16 @@ impl Events {
                 || user.is_some_and(|user| connection.user().as_ref() == Some(user))
         });
         meant.map(|connection| connection.kick(code.number())).count()
+    }
+
+    /// Ends subscriptions of sockets to a topic, within a second: those of a user, or of one; how many sockets were asked to.
+    pub fn unsubscribe(&self, user: Option<&UserId>, id: Option<u64>, topic: &Topic) -> usize {
+        let all = self.inner.hub.census.everybody();
+        let meant = all.iter().filter(|connection| {
+            id.is_some_and(|id| connection.id == id)
+                || user.is_some_and(|user| connection.user().as_ref() == Some(user))
+        });
+        meant.filter(|connection| connection.take_away(topic)).count()
     }
 
     /// Logs what is queued and ends. Whoever publishes afterwards gets [`Error::Closed`].

@@ -13,6 +13,7 @@ use super::Position;
 use super::Topic;
 use super::close::CloseCode;
 use super::event::rfc3339;
+use super::filter::Filter;
 use super::floor::Floor;
 use super::floor::How;
 use super::frame;
@@ -26,12 +27,14 @@ use super::message::Parsed;
 use super::message::Resume;
 use super::message::ServerFrame;
 use super::message::Subscribed;
+use super::message::Wanted;
 use super::rights;
 use super::socket::Form;
 use super::socket::Identity;
 use super::socket::Socket;
 use crate::error::Code;
 use crate::ids::TenantId;
+use crate::ids::UserId;
 
 /// Frames that could not be understood before a client is closed.
 const MAX_ERRORS: u32 = 10;
@@ -78,7 +81,7 @@ async fn subscribe(
     }
     let log = floor.hub.log.topic(topic).await.ok()?;
     // The client may have gone while the topic was read from disk.
-    socket.is_open().then(|| floor.subscribe(socket, &log, since, how))
+    socket.is_open().then(|| floor.subscribe(socket, &log, since, how, None))
 }
 
 /// One message of a client.
@@ -166,7 +169,9 @@ async fn said(floor: &Rc<Floor>, socket: &Rc<Socket>, parsed: Parsed) {
             _ => socket
                 .say(&ServerFrame::error(id, Code::Unauthorized, Some("the token is not yours or not valid")), now),
         },
-        ClientFrame::Subscribe { topics, since } => listen(floor, socket, id, topics, since.map(Into::into)).await,
+        ClientFrame::Subscribe { topics, since, filter } => listen(floor, socket, id, topics, since, filter).await,
+        ClientFrame::SubscriptionChange { topics, filter } => refilter(floor, socket, id, &topics, filter),
+        ClientFrame::UpdateLastSeen { topic, offset } => seen(floor, socket, id, &topic, offset).await,
         ClientFrame::Unsubscribe { topics } => {
             let me = socket.identity.borrow().as_ref().map(|identity| identity.principal.user.clone());
             for topic in topics.iter().filter_map(|name| Topic::parse(name, me.as_ref()?)) {
@@ -266,7 +271,7 @@ async fn hello(
             || (Position { epoch: told.epoch, offset: told.offset }, How::Continued),
             |since| (since, How::Asked),
         );
-        floor.subscribe(socket, log, Some(&since), how);
+        floor.subscribe(socket, log, Some(&since), how, None);
     }
 }
 
@@ -290,7 +295,7 @@ fn welcome(floor: &Floor, socket: &Socket, id: Option<Value>, topics: Vec<Subscr
             max_topics: config.max_topics,
             frames_per_second: config.frames_per_second,
         },
-        features: vec!["resume".to_owned(), "reply".to_owned()],
+        features: ["resume", "reply", "filter", "last_seen"].map(str::to_owned).to_vec(),
         server_time: rfc3339(now_ms()),
         topics,
     })
@@ -301,9 +306,14 @@ async fn listen(
     socket: &Rc<Socket>,
     id: Option<Value>,
     names: Vec<String>,
-    since: Option<Position>,
+    since: Option<Wanted>,
+    filter: Option<Filter>,
 ) {
     let now = Instant::now();
+    let filter = match bounded(filter) {
+        Ok(filter) => filter,
+        Err(why) => return socket.say(&ServerFrame::error(id, Code::InvalidRequest, Some(why)), now),
+    };
     let me = socket.identity.borrow().as_ref().map(|identity| identity.principal.user.clone());
     let mut topics: Vec<Topic> = Vec::new();
     for name in &names {
@@ -333,6 +343,89 @@ async fn listen(
             Err(_) => return socket.say(&ServerFrame::error(id, Code::Internal, None), now),
         }
     }
-    let state = logs.iter().map(|log| floor.subscribe(socket, log, since.as_ref(), How::Asked)).collect();
+    let Ok(places) = places(floor, me.as_ref(), &topics, since).await else {
+        return socket.say(&ServerFrame::error(id, Code::Internal, None), now);
+    };
+    // The client may have gone while its places were read.
+    if !socket.is_open() {
+        return;
+    }
+    let each = logs.iter().zip(&places);
+    let state =
+        each.map(|(log, since)| floor.subscribe(socket, log, since.as_ref(), How::Asked, filter.as_ref())).collect();
     reply(socket, id, Some(state));
+}
+
+/// Where to go on with each topic.
+async fn places(
+    floor: &Rc<Floor>,
+    me: Option<&UserId>,
+    topics: &[Topic],
+    since: Option<Wanted>,
+) -> Result<Vec<Option<Position>>, super::Error> {
+    let mut places = Vec::new();
+    for topic in topics {
+        places.push(match (&since, me) {
+            (Some(Wanted::LastSeen(_)), Some(me)) => {
+                // From no epoch: whoever has seen nothing is told to read the state anew.
+                let nowhere = Position { epoch: String::new(), offset: 0 };
+                Some(floor.hub.seen.find(me, topic).await?.unwrap_or(nowhere))
+            }
+            (Some(Wanted::Since(since)), _) => Some(since.clone().into()),
+            _ => None,
+        });
+    }
+    Ok(places)
+}
+
+/// A filter that keeps to the bounds; none if every event fits it.
+fn bounded(filter: Option<Filter>) -> Result<Option<Rc<Filter>>, &'static str> {
+    match filter {
+        Some(filter) if !filter.is_valid() => Err("a filter has lists of at most 32 words of 1 to 64 bytes"),
+        Some(filter) if !filter.fits_all() => Ok(Some(Rc::new(filter))),
+        _ => Ok(None),
+    }
+}
+
+/// Gives subscriptions another filter: all of them, or none.
+fn refilter(floor: &Rc<Floor>, socket: &Rc<Socket>, id: Option<Value>, names: &[String], filter: Option<Filter>) {
+    let now = Instant::now();
+    let filter = match bounded(filter) {
+        Ok(filter) => filter,
+        Err(why) => return socket.say(&ServerFrame::error(id, Code::InvalidRequest, Some(why)), now),
+    };
+    let me = socket.identity.borrow().as_ref().map(|identity| identity.principal.user.clone());
+    let topics: Option<Vec<Topic>> = names.iter().map(|name| Topic::parse(name, me.as_ref()?)).collect();
+    let is_heard = |topic: &Topic| socket.topics.borrow().contains(topic);
+    let Some(topics) = topics.filter(|topics| topics.iter().all(is_heard)) else {
+        return socket.say(&ServerFrame::error(id, Code::NotFound, Some("you do not listen to this topic")), now);
+    };
+    for topic in &topics {
+        floor.refilter(socket, topic, filter.as_ref());
+    }
+    reply(socket, id, None);
+}
+
+/// Notes how far a user has read.
+async fn seen(floor: &Rc<Floor>, socket: &Rc<Socket>, id: Option<Value>, name: &str, offset: u64) {
+    let refuse = |id, code, why| socket.say(&ServerFrame::error(id, code, Some(why)), Instant::now());
+    let known = {
+        let identity = socket.identity.borrow();
+        let identity = identity.as_ref();
+        let topic = identity.and_then(|identity| Topic::parse(name, &identity.principal.user));
+        let topic = topic.filter(|topic| identity.is_some_and(|me| rights::may_listen(&floor.hub, me, topic)));
+        topic.zip(identity.map(|identity| identity.principal.user.clone()))
+    };
+    let Some((topic, me)) = known else { return refuse(id, Code::NotFound, "there is no such topic") };
+    if offset > floor.hub.log.newest() {
+        return refuse(id, Code::InvalidRequest, "there is no event with this offset yet");
+    }
+    let position = Position { epoch: floor.hub.log.epoch().to_string(), offset };
+    match floor.hub.seen.note(&me, &topic, &position).await {
+        Ok(()) => reply(socket, id, None),
+        Err(error) => {
+            tracing::debug!(%error, "note how far a user has read");
+            refuse(id, Code::Internal, "this could not be noted; try again");
+        }
+    }
 }

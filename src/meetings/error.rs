@@ -39,6 +39,9 @@ pub enum Error {
     /// Too many calls wait to be taken in.
     #[error("too many webhook calls wait to be taken in")]
     InboxFull,
+    /// Nobody can sign in at Fathom through us.
+    #[error("sign-in at Fathom is not configured; store a key, or ask the operator to set [fathom.oauth]")]
+    NoApp,
     /// No key, or one that cannot be used.
     #[error(transparent)]
     Vault(#[from] vault::Error),
@@ -63,6 +66,7 @@ impl Error {
             | Self::NotFound
             | Self::NoDelivery
             | Self::NoPublicUrl
+            | Self::NoApp
             | Self::Forged
             | Self::NotAMeeting
             | Self::Vault(_) => false,
@@ -87,7 +91,7 @@ impl From<Error> for Problem {
             Error::Cursor => Problem::new(Code::InvalidRequest).message(said),
             Error::NotFound | Error::Forged => Problem::new(Code::NotFound),
             Error::NoPublicUrl => Problem::new(Code::WebhooksNotConfigured),
-            Error::NoCollections | Error::NoDelivery => Problem::new(Code::NotImplemented).message(said),
+            Error::NoCollections | Error::NoDelivery | Error::NoApp => Problem::new(Code::NotImplemented).message(said),
             Error::Busy => Problem::new(Code::Conflict).message(said),
             Error::NotAMeeting => Problem::new(Code::InvalidBody).message(said),
             Error::InboxFull => Problem::new(Code::Overloaded).retry_after(Duration::from_mins(1)),

@@ -185,7 +185,7 @@ impl Meetings {
     }
 
     /// On the runtime where connections to Fathom live.
-    async fn to_its_end<T: Send + 'static>(
+    pub(super) async fn to_its_end<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {

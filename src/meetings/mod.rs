@@ -13,6 +13,7 @@
 //! Deliberately absent: delivering meetings (`jobs`), the wire types of Fathom (`integrations`), HTTP (`api`).
 
 mod config;
+mod connect;
 mod dates;
 mod error;
 mod hooks;
@@ -49,6 +50,7 @@ use crate::vault::Vault;
 
 pub use config::Config;
 pub use config::ConfigError;
+pub use connect::OPEN_FOR;
 pub use error::Error;
 pub use hooks::HookSettings;
 pub use hooks::HookState;
@@ -129,6 +131,8 @@ struct Inner {
     limits: inbox::Limits,
     /// Tenants whose hook is being changed.
     changing: Mutex<HashSet<TenantId>>,
+    /// Sign-ins at Fathom that were begun.
+    open: Mutex<connect::Open>,
     /// Meetings whose missing contents were asked for lately.
     asked: Mutex<Keyed<(TenantId, u64)>>,
     /// The runtime of background work: connections to Fathom live there.
@@ -149,6 +153,7 @@ impl Meetings {
             flights: sync::Flights::new(parts.config.max_concurrent),
             limits: inbox::Limits::new(&parts.config),
             changing: Mutex::default(),
+            open: Mutex::default(),
             asked: Mutex::new(Keyed::new(1, period, MAX_ASKED)),
             runtime: Handle::current(),
             parts,
@@ -162,11 +167,9 @@ impl Meetings {
 
     /// Calls in the name of a user, and which version of which key is used for them.
     async fn session(&self, tenant: &TenantId, purpose: &'static str) -> Result<(fathom::Session, String), Error> {
-        let (parts, now) = (&self.inner.parts, OffsetDateTime::now_utc());
         // Before it is opened: a key that is exchanged meanwhile is then another one, and is tried anew.
-        let version = self.key_version(tenant, now).unwrap_or_default();
-        let opened = parts.vault.open(tenant, SERVICE, None, purpose, now).await?;
-        Ok((parts.fathom.as_user(fathom::Auth::ApiKey(opened.secret)), version))
+        let version = self.key_version(tenant, OffsetDateTime::now_utc()).unwrap_or_default();
+        Ok((self.calls(tenant, purpose).await?, version))
     }
 
     /// Which version of which key would be used; none if there is none that can be. No I/O.
@@ -174,7 +177,11 @@ impl Meetings {
         let keys = self.inner.parts.vault.list(tenant, now).into_iter();
         let usable = keys.filter(|key| key.service == SERVICE && key.state != vault::State::Expired);
         let best = usable.max_by_key(|key| (key.label == vault::DEFAULT_LABEL, key.updated_at))?;
-        Some(format!("{}.{}", best.key_id, best.updated_at.unix_timestamp_nanos()))
+        // Tokens are exchanged again and again, and stay the same sign-in.
+        Some(match vault::grant_of(&best.settings) {
+            Some(grant) => format!("{}.{grant}", best.key_id),
+            None => format!("{}.{}", best.key_id, best.updated_at.unix_timestamp_nanos()),
+        })
     }
 }
 

@@ -19,6 +19,7 @@
 mod config;
 mod envelope;
 mod error;
+mod grant;
 mod item;
 mod kek;
 mod keyring;
@@ -57,6 +58,7 @@ pub use config::Config;
 pub use config::Hidden;
 pub use error::Error;
 pub use error::Invalid;
+pub use grant::grant_of;
 pub use item::Caller;
 pub use item::Change;
 pub use item::End;

@@ -62,6 +62,20 @@ impl Vault {
         if new.verify {
             self.ask(&described, &new.secret).await?;
         }
+        let hint = services::hint(new.secret.expose());
+        self.store(caller, described, &new.secret, hint, new.expires_at, now).await
+    }
+
+    /// Stores what was checked.
+    pub(super) async fn store(
+        &self,
+        caller: &Caller,
+        described: Described,
+        secret: &Secret,
+        hint: Option<String>,
+        expires_at: Option<OffsetDateTime>,
+        now: OffsetDateTime,
+    ) -> Result<Stored, Error> {
         let _alone = self.alone(&caller.tenant).await;
         let record = self.tenant_key(&caller.tenant, now).await?;
         // Before anything is written down: a tenant whose records were tampered with takes nothing new.
@@ -86,15 +100,15 @@ impl Vault {
             dek: record.dek.clone(),
             sealed: None,
             settings: described.settings,
-            hint: services::hint(new.secret.expose()),
+            hint,
             created_at: current.map_or(now, |current| current.created_at),
             updated_at: now,
-            expires_at: new.expires_at,
+            expires_at,
             last_used_at: current.and_then(|current| current.last_used_at),
             warned_of: None,
             deleted_at: None,
         };
-        self.seal_into(&mut fresh, &new.secret)?;
+        self.seal_into(&mut fresh, secret)?;
         let action = if current.is_some() { action::SECRET_REPLACED } else { action::SECRET_STORED };
         let entry = caller.entry(action).subject(key_id.as_str());
         let detail = json!({ "service": fresh.service, "version": version });
@@ -234,17 +248,17 @@ impl Vault {
         found
     }
 
-    fn find_live(&self, tenant: &TenantId, id: &KeyId) -> Option<Arc<SealedSecret>> {
+    pub(super) fn find_live(&self, tenant: &TenantId, id: &KeyId) -> Option<Arc<SealedSecret>> {
         self.inner.secrets.find(tenant, id).filter(|secret| secret.deleted_at.is_none())
     }
 
-    fn admit_change(&self, caller: &Caller) -> Result<(), Error> {
+    pub(super) fn admit_change(&self, caller: &Caller) -> Result<(), Error> {
         let taken = lock(&self.inner.changes).check(&caller.user, Instant::now());
         taken.map_err(|wait| Error::TooMany { wait })
     }
 
     /// One more than the record and the head say: an interrupted change leaves the one ahead of the other.
-    fn next_version(&self, current: &SealedSecret) -> Result<u32, Error> {
+    pub(super) fn next_version(&self, current: &SealedSecret) -> Result<u32, Error> {
         let record = self.inner.keys.find(&current.tenant).ok_or(Error::Unreadable)?;
         let head = record.heads.get(&current.key_id).copied().unwrap_or_default();
         Ok(head.max(current.version).saturating_add(1))
@@ -260,7 +274,7 @@ impl Vault {
 
     /// Writes a sealed record and its head. Of a new one the head comes first, so that a record that is put back after
     /// its deletion finds none; of others the record, so that an interruption leaves one that opens.
-    async fn write(&self, fresh: &SealedSecret, is_new: bool) -> Result<(), Error> {
+    pub(super) async fn write(&self, fresh: &SealedSecret, is_new: bool) -> Result<(), Error> {
         let (id, version) = (&fresh.key_id, fresh.version);
         let has_record: BTreeSet<KeyId> =
             self.inner.secrets.of_tenant(&fresh.tenant).iter().map(|secret| secret.key_id.clone()).collect();

@@ -401,6 +401,38 @@ async fn its_owner_is_warned_once_of_each_end() {
 }
 
 #[tokio::test]
+async fn what_a_service_issued_is_renewed_in_its_place_and_never_over_what_came_after_it() {
+    let (world, _dir) = world().await;
+    let (ada, secret) = (caller("ada"), |text: &str| Secret::new(text.to_owned()));
+    let issued = world.vault.put_grant(&ada, "fathom", &secret("sk-planted-issued-1"), now()).await.unwrap().item;
+    let grant = grant_of(&issued.settings).unwrap().to_owned();
+    assert_eq!(
+        (issued.label.as_str(), &issued.hint, world.vault.grants(&ada.tenant, "fathom", now()).len()),
+        (DEFAULT_LABEL, &None, 1)
+    );
+    let id = issued.key_id.clone();
+    world.vault.renew(&ada.tenant, &id, &grant, &secret("sk-planted-issued-2")).await.unwrap();
+    assert_eq!(world.reads("ada", &id).await.unwrap(), "sk-planted-issued-2");
+    assert_eq!(world.vault.find(&ada.tenant, &id, now()).unwrap().updated_at, issued.updated_at);
+    // A second sign-in, a pasted key, and nothing: what belongs to the first one is stored no more.
+    let again = world.vault.put_grant(&ada, "fathom", &secret("sk-planted-issued-3"), now()).await.unwrap().item;
+    assert_eq!(again.key_id, id);
+    let renewed = async || world.vault.renew(&ada.tenant, &id, &grant, &secret("sk-planted-late")).await;
+    assert!(matches!(renewed().await, Err(Error::Revoked)));
+    assert_eq!(world.put("ada", "fathom", "default", SECRET).await, id);
+    assert!(matches!(renewed().await, Err(Error::Revoked)));
+    assert_eq!(world.reads("ada", &id).await.unwrap(), SECRET);
+    world.vault.remove(&ada, &id, now()).await.unwrap();
+    assert!(matches!(renewed().await, Err(Error::Revoked)));
+    let settings = json!({ "type": "oauth", "grant": grant });
+    let passed = NewSecret { settings, ..new("fathom", "default", SECRET) };
+    assert!(matches!(world.vault.put(&ada, passed, now()).await, Err(Error::Invalid(_))), "nobody names a grant");
+    let renewals = world.actions().await.iter().filter(|action| **action == action::SECRET_RENEWED).count();
+    assert_eq!(renewals, 1);
+    world.close().await;
+}
+
+#[tokio::test]
 async fn a_fresh_master_key_takes_the_place_of_the_old_one_in_its_file() {
     let dir = tempfile::tempdir().unwrap();
     let world = open(dir.path(), config()).await.unwrap();

@@ -194,7 +194,14 @@ fn signed_in(fathom: &Fathom, answer: &Value, saved: &Saved) -> Session {
             Ok(())
         })
     });
-    fathom.as_user(Auth::OAuth(OAuth { user: "user-1".to_owned(), tokens, save })).patience(Patience::JOB)
+    fathom
+        .as_user(Auth::OAuth(OAuth { user: "user-1".to_owned(), tokens, save, load: nothing() }))
+        .patience(Patience::JOB)
+}
+
+/// Nothing but what was said is stored.
+fn nothing() -> pocketfleet::integrations::fathom::Load {
+    Arc::new(|| Box::pin(async { None }))
 }
 
 async fn tokens(standin: &Standin) -> Value {
@@ -245,6 +252,35 @@ async fn tokens_about_to_end_are_refreshed_before_the_call_and_refused_ones_once
 }
 
 #[tokio::test]
+async fn whoever_read_tokens_before_others_exchanged_them_takes_those_that_are_stored() {
+    let standin = Standin::start().await;
+    let fathom = client(&standin);
+    let (used_up, answer) = (tokens(&standin).await, tokens(&standin).await);
+    let of = |answer: &Value, expires_at| Tokens {
+        access: Secret::new(answer["access_token"].as_str().unwrap().to_owned()),
+        refresh: Secret::new(answer["refresh_token"].as_str().unwrap().to_owned()),
+        expires_at,
+    };
+    standin.control(Method::POST, "/oauth/void", Some(json!({ "access": true, "refresh": true }))).await;
+    let fresh = tokens(&standin).await;
+    // What is stored by now is good, or was used for nothing yet: either way nobody has to sign in again.
+    for (user, stored_ends, exchanges) in [("a", None, 1), ("b", Some(OffsetDateTime::UNIX_EPOCH), 2)] {
+        let before = standin.calls("POST /oauth2/token").await;
+        let stored = fresh.clone();
+        let load: pocketfleet::integrations::fathom::Load = Arc::new(move || {
+            let stored = of(&stored, stored_ends);
+            Box::pin(async move { Some(stored) })
+        });
+        let save: pocketfleet::integrations::fathom::Save = Arc::new(|_| Box::pin(async { Ok(()) }));
+        let old = if user == "a" { &used_up } else { &answer };
+        let tokens = of(old, Some(OffsetDateTime::UNIX_EPOCH));
+        let session = fathom.as_user(Auth::OAuth(OAuth { user: user.to_owned(), tokens, save, load }));
+        session.check().await.unwrap();
+        assert_eq!(standin.calls("POST /oauth2/token").await - before, exchanges, "{user}");
+    }
+}
+
+#[tokio::test]
 async fn tokens_that_cannot_be_kept_are_not_used_but_not_lost() {
     let standin = Standin::start().await;
     let fathom = client(&standin);
@@ -263,6 +299,7 @@ async fn tokens_that_cannot_be_kept_are_not_used_but_not_lost() {
                 let fails = told.load(std::sync::atomic::Ordering::Relaxed);
                 Box::pin(async move { if fails { Err("the disk is full".to_owned()) } else { Ok(()) } })
             }),
+            load: nothing(),
         }))
         .patience(Patience::NONE);
     assert!(matches!(session.check().await, Err(Error::NotSaved(_))));
@@ -286,7 +323,7 @@ async fn a_user_signs_in_at_fathom_and_content_is_asked_for_one_by_one() {
     let again = fathom.exchange(&pairs["code"], "https://us.example/back").await;
     assert!(matches!(again, Err(Error::Unauthorized)), "a code is good once");
     let save: pocketfleet::integrations::fathom::Save = Arc::new(|_| Box::pin(async { Ok(()) }));
-    let session = fathom.as_user(Auth::OAuth(OAuth { user: "user-1".to_owned(), tokens, save }));
+    let session = fathom.as_user(Auth::OAuth(OAuth { user: "user-1".to_owned(), tokens, save, load: nothing() }));
     assert!(!session.may_include_content());
     let query = MeetingsQuery { include_transcript: true, include_summary: true, ..MeetingsQuery::default() };
     let page = session.meetings(&query).await.unwrap();

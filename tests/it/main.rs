@@ -14,6 +14,7 @@ mod dashboard;
 mod delivery;
 mod events;
 mod fathom;
+mod fathom_connect;
 mod fathom_limits;
 mod fathom_standin;
 mod faults;

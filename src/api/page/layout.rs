@@ -39,6 +39,9 @@ impl Frame {
     }
 }
 
+/// Words that say what was not done.
+const FAILURES: [&str; 3] = ["fathom-declined", "fathom-stray", "fathom-failed"];
+
 /// One sentence on top of a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Notice {
@@ -72,10 +75,15 @@ impl Notice {
             "destination-default" => "That is the default destination now.",
             "destination-deleted" => "The destination is deleted.",
             "destination-works" => "The destination answered: it can be used.",
+            "fathom-connected" => "Fathom is connected. Your meetings are being fetched.",
+            "fathom-disconnected" => "Fathom is disconnected.",
+            "fathom-declined" => "Fathom is not connected: it was not agreed to there.",
+            "fathom-stray" => "This sign-in at Fathom is over, or was begun elsewhere. Connect again.",
+            "fathom-failed" => "Fathom is not connected: it did not answer as it should. Connect again.",
             "signed-out" => "You are signed out.",
             _ => return None,
         };
-        Some(Self { is_error: false, text: text.to_owned() })
+        Some(Self { is_error: word.is_some_and(|word| FAILURES.contains(&word)), text: text.to_owned() })
     }
 }
 

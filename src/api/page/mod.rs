@@ -73,6 +73,8 @@ pub(super) fn router(api: Router, verifier: Verifier) -> Router {
         .route("/app/queue/{id}/share-link", post(queue::share_link))
         .route("/app/settings", get(settings::settings))
         .route("/app/keys", post(settings::put_key))
+        .route("/app/fathom/connect", post(settings::connect_fathom))
+        .route("/app/fathom/disconnect", post(settings::disconnect_fathom))
         .route("/app/keys/{id}/delete", post(settings::delete_key))
         .route("/app/destinations", post(settings::add_destination))
         .route("/app/destinations/{id}/default", post(settings::make_default))

@@ -23,6 +23,7 @@ use crate::api::page::layout::Frame;
 use crate::api::page::layout::Notice;
 use crate::api::page::layout::sentence;
 use crate::api::page::session::Visitor;
+use crate::api::page::views::Connection;
 use crate::api::page::views::Destination;
 use crate::api::page::views::Items;
 use crate::api::page::views::Key;
@@ -37,6 +38,9 @@ pub(super) struct SettingsPage {
     pub(super) frame: Frame,
     pub(super) keys: Vec<Key>,
     pub(super) keys_failed: Option<String>,
+    pub(super) fathom: Connection,
+    /// Where to go on with a sign-in at Fathom that was just begun.
+    pub(super) go_on: Option<String>,
     pub(super) destinations: Vec<Destination>,
     pub(super) destinations_failed: Option<String>,
 }
@@ -49,14 +53,16 @@ impl SettingsPage {
 
 /// The page.
 pub(super) async fn settings(visitor: Visitor, Query(params): Params) -> Response {
-    shown(&visitor, StatusCode::OK, Notice::said(params.get("said").map(String::as_str))).await
+    shown(&visitor, StatusCode::OK, Notice::said(params.get("said").map(String::as_str)), None).await
 }
 
-async fn shown(visitor: &Visitor, status: StatusCode, notice: Option<Notice>) -> Response {
-    let (keys, destinations) = tokio::join!(
+async fn shown(visitor: &Visitor, status: StatusCode, notice: Option<Notice>, go_on: Option<String>) -> Response {
+    let (keys, destinations, fathom) = tokio::join!(
         visitor.api.read::<Items<Key>>("/api/v1/vault"),
         visitor.api.read::<Items<Destination>>("/api/v1/destinations"),
+        visitor.api.read::<Connection>("/api/v1/services/fathom"),
     );
+    let fathom = fathom.unwrap_or_default();
     let (keys, keys_failed) = match keys {
         Ok(found) => (found.items, None),
         Err(problem) if problem.code == Code::Unauthorized => return layout::failure(&problem),
@@ -67,7 +73,7 @@ async fn shown(visitor: &Visitor, status: StatusCode, notice: Option<Notice>) ->
         Err(problem) => (Vec::new(), Some(sentence(&problem))),
     };
     let frame = Frame::new("Settings", &visitor.principal.email, notice);
-    layout::page(status, &SettingsPage { frame, keys, keys_failed, destinations, destinations_failed })
+    layout::page(status, &SettingsPage { frame, keys, keys_failed, fathom, go_on, destinations, destinations_failed })
 }
 
 /// What was done, or the page again with the reason why not.
@@ -75,7 +81,7 @@ async fn done(visitor: &Visitor, outcome: Result<(), Problem>, word: &str) -> Re
     match outcome {
         Ok(()) => layout::back(HERE, word),
         Err(problem) if problem.code == Code::Unauthorized => layout::failure(&problem),
-        Err(problem) => shown(visitor, status_of(problem.code), Some(Notice::problem(&problem))).await,
+        Err(problem) => shown(visitor, status_of(problem.code), Some(Notice::problem(&problem)), None).await,
     }
 }
 
@@ -116,6 +122,24 @@ fn end_of(day: &str) -> Result<Option<String>, Problem> {
     let text = end.and_then(|end: OffsetDateTime| end.format(&Rfc3339).ok());
     let wrong = || invalid_field("expires", "validation_invalid_date", "Give a day such as 2027-01-31.");
     text.map(Some).ok_or_else(wrong)
+}
+
+/// Begins a sign-in at Fathom. The page leads there by a link: browsers follow no form to another site.
+pub(super) async fn connect_fathom(visitor: Visitor) -> Response {
+    let begun = visitor.api.send::<Value>(Method::POST, "/api/v1/services/fathom/connect", json!({})).await;
+    match begun {
+        Ok(begun) => {
+            let url = begun.get("url").and_then(Value::as_str).map(str::to_owned);
+            shown(&visitor, StatusCode::OK, None, url).await
+        }
+        Err(problem) => done(&visitor, Err(problem), "").await,
+    }
+}
+
+/// Forgets the sign-in at Fathom.
+pub(super) async fn disconnect_fathom(visitor: Visitor) -> Response {
+    let gone = visitor.api.send::<Value>(Method::DELETE, "/api/v1/services/fathom", Value::Null).await;
+    done(&visitor, gone.map(|_| ()), "fathom-disconnected").await
 }
 
 /// Deletes a key.

@@ -13,6 +13,7 @@ use crate::api::page::layout::Notice;
 use crate::api::page::meeting::MeetingPage;
 use crate::api::page::queue::Panel;
 use crate::api::page::settings::SettingsPage;
+use crate::api::page::views::Connection;
 
 /// Breaks out of text, of an attribute in either quotes, and of a script.
 const EVIL: &str = "\"'><script>alert(1)</script><img src=x onerror=alert(2)> javascript:alert(3)";
@@ -70,6 +71,8 @@ fn pages() -> Vec<String> {
         frame: frame(),
         keys: serde_json::from_value(json!([key])).unwrap(),
         keys_failed: Some(EVIL.to_owned()),
+        fathom: Connection { available: true, connected: true },
+        go_on: Some(EVIL.to_owned()),
         destinations: destinations(),
         destinations_failed: None,
     };

@@ -78,6 +78,8 @@ pub(super) struct Key {
     pub(super) hint: Option<String>,
     pub(super) state: String,
     #[serde(default)]
+    pub(super) settings: serde_json::Value,
+    #[serde(default)]
     pub(super) created_at: When,
     #[serde(default)]
     pub(super) expires_at: When,
@@ -85,7 +87,20 @@ pub(super) struct Key {
     pub(super) last_used_at: When,
 }
 
+/// Whether one can sign in at Fathom, and did.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Connection {
+    pub(super) available: bool,
+    pub(super) connected: bool,
+}
+
 impl Key {
+    /// Whether it came from a sign-in at the service.
+    pub(super) fn is_connection(&self) -> bool {
+        self.settings.get("type").and_then(serde_json::Value::as_str) == Some("oauth")
+    }
+
     /// Its state in words.
     pub(super) fn standing(&self) -> &str {
         match &*self.state {

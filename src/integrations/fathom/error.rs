@@ -9,7 +9,7 @@ use crate::outbound;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The key or token is not (or no longer) valid: 401, or a refresh that was refused.
-    #[error("Fathom does not accept the key; store a valid one")]
+    #[error("Fathom does not accept the key; store a valid one, or connect Fathom again")]
     Unauthorized,
     /// The key's owner may not see this: 403.
     #[error("Fathom does not let the owner of the key do this")]

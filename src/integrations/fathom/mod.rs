@@ -59,6 +59,7 @@ pub use model::TranscriptLine;
 pub use model::Trigger;
 pub use model::User;
 pub use model::Webhook;
+pub use oauth::Load;
 pub use oauth::OAuth;
 pub use oauth::Save;
 pub use oauth::Tokens;

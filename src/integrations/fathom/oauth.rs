@@ -44,6 +44,9 @@ pub struct Tokens {
 /// Stores tokens; the error says why it could not, without them. Durable when it returns.
 pub type Save = Arc<dyn for<'a> Fn(&'a Tokens) -> BoxFuture<'a, Result<(), String>> + Send + Sync>;
 
+/// Reads the tokens that are stored now; none when they are gone.
+pub type Load = Arc<dyn Fn() -> BoxFuture<'static, Option<Tokens>> + Send + Sync>;
+
 /// A user's sign-in at Fathom.
 pub struct OAuth {
     /// Who it is, by our own id: tokens are shared and refreshed per user.
@@ -52,6 +55,8 @@ pub struct OAuth {
     pub tokens: Tokens,
     /// Stores fresh ones.
     pub save: Save,
+    /// Reads what is stored: others may have exchanged the tokens after these were read.
+    pub load: Load,
 }
 
 impl fmt::Debug for OAuth {
@@ -66,6 +71,7 @@ pub(super) type Issue = u64;
 /// The tokens of one user while anybody uses them.
 pub(super) struct Live {
     save: Save,
+    load: Load,
     state: Mutex<State>,
     /// Held by the one refresh.
     refreshing: Arc<tokio::sync::Mutex<()>>,
@@ -97,6 +103,7 @@ impl Accounts {
         all.retain(|_, live| live.strong_count() > 0);
         let live = Arc::new(Live {
             save: oauth.save,
+            load: oauth.load,
             state: Mutex::new(State {
                 tokens: Arc::new(oauth.tokens),
                 issue: 0,
@@ -172,8 +179,15 @@ impl Live {
             return Err(Error::Unreachable(None));
         }
         let tokens = if is_saved {
-            match shared.tokens(&[("grant_type", "refresh_token"), ("refresh_token", tokens.refresh.expose())]).await {
-                Ok(fresh) => {
+            match self.exchanged(shared, &tokens).await {
+                Ok(Exchanged::Elsewhere(stored)) => {
+                    let mut state = self.state();
+                    state.tokens = Arc::new(stored);
+                    state.issue += 1;
+                    state.failed_at = None;
+                    return Ok(());
+                }
+                Ok(Exchanged::Here(fresh)) => {
                     let fresh = Arc::new(fresh);
                     let mut state = self.state();
                     state.tokens = Arc::clone(&fresh);
@@ -200,6 +214,30 @@ impl Live {
     }
 }
 
+/// Where fresh tokens come from.
+enum Exchanged {
+    Here(Tokens),
+    /// They are in the store already, and good for a while.
+    Elsewhere(Tokens),
+}
+
+impl Live {
+    /// Fresh tokens for these. Whoever read them before somebody else exchanged them finds them used up: then those that
+    /// are stored by now count.
+    async fn exchanged(&self, shared: &Shared, tokens: &Tokens) -> Result<Exchanged, Error> {
+        match shared.refreshed(tokens).await {
+            Err(Error::Unauthorized) => {}
+            other => return other.map(Exchanged::Here),
+        }
+        let stored = (self.load)().await.filter(|stored| stored.refresh.expose() != tokens.refresh.expose());
+        let stored = stored.ok_or(Error::Unauthorized)?;
+        if stored.expires_at.is_none_or(|at| at > OffsetDateTime::now_utc() + LEEWAY) {
+            return Ok(Exchanged::Elsewhere(stored));
+        }
+        shared.refreshed(&stored).await.map(Exchanged::Here)
+    }
+}
+
 #[derive(Deserialize)]
 struct Answer {
     access_token: String,
@@ -209,6 +247,10 @@ struct Answer {
 }
 
 impl Shared {
+    async fn refreshed(&self, tokens: &Tokens) -> Result<Tokens, Error> {
+        self.tokens(&[("grant_type", "refresh_token"), ("refresh_token", tokens.refresh.expose())]).await
+    }
+
     async fn tokens(&self, grant: &[(&str, &str)]) -> Result<Tokens, Error> {
         let app = &self.config.oauth;
         if app.client_id.is_empty() {
@@ -227,6 +269,11 @@ impl Shared {
 }
 
 impl Fathom {
+    /// Whether the operator has registered an app.
+    pub fn has_app(&self) -> bool {
+        !self.shared.config.oauth.client_id.is_empty()
+    }
+
     /// Where to send a user who wants to sign in at Fathom. `state` comes back with the code and has to be compared.
     pub fn authorize_url(&self, redirect_uri: &str, state: &str) -> Result<Url, Error> {
         let app = &self.shared.config.oauth;

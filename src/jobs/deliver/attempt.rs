@@ -21,7 +21,6 @@ use super::send;
 use crate::failpoint;
 use crate::ids::TenantId;
 use crate::integrations::fathom;
-use crate::integrations::fathom::Auth;
 use crate::integrations::fathom::Patience;
 use crate::integrations::fathom::Session;
 use crate::jobs::destinations;
@@ -176,9 +175,8 @@ impl Attempt {
         if let Some(session) = &self.session {
             return Ok(session.clone());
         }
-        let opened = self.parts.vault.open(self.tenant(), meetings::SERVICE, None, "deliver_meeting", now()).await;
-        let secret = opened.map_err(|error| of_vault("Fathom", &error))?.secret;
-        let session = self.parts.fathom.as_user(Auth::ApiKey(secret)).patience(Patience::JOB);
+        let session = self.parts.meetings.calls(self.tenant(), "deliver_meeting").await;
+        let session = session.map_err(|error| of_vault("Fathom", &error))?.patience(Patience::JOB);
         self.session = Some(session.clone());
         Ok(session)
     }

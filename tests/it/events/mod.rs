@@ -11,6 +11,7 @@ use crate::support::eventually;
 use crate::support::socket::Socket;
 use crate::support::socket::publish;
 
+mod filters;
 mod limits;
 mod resume;
 mod sessions;

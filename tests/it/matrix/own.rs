@@ -87,6 +87,7 @@ fn calls(world: &World, who: Who) -> Vec<Case> {
     cases.extend(jobs(world, who));
     cases.extend(secrets(world, who));
     cases.extend(deliveries(world, who));
+    cases.extend(connections(who));
     cases
 }
 
@@ -187,4 +188,16 @@ fn deliveries(world: &World, who: Who) -> Vec<Case> {
         cases.push((Method::GET, path, None, vec![404]));
     }
     cases
+}
+
+/// The routes of a sign-in at Fathom, which nobody began. What comes back without a session is led to the page for that.
+fn connections(who: Who) -> Vec<Case> {
+    let wanted = |status: u16| vec![if who.is_somebody() { status } else { 401 }];
+    let path = "/api/v1/services/fathom".to_owned();
+    vec![
+        (Method::GET, path.clone(), None, wanted(200)),
+        (Method::POST, format!("{path}/connect"), Some(json!({})), wanted(501)),
+        (Method::DELETE, path.clone(), None, wanted(404)),
+        (Method::GET, format!("{path}/callback?state=x&code=x"), None, vec![200]),
+    ]
 }
