@@ -12,6 +12,7 @@ use crate::support::socket::Socket;
 use crate::support::socket::publish;
 
 mod limits;
+mod listeners;
 mod resume;
 mod sessions;
 mod streams;
