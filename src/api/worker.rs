@@ -5,9 +5,12 @@
 
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::SystemTime;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::HeaderMap;
+use futures_util::future::join_all;
 use serde::Deserialize;
 use serde::Serialize;
 use serde_json::Value;
@@ -18,8 +21,10 @@ use utoipa_axum::routes;
 use crate::api::AppState;
 use crate::api::bearer::Worker;
 use crate::api::error::ApiError;
+use crate::api::extractors::token;
 use crate::api::json;
 use crate::api::json::invalid_field;
+use crate::auth::api_keys::ApiKeys;
 use crate::error::Code;
 use crate::error::Problem;
 use crate::queue;
@@ -235,7 +240,9 @@ struct Ended {
     responses((status = 200, description = "The jobs.", body = Claimed)))]
 async fn claim_jobs(
     State(queue): State<Queue>,
+    State(keys): State<ApiKeys>,
     worker: Worker,
+    headers: HeaderMap,
     json::Json(body): json::Json<Claim>,
 ) -> Result<Json<Claimed>, ApiError> {
     if !(1..=MOST).contains(&body.max) {
@@ -249,7 +256,27 @@ async fn claim_jobs(
     let kinds = wanted_kinds(&worker, body.kinds)?;
     let claiming = Claiming { kinds, worker: worker.id, lease, limit: body.max, tenant: None, wait };
     let handed = queue.claim(claiming).await.map_err(claim_problem)?;
+    if !wait.is_zero()
+        && let Err(refusal) = still_counts(&keys, &headers).await
+    {
+        join_all(handed.iter().map(|handed| give_back(&queue, handed))).await;
+        return Err(refusal.into());
+    }
     Ok(Json(Claimed { items: handed.iter().map(ClaimedJob::of).collect() }))
+}
+
+/// Whether the key that a worker came with counts after a wait.
+async fn still_counts(keys: &ApiKeys, headers: &HeaderMap) -> Result<(), Problem> {
+    let key = token(headers).ok_or_else(|| Problem::new(Code::Unauthorized))?;
+    keys.recognise(key, SystemTime::now()).await?;
+    Ok(())
+}
+
+/// Puts a job that nobody was told of back in line.
+async fn give_back(queue: &Queue, handed: &Handed) {
+    if let Err(error) = queue.release(&handed.job.id, handed.fence).await {
+        tracing::warn!(%error, job.id = %handed.job.id, "give a job back; it is taken back when its lease ends");
+    }
 }
 
 fn claim_problem(error: queue::Error) -> Problem {

@@ -213,7 +213,7 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
         Ok(Err(error)) => outcome = Err(error).context("serve"),
         Err(_) => tracing::warn!("connections did not end in time"),
     }
-    // Jobs work with instances, so they end first.
+    // Jobs work with instances, so they end first. What came of them is told before the tasks have finished.
     queue.stop().await;
     supervisor.stop(config.server.stop_timeout).await;
     if tokio::time::timeout(GRACE, shutdown.finished()).await.is_err() {

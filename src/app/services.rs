@@ -122,7 +122,8 @@ pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
     .await
     .context("open the queue")?;
     let intake = Intake::new(queue.clone(), tenancy, Rules::of(&config.queue));
-    shutdown.spawn(Announcer::new(queue.clone(), events.clone(), intake.clone()).run(shutdown.clone()));
+    // It ends after the queue, which goes on ending jobs while everything else stops already.
+    shutdown.spawn(Announcer::new(queue.clone(), events.clone(), intake.clone()).run());
     let meetings =
         meetings::open(config, data, store, &records, &vault, fathom.clone(), (&queue, shutdown.clone())).await?;
     let Delivery { destinations, staging, links } = delivery::open(delivery::Given {

@@ -196,13 +196,11 @@ impl Hub {
         if topics.is_empty() || !topics.iter().all(|topic| rights::may_listen(self, &identity, topic)) {
             return Err(Problem::new(Code::NotFound).message("there is no such topic"));
         }
-        let (sender, events) = mpsc::channel(LISTENER);
         let mut logs = Vec::new();
         for topic in topics {
-            let log = self.log.topic(topic).await?;
-            log.listen(sender.clone());
-            logs.push(log);
+            logs.push(self.log.topic(topic).await?);
         }
+        let (events, epoch) = join(&self.log, &logs);
         // Everything up to here is read from the rings, everything after it is told: in one order over all topics, so
         // that the offset of the last event is enough to go on from.
         let newest = self.log.newest();
@@ -217,17 +215,33 @@ impl Hub {
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Listener {
             hub: Arc::clone(self),
-            _seat: seat,
+            seat,
             identity,
             missed: missed.into(),
             events,
             topics: logs,
+            epoch,
             position: newest,
             given: since.map_or(newest, |since| since.offset),
             recovered: since.map(|_| recovered),
             check,
             quiet_since: Instant::now(),
         })
+    }
+}
+
+/// Listens to topics. Whatever comes of them is of the epoch that is returned, or the channel ends.
+fn join(log: &Log, topics: &[Arc<TopicLog>]) -> (mpsc::Receiver<Arc<Event>>, Arc<str>) {
+    loop {
+        let epoch = log.epoch();
+        let (sender, events) = mpsc::channel(LISTENER);
+        for topic in topics {
+            topic.listen(sender.clone());
+        }
+        // The end of an epoch drops listeners topic by topic; who joined some before and some after would miss events.
+        if log.epoch() == epoch {
+            return (events, epoch);
+        }
     }
 }
 
@@ -246,12 +260,14 @@ impl Full {
 #[derive(Debug)]
 pub struct Listener {
     hub: Arc<Hub>,
-    _seat: Seat,
+    seat: Seat,
     identity: Identity,
     missed: VecDeque<Arc<Event>>,
     events: mpsc::Receiver<Arc<Event>>,
     /// Keeps them in memory.
     topics: Vec<Arc<TopicLog>>,
+    /// The order that its offsets belong to; it ends with it.
+    epoch: Arc<str>,
     /// Everything up to here was among what was missed, or was given.
     position: u64,
     /// The offset of the last missed event that was given, or where the client stood before.
@@ -281,7 +297,7 @@ impl Listener {
     /// Where it stands before the first event that is yet to come.
     pub fn position(&self) -> Position {
         let offset = if self.missed.is_empty() { self.position } else { self.given };
-        Position { epoch: self.hub.log.epoch().to_string(), offset }
+        Position { epoch: self.epoch.to_string(), offset }
     }
 
     /// What is there already.
@@ -309,15 +325,7 @@ impl Listener {
             tokio::select! {
                 biased;
                 () = self.hub.shutdown.begun() => return Heard::End(CloseCode::Restart),
-                event = self.events.recv() => match event {
-                    Some(event) => {
-                        if let Some(event) = self.fresh(event) {
-                            self.quiet_since = Instant::now();
-                            return Heard::Event(event);
-                        }
-                    }
-                    None => return Heard::End(CloseCode::Slow),
-                },
+                // Before the events: there may always be one.
                 _ = self.check.tick() => {
                     if let Some(end) = self.verdict(SystemTime::now()) {
                         return Heard::End(end);
@@ -327,6 +335,16 @@ impl Listener {
                         return Heard::Quiet;
                     }
                 }
+                event = self.events.recv() => match event {
+                    Some(event) => {
+                        if let Some(event) = self.fresh(event) {
+                            self.quiet_since = Instant::now();
+                            return Heard::Event(event);
+                        }
+                    }
+                    None if self.hub.log.epoch() != self.epoch => return Heard::End(CloseCode::InsufficientState),
+                    None => return Heard::End(CloseCode::Slow),
+                },
             }
         }
     }
@@ -347,6 +365,9 @@ impl Listener {
     }
 
     fn verdict(&mut self, time: SystemTime) -> Option<CloseCode> {
+        if let Some(code) = self.seat.connection.kicked() {
+            return Some(CloseCode::of(code).unwrap_or(CloseCode::Forced));
+        }
         if self.identity.principal.expires <= time {
             return Some(CloseCode::Expired);
         }

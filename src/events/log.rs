@@ -18,7 +18,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dashmap::DashMap;
-use futures_util::future::join_all;
 use tokio::sync::OnceCell;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
@@ -111,22 +110,28 @@ impl TopicLog {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         listeners.retain(|listener| listener.try_send(Arc::clone(event)).is_ok());
     }
+
+    /// Ends everybody's stream.
+    fn end(&self) {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }
 
 /// Shared by everybody; the writing side is in [`Writer`].
 pub(super) struct Log {
     pub(super) store: Arc<dyn Store>,
-    topics: DashMap<Topic, Arc<TopicLog>>,
+    pub(super) topics: DashMap<Topic, Arc<TopicLog>>,
     requests: mpsc::Sender<Request>,
     pub(super) epoch: Mutex<Arc<str>>,
     /// The next offset.
     pub(super) next: AtomicU64,
-    swept: AtomicU64,
+    /// Events up to here may be gone of topics that have no record.
+    pub(super) swept: AtomicU64,
     pub(super) sinks: Sinks,
     max_events: usize,
     max_bytes: usize,
     max_event: usize,
-    ttl: Duration,
+    pub(super) ttl: Duration,
 }
 
 impl fmt::Debug for Log {
@@ -160,6 +165,16 @@ impl Log {
     /// Names the order that offsets belong to.
     pub(super) fn epoch(&self) -> Arc<str> {
         Arc::clone(&self.epoch.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Begins another order: what anybody knows of the old one is no place to go on from. The epoch changes before the
+    /// listeners are dropped, so whoever joined topics and then finds the epoch as it was before is told of its end.
+    pub(super) fn end_epoch(&self, next: Arc<str>) {
+        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        for topic in &self.topics {
+            topic.end();
+        }
+        self.sinks.reset();
     }
 
     /// The largest offset that was given out.
@@ -246,60 +261,6 @@ impl Log {
         };
         (replay, kept.ring.head())
     }
-
-    /// Forgets what is older than the retention, on disk and in memory, and topics that nobody holds. The newest event
-    /// of a topic stays in any case: it says what came before.
-    pub(super) async fn sweep(&self, now_ms: i64) {
-        let moment = now_ms.saturating_sub(i64::try_from(self.ttl.as_millis()).unwrap_or(i64::MAX));
-        let mut outdated = Vec::new();
-        self.topics.retain(|_, topic| {
-            let Some(mut kept) = topic.kept() else { return true };
-            kept.ring.expire(moment);
-            outdated.extend(kept.outdated());
-            let is_quiet = kept.ring.newest_at().is_none_or(|at| at < moment);
-            drop(kept);
-            // Who is about to subscribe holds it already, and who looks it up later reads it from disk.
-            !(is_quiet && Arc::strong_count(topic) == 1)
-        });
-        self.forget(outdated).await;
-    }
-
-    pub(super) async fn forget(&self, segments: Vec<Segment>) {
-        let deletes = segments.iter().map(|segment| self.store.delete(&segment.key, segment.revision));
-        for outcome in join_all(deletes).await {
-            // One that stays is found again when its topic is loaded.
-            if let Err(error) = outcome
-                && !error.is_refusal()
-            {
-                tracing::debug!(%error, "forget old events");
-            }
-        }
-    }
-
-    /// Looks through what an earlier run left: topics that nobody touched since would stay for ever.
-    pub(super) async fn sweep_disk(&self, now_ms: i64) -> Result<(), store::Error> {
-        let moment = now_ms.saturating_sub(i64::try_from(self.ttl.as_millis()).unwrap_or(i64::MAX));
-        let mut outdated: Vec<Segment> = Vec::new();
-        let mut newest: Option<(Topic, Segment, i64)> = None;
-        for entry in self.store.list("event.").await? {
-            let Some(topic) = Topic::of_key(&entry.key) else { continue };
-            let stored = serde_json::from_slice::<Vec<Stored>>(&entry.value).unwrap_or_default();
-            let Some(last) = stored.into_iter().next_back().and_then(|stored| stored.into_event(&topic)) else {
-                continue;
-            };
-            let segment = Segment { key: entry.key.to_string(), revision: entry.revision, last: last.offset };
-            // Keys are in order, so the last of a topic is its newest.
-            if let Some((before, old, at)) = newest.replace((topic.clone(), segment, last.at_ms))
-                && before == topic
-                && at < moment
-                && !self.topics.contains_key(&topic)
-            {
-                outdated.push(old);
-            }
-        }
-        self.forget(outdated).await;
-        Ok(())
-    }
 }
 
 fn size_of(value: &serde_json::Value) -> usize {
@@ -326,12 +287,19 @@ pub(super) fn now_ms() -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use bytes::Bytes;
     use serde_json::json;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::events::config::defaults;
     use crate::events::writer::coalesce;
+    use crate::ids::UserId;
+    use crate::store::BoxFuture;
+    use crate::store::Entry;
+    use crate::store::Watch;
     use crate::store::sqlite::ControlDatabase;
 
     struct Bench {
@@ -340,9 +308,9 @@ mod tests {
         writer: tokio::task::JoinHandle<()>,
     }
 
-    async fn open(database: &Arc<ControlDatabase>) -> Bench {
+    async fn open<S: Store>(store: &Arc<S>) -> Bench {
         let config = Config { history_events: 8, ..defaults() };
-        let (log, writer) = Log::open(Arc::clone(database) as Arc<dyn Store>, &config).await.unwrap();
+        let (log, writer) = Log::open(Arc::clone(store) as Arc<dyn Store>, &config).await.unwrap();
         let closing = CancellationToken::new();
         let writer = tokio::spawn(writer.run(closing.clone()));
         Bench { log, closing, writer }
@@ -405,11 +373,146 @@ mod tests {
         let log = Arc::clone(&bench.log);
         bench.end().await;
         log.sweep(i64::MAX).await;
-        assert_eq!((database.list("event.").await.unwrap().len(), log.topics()), (1, 0));
+        assert_eq!((database.list("event.").await.unwrap().len(), log.topics()), (0, 0));
         let again = open(&database).await;
-        assert!(!again.after(&first).await.0, "the last event still says that some are gone");
+        assert!(!again.after(&first).await.0, "it is known that some are gone");
+        again.end().await;
+    }
+
+    /// A store that answers nothing while it is told so, and notes what is listed.
+    #[derive(Debug)]
+    struct Moody {
+        database: Arc<ControlDatabase>,
+        is_away: AtomicBool,
+        listed: Mutex<Vec<String>>,
+    }
+
+    impl Moody {
+        fn over(database: &Arc<ControlDatabase>) -> Arc<Self> {
+            let (is_away, listed) = (AtomicBool::new(false), Mutex::default());
+            Arc::new(Self { database: Arc::clone(database), is_away, listed })
+        }
+
+        fn unless_away<'a, T: Send + 'a>(
+            &'a self,
+            answer: BoxFuture<'a, Result<T, store::Error>>,
+        ) -> BoxFuture<'a, Result<T, store::Error>> {
+            if self.is_away.load(Ordering::SeqCst) { Box::pin(async { Err(store::Error::Closed) }) } else { answer }
+        }
+    }
+
+    impl Store for Moody {
+        fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>, store::Error>> {
+            self.unless_away(self.database.get(key))
+        }
+        fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Entry>, store::Error>> {
+            self.listed.lock().unwrap().push(prefix.to_owned());
+            self.unless_away(self.database.list(prefix))
+        }
+        fn names<'a>(
+            &'a self,
+            prefix: &'a str,
+            after: &'a str,
+            most: usize,
+        ) -> BoxFuture<'a, Result<Vec<(Arc<str>, Revision)>, store::Error>> {
+            // Small pages, so that topics lie across them.
+            self.unless_away(self.database.names(prefix, after, most.min(2)))
+        }
+        fn create<'a>(&'a self, key: &'a str, value: Bytes) -> BoxFuture<'a, Result<Revision, store::Error>> {
+            self.unless_away(self.database.create(key, value))
+        }
+        fn update<'a>(
+            &'a self,
+            key: &'a str,
+            value: Bytes,
+            expected: Revision,
+        ) -> BoxFuture<'a, Result<Revision, store::Error>> {
+            self.unless_away(self.database.update(key, value, expected))
+        }
+        fn delete<'a>(&'a self, key: &'a str, expected: Revision) -> BoxFuture<'a, Result<Revision, store::Error>> {
+            self.unless_away(self.database.delete(key, expected))
+        }
+        fn watch<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Watch, store::Error>> {
+            self.unless_away(self.database.watch(prefix))
+        }
+    }
+
+    fn user(number: usize) -> Topic {
+        Topic::User(UserId::parse(&format!("u{number}")).unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_logged_ends_the_epoch_for_everybody_and_on_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Arc::new(ControlDatabase::open(&folder.path().join("c.db")).unwrap());
+        let moody = Moody::over(&database);
+        let bench = open(&moody).await;
+        let before = bench.say("a", None).await;
+        let topic = bench.log.topic(&Topic::System).await.unwrap();
+        // Nobody has looked at these topics, so they have to be read, which cannot be done.
+        let lose = async |number: usize| {
+            let epoch = bench.log.epoch();
+            let (sender, mut heard) = mpsc::channel(8);
+            topic.listen(sender);
+            moody.is_away.store(true, Ordering::SeqCst);
+            let (sender, logged) = oneshot::channel();
+            bench.log.queue(user(number), Message::new("Test", json!({})), Some(sender)).await.unwrap();
+            assert!(logged.await.is_err());
+            moody.is_away.store(false, Ordering::SeqCst);
+            assert!(heard.recv().await.is_none(), "whoever listens is told");
+            assert_ne!(bench.log.epoch(), epoch);
+        };
+        lose(1).await;
+        assert!(!bench.after(&before).await.0);
+        let after = bench.say("b", None).await;
+        assert_eq!(*after.epoch, *bench.log.epoch());
+        assert!(after.offset > before.offset + 1, "no offset is given out that a lost event may have had");
+        assert_eq!(*open(&database).await.log.epoch(), *after.epoch);
+        lose(2).await;
+        let last = bench.log.epoch();
+        bench.end().await;
+        assert_eq!(open(&database).await.log.epoch(), last, "also if nothing was said since");
+    }
+
+    #[tokio::test]
+    async fn topics_of_earlier_runs_go_when_they_are_old_one_record_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Arc::new(ControlDatabase::open(&folder.path().join("c.db")).unwrap());
+        let bench = open(&database).await;
+        for number in 0..5 {
+            bench.log.queue(user(number), Message::new("Test", json!({})), None).await.unwrap();
+        }
+        let mut said = vec![bench.say("old", None).await];
+        let begun = now_ms();
+        while now_ms() == begun {
+            tokio::task::yield_now().await;
+        }
+        said.push(bench.say("b", None).await);
+        let at = bench.log.topic(&Topic::System).await.unwrap().newest(1)[0].at_ms;
+        said.push(bench.say("c", None).await);
+        bench.end().await;
+        let moody = Moody::over(&database);
+        let again = open(&moody).await;
+        let left = async || database.names("event.", "", 100).await.unwrap().len();
+        let ttl = i64::try_from(again.log.ttl.as_millis()).unwrap();
+        again.log.sweep_disk(begun).await.unwrap();
+        assert_eq!(left().await, 8);
+        again.log.sweep_disk(at + ttl).await.unwrap();
+        assert_eq!(left().await, 2, "the quiet topics, and what is old of the other");
+        assert_eq!(*moody.listed.lock().unwrap(), Vec::<String>::new(), "they are never all in memory");
+        assert_eq!(again.after(&said[0]).await, (true, vec![said[1].offset, said[2].offset]));
+        let quiet = again.log.topic(&user(1)).await.unwrap();
+        let nothing_heard = Position { epoch: said[0].epoch.clone(), offset: 1 };
+        assert!(!again.log.replay(&quiet, Some(&nothing_heard)).0.recovered, "there was something");
+        assert!(again.log.replay(&quiet, Some(&said[0])).0.recovered, "and nothing since");
         again.log.sweep_disk(i64::MAX).await.unwrap();
-        assert_eq!(database.list("event.").await.unwrap().len(), 1);
+        assert_eq!(left().await, 2, "what is in memory is swept from there");
+        let third = open(&database).await;
+        third.log.sweep_disk(i64::MAX).await.unwrap();
+        assert_eq!(left().await, 0);
+        assert_eq!(third.after(&said[2]).await, (true, vec![]));
+        assert!(!third.after(&said[1]).await.0);
+        third.end().await;
         again.end().await;
     }
 

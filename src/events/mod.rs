@@ -58,6 +58,7 @@ mod ring;
 mod seen;
 mod sinks;
 mod socket;
+mod sweep;
 mod talk;
 mod tickets;
 mod topic;
@@ -83,8 +84,9 @@ use log::Log;
 use seen::Seen;
 use tickets::Tickets;
 
-/// How often old events are swept.
+/// How often old events of topics in memory are swept, and how many times before the others are looked through.
 const SWEEP: Duration = Duration::from_mins(1);
+const SWEEPS: u32 = 60;
 /// How long the last events may take to be logged when everything stops.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
@@ -228,6 +230,12 @@ impl Events {
         self.inner.hub.log.is_heard(topic)
     }
 
+    /// Listens to a topic as long as the result lives, for tests of what is told to listeners only.
+    #[cfg(test)]
+    pub(crate) async fn hold(&self, topic: &Topic) -> Box<dyn std::any::Any + Send> {
+        Box::new(self.inner.hub.log.topic(topic).await)
+    }
+
     /// The newest events of a topic, oldest first, and the position they end at.
     pub async fn history(&self, topic: &Topic, limit: usize) -> Result<(Vec<Arc<Event>>, Position), Error> {
         let topic = self.inner.hub.log.topic(topic).await?;
@@ -320,12 +328,19 @@ impl Events {
 
 async fn sweep(log: Arc<Log>, shutdown: Shutdown) {
     let mut ticks = tokio::time::interval(SWEEP);
-    if let Err(error) = log.sweep_disk(log::now_ms()).await {
-        tracing::warn!(%error, "look through the events of earlier runs");
-    }
-    loop {
+    for count in 0.. {
         tokio::select! {
-            _ = ticks.tick() => log.sweep(log::now_ms()).await,
+            _ = ticks.tick() => {}
+            () = shutdown.begun() => return,
+        }
+        log.sweep(log::now_ms()).await;
+        if count % SWEEPS != 0 {
+            continue;
+        }
+        tokio::select! {
+            swept = log.sweep_disk(log::now_ms()) => if let Err(error) = swept {
+                tracing::warn!(%error, "look through the events of earlier runs");
+            },
             () = shutdown.begun() => return,
         }
     }

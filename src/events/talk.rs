@@ -239,8 +239,11 @@ async fn hello(
     let me = socket.identity.borrow().as_ref().map(|identity| identity.principal.user.clone());
     let resumed = resume.iter().flat_map(|resume| resume.topics.keys());
     let resumed = resumed.filter_map(|name| Topic::parse(name, me.as_ref()?));
+    let may =
+        |topic: &Topic| socket.identity.borrow().as_ref().is_some_and(|me| rights::may_listen(&floor.hub, me, topic));
     for topic in before.into_iter().chain(asked).chain(resumed) {
-        if !wanted.contains(&topic) && wanted.len() < floor.hub.config.max_topics {
+        // What a client may not hear is not read from the disk for it either.
+        if wanted.len() < floor.hub.config.max_topics && !wanted.contains(&topic) && may(&topic) {
             wanted.push(topic);
         }
     }
@@ -251,8 +254,6 @@ async fn hello(
             topics.push(log);
         }
     }
-    let may =
-        |topic: &Topic| socket.identity.borrow().as_ref().is_some_and(|me| rights::may_listen(&floor.hub, me, topic));
     topics.retain(|log| may(&log.topic));
     let epoch = floor.hub.log.epoch();
     let state: Vec<Subscribed> = topics

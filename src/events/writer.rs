@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -39,6 +38,8 @@ const HEAD: &str = "events.head";
 /// How long a commit is tried before the epoch ends.
 const ATTEMPTS: u32 = 40;
 const PAUSE: Duration = Duration::from_millis(250);
+/// Times that somebody else's write to the head is made way for.
+const RIVALS: u32 = 1_000;
 
 /// The record of the whole log.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -56,6 +57,8 @@ pub(super) struct Writer {
     log: Arc<Log>,
     requests: mpsc::Receiver<Request>,
     head: Head,
+    /// The epoch that began when something was lost, as long as it is not on disk. Nothing is logged before it is.
+    unsaved_epoch: Option<String>,
     outdated: Vec<Segment>,
 }
 
@@ -83,6 +86,25 @@ pub(super) async fn reserve(store: &dyn Store, epoch: Option<String>) -> Result<
     }
 }
 
+/// Notes that events up to an offset may be gone of topics that have no record.
+pub(super) async fn note_swept(store: &dyn Store, offset: u64) -> Result<(), store::Error> {
+    for _ in 0..RIVALS {
+        let Some(entry) = store.get(HEAD).await? else { return Err(store::Error::Stale) };
+        let Ok(mut head) = serde_json::from_slice::<Head>(&entry.value) else { return Err(store::Error::Stale) };
+        if head.swept >= offset {
+            return Ok(());
+        }
+        head.swept = offset;
+        let value = Bytes::from(serde_json::to_vec(&head).unwrap_or_default());
+        match store.update(HEAD, value, entry.revision).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.is_refusal() => tokio::task::yield_now().await,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(store::Error::Stale)
+}
+
 impl Head {
     /// The first offset of what was reserved last.
     pub(super) fn first(&self) -> u64 {
@@ -92,7 +114,7 @@ impl Head {
 
 impl Writer {
     pub(super) fn new(log: Arc<Log>, requests: mpsc::Receiver<Request>, head: Head) -> Self {
-        Self { log, requests, head, outdated: Vec::new() }
+        Self { log, requests, head, unsaved_epoch: None, outdated: Vec::new() }
     }
 
     /// Runs until told to close, and then until everything queued is logged.
@@ -108,6 +130,10 @@ impl Writer {
                 }
                 count = self.requests.recv_many(&mut queued, GROUP) => {
                     if count == 0 {
+                        // The next run must not go on with an epoch that has a hole.
+                        if self.save_epoch().await.is_err() {
+                            tracing::error!("the end of an epoch of events cannot be written down");
+                        }
                         let outdated = std::mem::take(&mut self.outdated);
                         return self.log.forget(outdated).await;
                     }
@@ -239,6 +265,7 @@ impl Writer {
     }
 
     async fn reserve(&mut self, count: u64) -> Result<(), store::Error> {
+        self.save_epoch().await?;
         if self.log.next.load(Ordering::Acquire) + count <= self.head.reserved {
             return Ok(());
         }
@@ -246,15 +273,25 @@ impl Writer {
         Ok(())
     }
 
+    /// Puts the epoch on disk, if it is not. Offsets go on behind all that were reserved: a record that was written
+    /// although the store said no is never taken for a later one.
+    async fn save_epoch(&mut self) -> Result<(), store::Error> {
+        let Some(epoch) = self.unsaved_epoch.clone() else { return Ok(()) };
+        self.head = reserve(&*self.log.store, Some(epoch)).await?;
+        self.log.next.store(self.head.first(), Ordering::Release);
+        self.unsaved_epoch = None;
+        Ok(())
+    }
+
     /// Ends the epoch: what was not logged is lost, and nobody may believe otherwise.
     async fn fail(&mut self, why: &'static str) {
         tracing::error!("{why}: events are lost, and clients are told to start anew");
         let epoch = format!("{:016x}", rand::random::<u64>());
-        if let Ok(head) = reserve(&*self.log.store, Some(epoch.clone())).await {
-            self.head = head;
+        self.unsaved_epoch = Some(epoch.clone());
+        if self.save_epoch().await.is_err() {
+            tracing::error!("nor can the end of the epoch be written down yet; nothing is logged before");
         }
-        *self.log.epoch.lock().unwrap_or_else(PoisonError::into_inner) = epoch.into();
-        self.log.sinks.reset();
+        self.log.end_epoch(epoch.into());
     }
 }
 

@@ -6,6 +6,10 @@
 //! told of them who does not listen; whoever comes back, resuming or not, is told within a second how they stand, if that
 //! is not what was told last.
 //!
+//! Nobody misses a change because of a restart. An orderly one ends the queue first and the announcer after it has told
+//! everything; after any other, whoever had a job that ended shortly before is told how they stand, and whoever has
+//! unfinished ones is as soon as they listen.
+//!
 //! Known limits: whoever falls behind the queue's changes is told the state as it is and not each step that led there;
 //! a list in a message has the first items only, and says how many there are.
 
@@ -21,6 +25,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::TryRecvError;
 
 use crate::events::Events;
 use crate::events::Message;
@@ -37,7 +42,6 @@ use crate::queue::Job;
 use crate::queue::JobId;
 use crate::queue::Queue;
 use crate::queue::State;
-use crate::shutdown::Shutdown;
 
 /// Items in the list of one message, at most, and their bytes, which are also fewer than an event may have.
 const SHOWN: usize = 100;
@@ -70,6 +74,13 @@ struct Pending {
 }
 
 impl Pending {
+    /// The user is told how things stand, by whatever is told.
+    fn stands(&mut self) {
+        if self.news.is_empty() {
+            self.news.push(News { update_type: "position_updated", job: None });
+        }
+    }
+
     /// Pure: what is told, of what was gathered.
     fn told(&self) -> Vec<News> {
         if self.news.len() <= TOLD_EACH {
@@ -81,8 +92,11 @@ impl Pending {
     }
 }
 
-/// A user with unfinished jobs, and the positions that were told last.
-type Watched = HashMap<UserId, Vec<(JobId, u64)>>;
+/// Before the last change that came, an earlier one may have been missed that ended a job so long ago.
+const OVERLAP: Duration = Duration::from_mins(1);
+
+/// A user with unfinished jobs, and the positions that were told last; none if that is not known.
+type Watched = HashMap<UserId, Option<Vec<(JobId, u64)>>>;
 
 /// Turns changes of the queue into messages.
 #[derive(Debug)]
@@ -96,6 +110,8 @@ pub struct Announcer {
     turns: VecDeque<UserId>,
     /// Who was not told of positions because they did not listen; some of the watched.
     untold: HashSet<UserId>,
+    /// Every change until then was noted.
+    noted: OffsetDateTime,
     /// Bytes of the list of a message, at most.
     shown_bytes: usize,
 }
@@ -122,14 +138,19 @@ impl Announcer {
     pub fn new(queue: Queue, events: Events, intake: Intake) -> Self {
         let (pending, watched, turns) = (BTreeMap::new(), HashMap::new(), VecDeque::new());
         let shown_bytes = SHOWN_BYTES.min(events.config().max_event_bytes.saturating_sub(AROUND));
-        Self { queue, events, intake, pending, watched, turns, untold: HashSet::new(), shown_bytes }
+        let untold = HashSet::new();
+        // Nothing is known of what an earlier run told, and what it told before that is not remembered by the log.
+        let noted = OffsetDateTime::now_utc() - events.config().history_ttl;
+        Self { queue, events, intake, pending, watched, turns, untold, noted, shown_bytes }
     }
 
-    /// Runs until the shutdown begins.
-    pub async fn run(mut self, shutdown: Shutdown) {
+    /// Runs until the queue is stopped, and tells the last changes.
+    pub async fn run(mut self) {
+        let stopped = self.queue.stopped();
         let mut changes = self.queue.changes();
         let mut positions = self.queue.positions_changed();
         self.look_around();
+        self.turns.extend(self.watched.keys().cloned());
         let mut gathered = tokio::time::interval(GATHERED);
         let mut look = tokio::time::interval(LOOK);
         gathered.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -139,7 +160,7 @@ impl Announcer {
                 change = changes.recv() => match change {
                     Ok(change) => self.note(&change),
                     Err(RecvError::Lagged(_)) => self.resync(),
-                    Err(RecvError::Closed) => return,
+                    Err(RecvError::Closed) => break,
                 },
                 _ = gathered.tick(), if !self.pending.is_empty() => self.tell().await,
                 _ = look.tick() => {
@@ -152,12 +173,21 @@ impl Announcer {
                     }
                     self.tell_positions().await;
                 }
-                () = shutdown.begun() => return,
+                () = stopped.cancelled() => break,
             }
         }
+        loop {
+            match changes.try_recv() {
+                Ok(change) => self.note(&change),
+                Err(TryRecvError::Lagged(_)) => self.resync(),
+                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+            }
+        }
+        self.tell().await;
     }
 
     fn note(&mut self, change: &Change) {
+        self.noted = OffsetDateTime::now_utc();
         let job = change.job();
         if !self.intake.rules().is_open(&job.kind) {
             return;
@@ -176,14 +206,18 @@ impl Announcer {
         }
     }
 
-    /// Learns who has unfinished jobs.
+    /// Learns who has unfinished jobs, and whose ended without being told, which is done now.
     fn look_around(&mut self) {
-        let states = vec![State::Queued, State::Scheduled, State::Running, State::Parked];
-        let mut filter = Filter { states, limit: 500, ..Filter::default() };
+        let since = self.noted - OVERLAP;
+        let mut filter = Filter { limit: 500, ..Filter::default() };
         loop {
             let page = self.queue.list_all(&filter);
-            for job in &page.items {
-                self.watched.entry(job.user.clone()).or_default();
+            for job in page.items.iter().filter(|job| self.intake.rules().is_open(&job.kind)) {
+                if !job.state.is_finished() {
+                    self.watched.entry(job.user.clone()).or_default();
+                } else if job.finished_at.is_some_and(|at| at >= since) {
+                    self.pending.entry(job.user.clone()).or_default().stands();
+                }
             }
             match page.next {
                 Some(next) => filter.cursor = Some(next),
@@ -197,11 +231,9 @@ impl Announcer {
         tracing::warn!("the announcer of the queue fell behind; listeners are told how things stand");
         self.look_around();
         for user in self.watched.keys() {
-            let news = &mut self.pending.entry(user.clone()).or_default().news;
-            if news.is_empty() {
-                news.push(News { update_type: "position_updated", job: None });
-            }
+            self.pending.entry(user.clone()).or_default().stands();
         }
+        self.noted = OffsetDateTime::now_utc();
     }
 
     /// The user's jobs that are not finished and shown to people.
@@ -213,32 +245,36 @@ impl Announcer {
 
     async fn tell(&mut self) {
         for (user, pending) in std::mem::take(&mut self.pending) {
-            let active = self.active(&user);
             let now = timestamp(OffsetDateTime::now_utc());
             let told = pending.told();
-            for news in &told {
-                self.publish(&user, queue_update(&user, news, &active, &now, self.shown_bytes), None).await;
-            }
-            if active.is_empty() && told.last().is_some_and(|news| news.update_type == "meeting_removed") {
-                let news = News { update_type: "queue_cleared", job: None };
-                self.publish(&user, queue_update(&user, &news, &active, &now, self.shown_bytes), None).await;
+            if !told.is_empty() {
+                self.tell_news(&user, &told, &now).await;
             }
             for job in pending.progress.values() {
                 let message = Message::new("ProgressUpdate", progress_update(job, &now));
                 let key = format!("progress {}", job.id);
                 self.publish(&user, message, Some(key)).await;
             }
-            if !told.is_empty() {
-                self.remember(&user, &active);
-            }
         }
+    }
+
+    async fn tell_news(&mut self, user: &UserId, told: &[News], now: &str) {
+        let active = self.active(user);
+        for news in told {
+            self.publish(user, queue_update(user, news, &active, now, self.shown_bytes), None).await;
+        }
+        if active.is_empty() && told.last().is_some_and(|news| news.update_type == "meeting_removed") {
+            let news = News { update_type: "queue_cleared", job: None };
+            self.publish(user, queue_update(user, &news, &active, now, self.shown_bytes), None).await;
+        }
+        self.remember(user, &active);
     }
 
     async fn tell_positions(&mut self) {
         for _ in 0..LOOKED_AT {
             let Some(user) = self.turns.pop_front() else { return };
-            // Whoever has news gets a list in a moment.
-            if self.pending.contains_key(&user) {
+            // Whoever has news gets a list in a moment; reports have none.
+            if self.pending.get(&user).is_some_and(|pending| !pending.news.is_empty()) {
                 continue;
             }
             // What was told last is remembered, so that it is known what is news when they come back.
@@ -248,11 +284,14 @@ impl Announcer {
             }
             self.untold.remove(&user);
             let active = self.active(&user);
-            let is_news = self.watched.get(&user).is_some_and(|told| *told != positions(&active));
+            let told = self.watched.get(&user).cloned();
+            let is_news = told.as_ref().is_some_and(|told| told.as_ref() != Some(&positions(&active)));
+            let is_unknown = told == Some(None);
             self.remember(&user, &active);
-            if let Some(first) = active.iter().find(|place| place.position.is_some()).filter(|_| is_news) {
+            let first = active.iter().find(|place| place.position.is_some());
+            if is_news && (first.is_some() || is_unknown) {
                 let now = timestamp(OffsetDateTime::now_utc());
-                let news = News { update_type: "position_updated", job: Some(first.job.id) };
+                let news = News { update_type: "position_updated", job: first.map(|first| first.job.id) };
                 let message = queue_update(&user, &news, &active, &now, self.shown_bytes);
                 self.publish(&user, message, Some("positions".to_owned())).await;
             }
@@ -271,7 +310,7 @@ impl Announcer {
             self.watched.remove(user);
             self.untold.remove(user);
         } else {
-            self.watched.insert(user.clone(), positions(active));
+            self.watched.insert(user.clone(), Some(positions(active)));
         }
     }
 
@@ -341,41 +380,4 @@ fn progress_update(job: &Job, now: &str) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_of_changes_is_told_by_the_last_of_each_sort() {
-        let news = |update_type, digit: usize| News { update_type, job: JobId::parse(&format!("{digit:026}")).ok() };
-        let few = Pending { news: (0..TOLD_EACH).map(|n| news("meeting_added", n)).collect(), ..Pending::default() };
-        assert_eq!(few.told().len(), TOLD_EACH);
-        let mut many: Vec<_> = (0..500).map(|n| news("meeting_added", n)).collect();
-        many.push(news("task_started", 0));
-        let many = Pending { news: many, ..Pending::default() };
-        let told: Vec<_> = many.told().iter().map(|news| (news.update_type, news.job)).collect();
-        assert_eq!(told, [("meeting_added", news("", 499).job), ("task_started", news("", 0).job)]);
-    }
-
-    #[test]
-    fn an_update_of_nothing_left_names_no_job_and_no_place() {
-        let user = UserId::parse("ada").unwrap();
-        let cleared = News { update_type: "queue_cleared", job: None };
-        let message = queue_update(&user, &cleared, &[], "2026-01-01T00:00:00Z", SHOWN_BYTES);
-        assert_eq!(message.kind, "QueueUpdate");
-        let expected = json!({"update_type": "queue_cleared", "queue": [], "total": 0, "affected_user_id": "ada",
-            "job_id": null, "global_position": null, "timestamp": "2026-01-01T00:00:00Z"});
-        assert_eq!(message.data, expected);
-    }
-    #[test]
-    fn a_list_in_a_message_is_cut_where_the_message_would_be_too_large() {
-        let items = |count: usize, bytes: usize| (0..count).map(move |_| json!("x".repeat(bytes - 3)));
-        assert_eq!(shown(items(500, 10), SHOWN_BYTES).len(), SHOWN);
-        assert_eq!(shown(items(500, 10), 95).len(), 9);
-        assert!(shown(items(3, 100), 0).is_empty());
-        // What is around the list fits into what is kept free for it, in whole and at its longest.
-        let user = UserId::parse("a23456789012345").unwrap();
-        let news = News { update_type: "position_updated", job: JobId::parse(&"0".repeat(26)).ok() };
-        let message = queue_update(&user, &news, &[], "2026-01-01T00:00:00.123456789Z", 0);
-        assert!(message.data.to_string().len() + 2 * 20 < AROUND);
-    }
-}
+mod tests;

@@ -1,11 +1,18 @@
 //! Adding jobs: checked, bounded, durable when the call returns, and added once however often it is called.
 
+use std::collections::BTreeSet;
 use std::collections::HashMap;
+use std::hash::DefaultHasher;
+use std::hash::Hash;
+use std::hash::Hasher;
 use std::sync::Arc;
 use std::sync::PoisonError;
 
 use serde_json::Value;
+use sha2::Digest;
+use sha2::Sha256;
 use time::OffsetDateTime;
+use tokio::sync::MutexGuard;
 
 use super::Added;
 use super::Error;
@@ -17,7 +24,9 @@ use super::Queue;
 use super::State;
 use super::config::is_kind;
 use super::decide;
+use super::job::AlsoKey;
 use super::records;
+use super::records::Step;
 use crate::ids::TenantId;
 use crate::store;
 
@@ -28,11 +37,15 @@ const TITLE_CHARS: usize = 200;
 const KEY_BYTES: usize = 200;
 /// Attempts of a job at its `max_attempts` at most.
 const MAX_ATTEMPTS: u32 = 100;
+/// Keys that a job remembers of wishes which its `dedupe` text answered; the oldest goes first.
+const MAX_ALSO_KEYS: usize = 8;
+/// Locks that tenants share for decisions over their `dedupe` texts.
+pub(super) const TEXT_LOCKS: usize = 64;
 /// Times the race for one `dedupe` text is tried.
 const GENERATIONS: usize = 64;
 
 /// Room in the queue that was promised to a call; given back when dropped.
-struct Promise<'a> {
+pub(super) struct Promise<'a> {
     queue: &'a Queue,
     tenants: HashMap<TenantId, usize>,
     in_all: usize,
@@ -80,16 +93,21 @@ impl Queue {
         if jobs.len() > MAX_BATCH {
             return Err(Error::TooManyAtOnce { most: MAX_BATCH });
         }
-        let _promise = self.promise(&jobs)?;
-        let mut answers: Vec<Option<Added>> = Vec::with_capacity(jobs.len());
+        let _texts = self.hold_texts(jobs.iter().filter(|job| job.dedupe.is_some()).map(|job| &job.tenant)).await;
+        let jobs = jobs.into_iter().map(|job| self.make(job, now)).collect::<Result<Vec<_>, _>>()?;
+        let firsts = firsts(&jobs)?;
+        let known = jobs.iter().map(|job| self.known(job)).collect::<Result<Vec<_>, _>>()?;
+        let is_fresh = |index: &usize| firsts[*index] == *index && known[*index].is_none();
+        // What is there already needs no room.
+        let _promise = self.promise((0..jobs.len()).filter(is_fresh).map(|index| &jobs[index].tenant))?;
+        let mut answers: Vec<Option<Added>> = jobs.iter().map(|_| None).collect();
         let mut fresh = Vec::new();
-        for (index, job) in jobs.into_iter().enumerate() {
-            let job = self.make(job, now)?;
-            let known = self.known(&job)?;
-            if known.is_none() {
-                fresh.push((index, job));
+        for (index, (job, known)) in jobs.into_iter().zip(known).enumerate() {
+            match known {
+                Some(known) => answers[index] = Some(Added { job: self.remember(known, &job).await?, is_new: false }),
+                None if firsts[index] == index => fresh.push((index, job)),
+                None => {}
             }
-            answers.push(known.map(|job| Added { job, is_new: false }));
         }
         for _ in 0..GENERATIONS {
             let pairs = fresh.iter().map(|(_, job)| Ok((records::key_of(job), records::encode(job)?)));
@@ -113,6 +131,9 @@ impl Queue {
                 return Err(error.into());
             }
             if again.is_empty() {
+                for (index, first) in firsts.into_iter().enumerate().filter(|(index, first)| index != first) {
+                    answers[index] = answers[first].clone().map(|added| Added { is_new: false, ..added });
+                }
                 return answers.into_iter().map(|answer| answer.ok_or(Error::Duplicate)).collect();
             }
             fresh = again;
@@ -121,15 +142,29 @@ impl Queue {
         Err(Error::Duplicate)
     }
 
-    /// Keeps room for as many jobs, or refuses.
-    fn promise(&self, jobs: &[NewJob]) -> Result<Promise<'_>, Error> {
-        let mut tenants: HashMap<TenantId, usize> = HashMap::new();
-        for job in jobs {
-            *tenants.entry(job.tenant.clone()).or_default() += 1;
+    /// Waits until nobody else decides over `dedupe` texts of these tenants, and keeps it so: whoever brings an old job
+    /// with a text back and whoever adds one with the same text must not both find that there is none. Known limit:
+    /// within this process; two nodes could. Held for writes of the store only.
+    pub(super) async fn hold_texts<'a>(&self, tenants: impl Iterator<Item = &'a TenantId>) -> Vec<MutexGuard<'_, ()>> {
+        let wanted: BTreeSet<usize> = tenants.map(text_lock).collect();
+        let mut held = Vec::with_capacity(wanted.len());
+        // Always in the same order, so that no two wait for each other.
+        for lock in wanted.iter().filter_map(|lock| self.inner.texts.get(*lock)) {
+            held.push(lock.lock().await);
         }
+        held
+    }
+
+    /// Keeps room for an unfinished job more of each of these tenants, or refuses. One is named as often as it needs.
+    pub(super) fn promise<'a>(&self, wanted: impl Iterator<Item = &'a TenantId>) -> Result<Promise<'_>, Error> {
+        let mut tenants: HashMap<TenantId, usize> = HashMap::new();
+        for tenant in wanted {
+            *tenants.entry(tenant.clone()).or_default() += 1;
+        }
+        let in_all = tenants.values().sum();
         let config = &self.inner.config;
         let mut board = self.board();
-        if board.unfinished + board.promised_in_all + jobs.len() > config.max_waiting {
+        if board.unfinished + board.promised_in_all + in_all > config.max_waiting {
             return Err(Error::Full);
         }
         let most = config.max_waiting_per_tenant;
@@ -139,12 +174,12 @@ impl Queue {
                 return Err(Error::TenantFull { most });
             }
         }
-        board.promised_in_all += jobs.len();
+        board.promised_in_all += in_all;
         for (tenant, count) in &tenants {
             *board.promised.entry(tenant.clone()).or_default() += count;
         }
         drop(board);
-        Ok(Promise { queue: self, tenants, in_all: jobs.len() })
+        Ok(Promise { queue: self, tenants, in_all })
     }
 
     /// Checks a wish and makes a job of it.
@@ -188,6 +223,7 @@ impl Queue {
             cancel_requested: false,
             idempotency_key: new.idempotency_key,
             dedupe: new.dedupe,
+            also_keys: Vec::new(),
             generation,
             claim: None,
             done_under: None,
@@ -222,17 +258,40 @@ impl Queue {
         Ok(newest.filter(|newest| !newest.state.is_finished()).cloned())
     }
 
+    /// Lets a job that answers a wish because of its text answer to the wish's key from now on, too. Durable.
+    async fn remember(&self, found: Arc<Job>, wish: &Job) -> Result<Arc<Job>, Error> {
+        let Some(key) = &wish.idempotency_key else { return Ok(found) };
+        let is_known = |job: &Job| job.keys().any(|known| known == key);
+        if is_known(&found) {
+            return Ok(found);
+        }
+        let also = AlsoKey { key: key.clone(), wish: hash_of(wish) };
+        let note = |job: &Job| {
+            if is_known(job) {
+                return Ok(Step::Keep);
+            }
+            let skipped = (job.also_keys.len() + 1).saturating_sub(MAX_ALSO_KEYS);
+            let also_keys = job.also_keys.iter().skip(skipped).chain([&also]).cloned().collect();
+            Ok(Step::Write(Box::new(Job { also_keys, ..job.clone() })))
+        };
+        match self.change(&found.id, note).await {
+            // It ended and was swept since.
+            Err(Error::NotFound) => Ok(found),
+            noted => noted,
+        }
+    }
+
     /// A job whose name is taken.
     async fn met(&self, job: Job) -> Result<Met, Error> {
         let Some((found, _)) = self.read(&job).await? else {
             // Swept since, or refused for no reason.
             return Ok(Met::Again(Box::new(job)));
         };
-        if job.idempotency_key.is_some() && found.idempotency_key == job.idempotency_key {
+        if job.idempotency_key.as_ref().is_some_and(|key| found.keys().any(|known| known == key)) {
             return if is_same(&found, &job) { Ok(Met::Same(found)) } else { Err(Error::KeyReused) };
         }
         match &job.dedupe {
-            Some(_) if !found.state.is_finished() => Ok(Met::Same(found)),
+            Some(_) if !found.state.is_finished() => Ok(Met::Same(self.remember(found, &job).await?)),
             Some(dedupe) => {
                 // That one is finished: the next in the row of this text.
                 let generation = found.generation + 1;
@@ -244,12 +303,44 @@ impl Queue {
     }
 }
 
+/// Which of the locks over `dedupe` texts is a tenant's.
+fn text_lock(tenant: &TenantId) -> usize {
+    let mut hasher = DefaultHasher::new();
+    tenant.hash(&mut hasher);
+    usize::try_from(hasher.finish() % TEXT_LOCKS as u64).unwrap_or_default()
+}
+
+/// Pure: for each job of a batch the first one with its key, which is itself where there is none before.
+fn firsts(jobs: &[Job]) -> Result<Vec<usize>, Error> {
+    let mut seen: HashMap<(&TenantId, &str), usize> = HashMap::new();
+    let mut found = Vec::with_capacity(jobs.len());
+    for (index, job) in jobs.iter().enumerate() {
+        let key = job.idempotency_key.as_deref();
+        let before = key.map_or(index, |key| *seen.entry((&job.tenant, key)).or_insert(index));
+        if before != index && !is_same(&jobs[before], job) {
+            return Err(Error::KeyReused);
+        }
+        found.push(before);
+    }
+    Ok(found)
+}
+
 enum Met {
     Same(Arc<Job>),
     Again(Box<Job>),
 }
 
-/// Whether two requests with one key are the same request.
-fn is_same(one: &Job, other: &Job) -> bool {
-    one.kind == other.kind && one.payload == other.payload
+/// Whether a wish with a key of this job is the one that had the key first.
+fn is_same(found: &Job, wish: &Job) -> bool {
+    match found.also_keys.iter().find(|also| Some(&also.key) == wish.idempotency_key.as_ref()) {
+        Some(also) => also.wish == hash_of(wish),
+        None => found.kind == wish.kind && found.payload == wish.payload,
+    }
+}
+
+/// Names what a job is about, for whoever does not keep that.
+fn hash_of(wish: &Job) -> String {
+    let payload = wish.payload.to_string();
+    let digest = Sha256::new().chain_update(wish.kind.as_bytes()).chain_update([0]).chain_update(payload).finalize();
+    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }

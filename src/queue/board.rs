@@ -93,6 +93,17 @@ pub(super) struct Book {
     dedupes: HashMap<String, (u32, JobId)>,
 }
 
+impl Book {
+    /// Forgets which keys mean a job, unless they mean another one.
+    fn forget_keys<'a>(&mut self, keys: impl Iterator<Item = &'a String>, id: &JobId) {
+        for key in keys {
+            if self.keys.get(key) == Some(id) {
+                self.keys.remove(key);
+            }
+        }
+    }
+}
+
 /// One kind.
 #[derive(Debug, Default)]
 pub(super) struct Lane {
@@ -243,7 +254,7 @@ impl Board {
                 drop(self.news.send(change));
             }
             let place = self.place_of(&job);
-            self.put_in(&job, place, old.is_none());
+            self.put_in(&job, place, old.as_ref().map(|(job, _)| &**job));
             (job, place)
         });
         self.slots.insert(id, Slot { revision, filed });
@@ -260,16 +271,19 @@ impl Board {
         }
     }
 
-    fn put_in(&mut self, job: &Arc<Job>, place: Place, is_new: bool) {
+    /// Files a job; `old` is what was known of it.
+    fn put_in(&mut self, job: &Arc<Job>, place: Place, old: Option<&Job>) {
         let lane = self.lanes.entry(Arc::clone(&job.kind)).or_default();
         lane.counts[job.state as usize] += 1;
         let book = self.books.entry(job.tenant.clone()).or_default();
-        if is_new {
+        let has_other_keys = old.is_none_or(|old| old.also_keys != job.also_keys);
+        if has_other_keys {
+            book.forget_keys(old.into_iter().flat_map(Job::keys), &job.id);
+            book.keys.extend(job.keys().map(|key| (key.clone(), job.id)));
+        }
+        if old.is_none() {
             book.jobs.insert((job.seq, job.id));
             self.all.insert((job.seq, job.id));
-            if let Some(key) = &job.idempotency_key {
-                book.keys.insert(key.clone(), job.id);
-            }
             if let Some(dedupe) = &job.dedupe {
                 let newest = book.dedupes.entry(dedupe.clone()).or_insert((job.generation, job.id));
                 *newest = (*newest).max((job.generation, job.id));
@@ -296,8 +310,10 @@ impl Board {
                 let before = self.running.remove(&job.id);
                 let cancel_seen = before.as_ref().and_then(|watched| watched.cancel_seen);
                 let cancel_seen = job.cancel_requested.then(|| cancel_seen.unwrap_or(now));
+                // That somebody asked for it again is no sign of life.
+                let seen = before.as_ref().filter(|_| has_other_keys).map_or(now, |watched| watched.seen);
                 let meter = before.map_or_else(|| Arc::new(Meter::new(job.progress.clone())), |watched| watched.meter);
-                self.running.insert(job.id, Watched { seen: now, cancel_seen, meter });
+                self.running.insert(job.id, Watched { seen, cancel_seen, meter });
             }
             Place::Due => {
                 self.due.insert((job.run_at.unwrap_or(job.created_at), job.id));
@@ -322,9 +338,7 @@ impl Board {
             if is_gone {
                 book.jobs.remove(&(job.seq, job.id));
                 self.all.remove(&(job.seq, job.id));
-                if let Some(key) = &job.idempotency_key {
-                    book.keys.remove(key);
-                }
+                book.forget_keys(job.keys(), &job.id);
                 let newest = job.dedupe.as_ref().and_then(|dedupe| Some((dedupe, book.dedupes.get(dedupe)?.1)));
                 if let Some((dedupe, _)) = newest.filter(|(_, id)| *id == job.id) {
                     book.dedupes.remove(dedupe);
@@ -341,6 +355,8 @@ impl Board {
             }
             Place::Reserved | Place::Running => {
                 lane.line.end(&job.tenant);
+                // Its tenant's next jobs go earlier now.
+                self.is_moved = true;
                 self.wake.notify_waiters();
             }
             Place::Due => drop(self.due.remove(&(job.run_at.unwrap_or(job.created_at), job.id))),
@@ -352,9 +368,9 @@ impl Board {
     fn refile(&mut self, id: &JobId, place: Option<Place>, job: Option<Arc<Job>>) {
         let Some((old, before)) = self.slots.get_mut(id).and_then(|slot| slot.filed.take()) else { return };
         self.take_out(&old, before, false);
-        let job = job.unwrap_or(old);
+        let job = job.unwrap_or_else(|| Arc::clone(&old));
         let place = place.unwrap_or_else(|| self.place_of(&job));
-        self.put_in(&job, place, false);
+        self.put_in(&job, place, Some(&old));
         if let Some(slot) = self.slots.get_mut(id) {
             slot.filed = Some((job, place));
         }

@@ -42,6 +42,7 @@ pub(super) fn claimed(job: &Job, claim: Claim, now: OffsetDateTime) -> Job {
         attempts: job.attempts.saturating_add(1),
         started_at: Some(now),
         run_at: None,
+        parked_for: None,
         claim: Some(claim),
         progress: Progress::default(),
         ..job.clone()
@@ -161,6 +162,7 @@ pub(super) fn retry(job: &Job) -> Result<Option<Job>, Error> {
             attempts: 0,
             run_at: None,
             finished_at: None,
+            parked_for: None,
             cancel_requested: false,
             ..job.clone()
         })),

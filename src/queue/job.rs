@@ -183,6 +183,9 @@ pub struct Job {
     /// At most one unfinished job of the tenant has this text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dedupe: Option<String>,
+    /// Keys of wishes that were answered with this job because of its `dedupe`, the latest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) also_keys: Vec<AlsoKey>,
     /// How many jobs with this `dedupe` text came before.
     #[serde(default, skip_serializing_if = "is_none_before")]
     pub(super) generation: u32,
@@ -201,6 +204,14 @@ pub struct Job {
     /// How urgent it is to its owner, who has no say over the jobs of others.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub urgency: i8,
+}
+
+/// A key under which a job was asked for that has another one, or none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct AlsoKey {
+    pub(super) key: String,
+    /// The hash of what was asked for under it, which need not be what the job is about.
+    pub(super) wish: String,
 }
 
 /// Ranks between two urgencies: more than there are jobs.
@@ -225,6 +236,11 @@ impl Job {
     /// The number that a report about the current attempt has to carry.
     pub fn fence(&self) -> Option<u64> {
         self.claim.as_ref().map(|claim| claim.fence)
+    }
+
+    /// Every idempotency key that it answers to.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &String> {
+        self.idempotency_key.iter().chain(self.also_keys.iter().map(|also| &also.key))
     }
 
     /// A number that grows with each job that is added; lists are in its order.

@@ -141,6 +141,8 @@ struct Inner {
     /// Never held across an await.
     board: Mutex<Board>,
     names: Mutex<Names>,
+    /// Held while it is decided whose a `dedupe` text is, and until that is written; a tenant has one of them.
+    texts: Vec<tokio::sync::Mutex<()>>,
     timetable: Mutex<Timetable>,
     /// Somebody may find something to do.
     wake: Arc<Notify>,
@@ -149,6 +151,8 @@ struct Inner {
     stopping: CancellationToken,
     /// Running jobs are dropped.
     dropping: CancellationToken,
+    /// Nothing happens any more.
+    stopped: CancellationToken,
     tasks: TaskTracker,
     follower: Mutex<Option<AbortOnDropHandle<()>>>,
 }
@@ -185,11 +189,13 @@ impl Queue {
                 handlers: RwLock::default(),
                 board: Mutex::new(Board::new(news, Arc::clone(&wake))),
                 names: Mutex::default(),
+                texts: std::iter::repeat_with(tokio::sync::Mutex::default).take(add::TEXT_LOCKS).collect(),
                 timetable: Mutex::default(),
                 wake,
                 positions: watch::Sender::new(0),
                 stopping: CancellationToken::new(),
                 dropping: CancellationToken::new(),
+                stopped: CancellationToken::new(),
                 tasks: TaskTracker::new(),
                 follower: Mutex::default(),
             }),
@@ -216,6 +222,11 @@ impl Queue {
     /// Every change of a job from now on. Bounded: who falls behind gets `Lagged` and looks at the jobs again.
     pub fn changes(&self) -> broadcast::Receiver<Change> {
         self.board().news.subscribe()
+    }
+
+    /// Cancelled when [`stop`](Self::stop) is over: what changed until then is among the changes already.
+    pub fn stopped(&self) -> CancellationToken {
+        self.inner.stopped.clone()
     }
 
     /// Changes some times a second while positions may have changed.

@@ -44,16 +44,25 @@ impl Queue {
     }
 
     /// Puts a dead or cancelled job back in line with all its attempts, or lets a waiting one go now. It keeps its old
-    /// place, which is before everything that was added later.
+    /// place, which is before everything that was added later. A finished one needs room as a new one does.
     pub async fn retry(&self, tenant: &TenantId, id: &JobId) -> Result<Arc<Job>, Error> {
         let job = self.find(tenant, id).ok_or(Error::NotFound)?;
-        if let Some(dedupe) = job.dedupe.as_ref().filter(|_| job.state.is_finished()) {
-            let newest = self.board().of_dedupe(tenant, dedupe).map(|job| job.id);
-            if newest.is_some_and(|newest| newest != *id) {
-                return Err(Error::Duplicate);
+        let _texts = self.hold_texts(job.dedupe.iter().map(|_| tenant)).await;
+        let mut promise = None;
+        self.change(id, |job| {
+            let next = decide::retry(job)?;
+            if job.state.is_finished() {
+                let newest = job.dedupe.as_ref().and_then(|dedupe| Some(self.board().of_dedupe(tenant, dedupe)?.id));
+                if newest.is_some_and(|newest| newest != *id) {
+                    return Err(Error::Duplicate);
+                }
+                if promise.is_none() {
+                    promise = Some(self.promise(std::iter::once(tenant))?);
+                }
             }
-        }
-        self.change(id, |job| Ok(decide::retry(job)?.into())).await
+            Ok(next.into())
+        })
+        .await
     }
 
     /// Answers a parked job: it goes back in line with `input`. [`Error::WrongState`] when it is not parked.

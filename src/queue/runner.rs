@@ -83,6 +83,7 @@ impl Queue {
             }
         }
         self.inner.follower.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.inner.stopped.cancel();
     }
 
     fn own(&self, task: impl Future<Output = ()> + Send + 'static) {

@@ -13,6 +13,7 @@ use time::macros::datetime;
 use super::*;
 use crate::ids::TenantId;
 use crate::ids::UserId;
+use crate::store::Revision;
 
 const NOW: OffsetDateTime = datetime!(2026-01-01 12:00 UTC);
 
@@ -178,6 +179,7 @@ pub(super) fn job() -> Job {
         cancel_requested: false,
         idempotency_key: None,
         dedupe: None,
+        also_keys: Vec::new(),
         generation: 0,
         claim: None,
         done_under: None,
@@ -286,6 +288,65 @@ fn whether_a_job_waits_for_its_time_is_a_matter_of_the_clock() {
     assert_eq!(decide::timed(later.clone(), NOW).state, State::Scheduled);
     assert_eq!(decide::timed(later, NOW + Duration::from_secs(1)).state, State::Queued);
     assert_eq!(decide::timed(running(), NOW).state, State::Running);
+}
+
+#[test]
+fn a_parked_job_that_is_called_off_and_tried_again_waits_for_nobody() {
+    let parked = decide::ended(&running(), Outcome::Park { reason: "ask".to_owned() }, NOW, 0.5, &Policy::default());
+    let again = decide::retry(&decide::cancelled(&parked, NOW)).unwrap().unwrap();
+    assert_eq!((again.state, again.parked_for), (State::Queued, None));
+    // One that was written by an earlier version is set right when it is begun.
+    let old = Job { parked_for: Some("ask".to_owned()), ..job() };
+    assert_eq!(decide::claimed(&old, running().claim.unwrap(), NOW).parked_for, None);
+}
+
+fn board() -> Board {
+    Board::new(broadcast::channel(16).0, Arc::default())
+}
+
+fn apply(board: &mut Board, revision: u64, job: Option<&Job>) {
+    let id = job.map_or(id(1), |job| job.id);
+    board.apply(board::Source::Own, id, Revision(revision), job.map(|job| Arc::new(job.clone())));
+}
+
+#[test]
+fn the_end_of_a_running_job_moves_its_tenants_others() {
+    let mut board = board();
+    apply(&mut board, 1, Some(&running()));
+    board.is_moved = false;
+    apply(&mut board, 2, Some(&decide::ended(&running(), Outcome::Done(json!(1)), NOW, 0.5, &Policy::default())));
+    assert!(board.is_moved);
+}
+
+#[test]
+fn a_key_means_the_job_that_had_it_last_until_that_one_goes() {
+    let mut board = board();
+    let keyed = |number: usize| Job { id: id(number), idempotency_key: Some("k".to_owned()), ..job() };
+    // Another node was as fast: two jobs have the key.
+    apply(&mut board, 1, Some(&keyed(1)));
+    apply(&mut board, 2, Some(&keyed(2)));
+    apply(&mut board, 3, None);
+    assert_eq!(board.of_key(&tenant(1), "k").map(|job| job.id), Some(id(2)));
+}
+
+#[test]
+fn keys_that_a_job_got_later_count_until_they_are_forgotten_and_are_no_sign_of_life() {
+    let mut board = board();
+    let also = |keys: &[&str]| {
+        let also = |key: &&str| job::AlsoKey { key: (*key).to_owned(), wish: String::new() };
+        Job { also_keys: keys.iter().map(also).collect(), ..running() }
+    };
+    apply(&mut board, 1, Some(&also(&[])));
+    let seen = board.running[&id(1)].seen;
+    apply(&mut board, 2, Some(&also(&["a", "b"])));
+    assert!(board.of_key(&tenant(1), "a").is_some() && board.of_key(&tenant(1), "b").is_some());
+    assert_eq!(board.running[&id(1)].seen, seen, "a caller keeps no silent worker's job");
+    apply(&mut board, 3, Some(&also(&["b", "c"])));
+    assert!(board.of_key(&tenant(1), "a").is_none() && board.of_key(&tenant(1), "c").is_some());
+    apply(&mut board, 4, Some(&also(&["b", "c"])));
+    assert!(board.running[&id(1)].seen > seen, "its worker says that it lives");
+    apply(&mut board, 5, None);
+    assert!(board.of_key(&tenant(1), "b").is_none());
 }
 
 proptest! {

@@ -124,6 +124,21 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// All records under a prefix, in key order, as of one moment.
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Entry>, Error>>;
 
+    /// The names and revisions of the first `most` records under a prefix that come behind `after` (a key, or nothing),
+    /// in key order, as of one moment: to go through many records without having them all in memory.
+    fn names<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: &'a str,
+        most: usize,
+    ) -> BoxFuture<'a, Result<Vec<(Arc<str>, Revision)>, Error>> {
+        Box::pin(async move {
+            let entries = self.list(prefix).await?;
+            let names = entries.into_iter().map(|entry| (entry.key, entry.revision));
+            Ok(names.skip_while(|(key, _)| **key <= *after).take(most).collect())
+        })
+    }
+
     /// Writes a record that must not exist; of N concurrent calls one wins, the others get [`Error::Exists`].
     fn create<'a>(&'a self, key: &'a str, value: Bytes) -> BoxFuture<'a, Result<Revision, Error>>;
 

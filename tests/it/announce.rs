@@ -111,6 +111,41 @@ async fn each_user_is_told_of_their_own_items_in_the_words_of_the_seed() {
     tokio::time::timeout(Duration::from_secs(30), state.shutdown.finished()).await.unwrap();
 }
 
+/// Ends well when it is told to stop.
+struct Ends;
+
+impl Handler for Ends {
+    fn kind(&self) -> &'static str {
+        DELIVER_MEETING
+    }
+
+    fn run(&self, run: Run) -> BoxFuture<'static, Outcome> {
+        Box::pin(async move {
+            run.cancelled().cancelled().await;
+            Outcome::Done(json!({"url": "x"}))
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_while_everything_stops_is_told() {
+    let (state, _dir) = state().await;
+    let services = &state.services;
+    services.queue.register(Arc::new(Ends));
+    services.queue.start().await.unwrap();
+    let ada = UserId::parse("ada").unwrap();
+    add(services, &ada, "Team", 7).await;
+    eventually("it runs", async || update(&told(services, &ada).await, "task_started").map(drop)).await;
+    state.shutdown.begin();
+    // Everybody who ends with the shutdown has ended; the queue is stopped when the connections have.
+    for _ in 0..20 {
+        crate::support::pause().await;
+    }
+    services.queue.stop().await;
+    tokio::time::timeout(Duration::from_secs(30), state.shutdown.finished()).await.unwrap();
+    eventually("it is told", async || update(&told(services, &ada).await, "task_completed").map(drop)).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cleared_queue_is_told() {
     let (state, _dir) = state().await;
@@ -130,5 +165,6 @@ async fn a_cleared_queue_is_told() {
     let types: Vec<_> = messages.iter().map(|message| message["update_type"].as_str().unwrap()).collect();
     assert_eq!(types, ["meeting_added", "meeting_removed", "queue_cleared"]);
     state.shutdown.begin();
+    services.queue.stop().await;
     tokio::time::timeout(Duration::from_secs(30), state.shutdown.finished()).await.unwrap();
 }

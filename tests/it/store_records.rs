@@ -366,3 +366,28 @@ async fn all_sessions_of_a_user_are_revoked_durably_and_expired_ones_swept() {
     assert_eq!((sessions.len(), sessions.of_user(&user_id("ann")).len()), (7, 2));
     eventually(|| stranger.len() == 7).await;
 }
+
+#[tokio::test]
+async fn names_are_listed_page_by_page_with_or_without_the_help_of_the_store() {
+    let (_folder, store) = fixture();
+    for key in ["a.1", "a.2", "a.3", "a-b.1", "ab.1", "b.1"] {
+        store.create(key, Bytes::from_static(b"x")).await.unwrap();
+    }
+    let changed = store.get("a.2").await.unwrap().unwrap().revision;
+    let revision = store.update("a.2", Bytes::from_static(b"y"), changed).await.unwrap();
+    // The one has its own way, the other goes by the lists.
+    let moody: Arc<dyn Store> = Arc::new(Moody { inner: Arc::clone(&store), refusals: AtomicUsize::new(0) });
+    for store in [store, moody] {
+        let names = async |prefix: &str, after: &str, most: usize| {
+            let found = store.names(prefix, after, most).await.unwrap();
+            found.iter().map(|(key, _)| key.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(names("a.", "", 2).await, ["a.1", "a.2"]);
+        assert_eq!(names("a.", "a.2", 2).await, ["a.3"]);
+        assert_eq!(names("a.", "a.3", 2).await, Vec::<String>::new());
+        assert_eq!(names("a.", "", 0).await, Vec::<String>::new());
+        assert_eq!(names("", "a.3", 9).await, ["ab.1", "b.1"]);
+        assert_eq!(store.names("a.", "a.1", 1).await.unwrap()[0].1, revision);
+        assert!(store.names("a", "", 1).await.is_err(), "no prefix");
+    }
+}

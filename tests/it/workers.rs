@@ -245,6 +245,22 @@ async fn a_worker_sees_nothing_of_kinds_that_are_not_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_was_revoked_while_its_worker_waited_gets_no_job() {
+    let app = TestApp::with(KINDS).await;
+    let ada = app.user("ada").await;
+    let (revoked, other) = (worker(&app, &["transcode"]), worker(&app, &["transcode"]));
+    let mut waiting = Box::pin(post(&revoked, "/api/v1/worker/claim", json!({"wait_seconds": 30})));
+    // It waits: nothing comes for a moment.
+    assert!(tokio::time::timeout(std::time::Duration::from_millis(500), &mut waiting).await.is_err());
+    assert!(app.cli(&["api-keys", "revoke", &revoked.id]).status.success());
+    let ids = add(&ada, "transcode", 1).await;
+    let (status, answer) = waiting.await;
+    assert_eq!((status, &answer["error"]["code"]), (401, &json!("UNAUTHORIZED")), "{answer}");
+    let claimed = claim(&other, 1, 10).await;
+    assert_eq!((&claimed[0]["id"], &claimed[0]["attempt"]), (&json!(ids[0]), &json!(1)), "as if it had not been");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn malformed_words_of_workers_are_refused() {
     let app = TestApp::with(KINDS).await;
     let ada = app.user("ada").await;

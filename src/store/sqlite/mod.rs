@@ -151,6 +151,21 @@ impl Store for ControlDatabase {
         })
     }
 
+    fn names<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: &'a str,
+        most: usize,
+    ) -> BoxFuture<'a, Result<Vec<(Arc<str>, Revision)>, Error>> {
+        Box::pin(async move {
+            keys::check_prefix(prefix)?;
+            let (reply, names) = oneshot::channel();
+            let query = Query::Names { prefix: prefix.to_owned(), after: after.to_owned(), most, reply };
+            self.queries.send(query).await.map_err(|_| Error::Closed)?;
+            names.await.unwrap_or(Err(Error::Closed))
+        })
+    }
+
     fn create<'a>(&'a self, key: &'a str, value: Bytes) -> BoxFuture<'a, Result<Revision, Error>> {
         Box::pin(self.write_one(key, Edit::Create(value)))
     }

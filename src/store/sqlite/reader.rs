@@ -75,9 +75,13 @@ impl Pool {
 /// The records under a prefix and the revision of the moment they were read at.
 pub(super) type Listing = Result<(Vec<Entry>, Revision), Error>;
 
+/// Some names and their revisions.
+pub(super) type Names = Result<Vec<(Arc<str>, Revision)>, Error>;
+
 #[derive(Debug)]
 pub(super) enum Query {
     List { prefix: String, reply: oneshot::Sender<Listing> },
+    Names { prefix: String, after: String, most: usize, reply: oneshot::Sender<Names> },
     Close,
 }
 
@@ -89,9 +93,31 @@ pub(super) fn serve_lists(mut connection: Connection, path: &Path, mut queries: 
                 // A caller that gave up does not read its answer.
                 drop(reply.send(list(&mut connection, &prefix).map_err(|e| schema::describe(path, e))));
             }
+            Query::Names { prefix, after, most, reply } => {
+                let found = names(&connection, &prefix, &after, most).map_err(|e| schema::describe(path, e));
+                drop(reply.send(found));
+            }
             Query::Close => queries.close(),
         }
     }
+}
+
+fn names(
+    connection: &Connection,
+    prefix: &str,
+    after: &str,
+    most: usize,
+) -> rusqlite::Result<Vec<(Arc<str>, Revision)>> {
+    let sql = "SELECT key, revision FROM records WHERE key > ?1 AND key < ?2 ORDER BY key LIMIT ?3";
+    let mut statement = connection.prepare_cached(sql)?;
+    // No key is a prefix, which ends with a dot.
+    let from = after.max(prefix);
+    let mut rows = statement.query((from, format!("{prefix}\u{7f}"), i64::try_from(most).unwrap_or(i64::MAX)))?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push((row.get_ref(0)?.as_str()?.into(), Revision(row.get::<_, i64>(1)?.cast_unsigned())));
+    }
+    Ok(found)
 }
 
 fn list(connection: &mut Connection, prefix: &str) -> rusqlite::Result<(Vec<Entry>, Revision)> {

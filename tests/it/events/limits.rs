@@ -161,3 +161,20 @@ async fn a_client_that_does_not_read_is_closed_and_the_others_notice_nothing() {
     let peak: u64 = peak.trim().strip_suffix("kB").unwrap().trim().parse().unwrap();
     assert!(peak < 250_000, "{peak} kB for 1000 sockets and 24 events of 40 kB");
 }
+
+#[tokio::test]
+async fn topics_of_others_that_a_client_says_it_had_are_not_even_read() {
+    let app = TestApp::start().await;
+    let user = app.user("ada").await;
+    let (_socket, welcome) = Socket::hello(&app, &user, "/ws", Value::Null).await;
+    let in_memory = async || {
+        let health: Value = app.get("/health/ws").await.json().await.unwrap();
+        health["topics"].as_u64().unwrap()
+    };
+    let before = in_memory().await;
+    let had: serde_json::Map<_, _> = (0..20).map(|n| (format!("user:nobody{n}"), json!(0))).collect();
+    let resume = json!({"epoch": welcome["epoch"], "topics": had});
+    let (_other, welcome) = Socket::hello(&app, &user, "/ws", resume).await;
+    assert_eq!(welcome["topics"].as_array().unwrap().len(), 2, "{welcome}");
+    assert_eq!(in_memory().await, before);
+}

@@ -13,6 +13,7 @@ use crate::support::socket::publish;
 
 mod filters;
 mod limits;
+mod listeners;
 mod resume;
 mod sessions;
 mod streams;

@@ -1,8 +1,14 @@
 //! Adding jobs: durable, bounded, once.
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use pocketfleet::queue::Error;
 use pocketfleet::queue::Filter;
+use pocketfleet::store;
+use pocketfleet::store::Entry;
+use pocketfleet::store::Revision;
+use pocketfleet::store::Watch;
+use tokio::sync::Semaphore;
 
 use super::*;
 
@@ -70,6 +76,147 @@ async fn at_most_one_unfinished_job_has_a_dedupe_text() {
     // Only the newest may come back.
     assert!(matches!(nodes[0].retry(&tenant(1), &ids[0]).await, Err(Error::Duplicate)));
     assert_eq!(nodes[0].retry(&tenant(1), &ids[2]).await.unwrap().state, State::Queued);
+}
+
+#[tokio::test]
+async fn a_key_that_comes_twice_in_a_batch_is_one_job_or_a_refusal_of_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = Setup::on(&store(folder.path())).open().await;
+    let keyed = |payload: u64| NewJob { idempotency_key: Some("k".to_owned()), payload: json!(payload), ..new_job(1) };
+    let refused = queue.add(vec![new_job(1), keyed(1), keyed(2)], now()).await;
+    assert!(matches!(refused, Err(Error::KeyReused)));
+    assert_eq!(queue.waiting(), 0, "nothing was added");
+    let other = NewJob { tenant: tenant(2), ..keyed(2) };
+    let added = queue.add(vec![keyed(1), new_job(1), other, keyed(1)], now()).await.unwrap();
+    assert_eq!(added.iter().map(|added| added.is_new).collect::<Vec<_>>(), [true, true, true, false]);
+    assert_eq!((added[0].job.id, queue.waiting()), (added[3].job.id, 3));
+}
+
+#[tokio::test]
+async fn a_key_that_was_answered_because_of_a_dedupe_text_is_remembered() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path());
+    let queue = Setup::on(&store).open().await;
+    let wish = |key: &str, payload: u64| NewJob {
+        idempotency_key: Some(key.to_owned()),
+        dedupe: Some("sync".to_owned()),
+        payload: json!(payload),
+        ..new_job(1)
+    };
+    let first = add(&queue, wish("a", 1)).await;
+    assert_eq!(add(&queue, wish("b", 2)).await.id, first.id);
+    queue.cancel(&tenant(1), &first.id, now()).await.unwrap();
+    // Also by the next run, which knows only what is on disk.
+    for queue in [queue, Setup::on(&store).open().await] {
+        for (key, payload) in [("a", 1), ("b", 2)] {
+            let again = queue.add(vec![wish(key, payload)], now()).await.unwrap().remove(0);
+            assert_eq!((again.is_new, again.job.id), (false, first.id), "{key}");
+            let other = queue.add(vec![wish(key, 3)], now()).await;
+            assert!(matches!(other, Err(Error::KeyReused)), "{key}: {other:?}");
+        }
+    }
+    let queue = Setup::on(&store).open().await;
+    let second = queue.add(vec![wish("c", 1), wish("d", 1)], now()).await.unwrap();
+    assert!(second[0].is_new && second[0].job.id == second[1].job.id && second[0].job.id != first.id);
+    for number in 0..8 {
+        assert_eq!(add(&queue, wish(&number.to_string(), 1)).await.id, second[0].job.id);
+    }
+    queue.cancel(&tenant(1), &second[0].job.id, now()).await.unwrap();
+    assert_eq!(add(&queue, wish("c", 1)).await.id, second[0].job.id, "its own");
+    assert_eq!(add(&queue, wish("7", 1)).await.id, second[0].job.id, "the latest");
+    assert_ne!(add(&queue, wish("d", 1)).await.id, second[0].job.id, "eight are kept");
+}
+
+/// Lets no record be replaced before it is told to.
+#[derive(Debug)]
+struct Holding {
+    store: Arc<dyn Store>,
+    reached: Semaphore,
+    let_go: Semaphore,
+}
+
+impl Store for Holding {
+    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>, store::Error>> {
+        self.store.get(key)
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Entry>, store::Error>> {
+        self.store.list(prefix)
+    }
+
+    fn create<'a>(&'a self, key: &'a str, value: Bytes) -> BoxFuture<'a, Result<Revision, store::Error>> {
+        self.store.create(key, value)
+    }
+
+    fn update<'a>(
+        &'a self,
+        key: &'a str,
+        value: Bytes,
+        expected: Revision,
+    ) -> BoxFuture<'a, Result<Revision, store::Error>> {
+        Box::pin(async move {
+            self.reached.add_permits(1);
+            self.let_go.acquire().await.unwrap().forget();
+            self.store.update(key, value, expected).await
+        })
+    }
+
+    fn delete<'a>(&'a self, key: &'a str, expected: Revision) -> BoxFuture<'a, Result<Revision, store::Error>> {
+        self.store.delete(key, expected)
+    }
+
+    fn watch<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Watch, store::Error>> {
+        self.store.watch(prefix)
+    }
+}
+
+#[tokio::test]
+async fn who_brings_a_job_back_and_who_adds_its_like_do_not_both_succeed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (reached, let_go) = (Semaphore::new(0), Semaphore::new(1));
+    let holding = Arc::new(Holding { store: store(folder.path()), reached, let_go });
+    let queue = Setup::on(&(Arc::clone(&holding) as Arc<dyn Store>)).open().await;
+    let single = || NewJob { dedupe: Some("sync".to_owned()), ..new_job(1) };
+    let first = add(&queue, single()).await;
+    queue.cancel(&tenant(1), &first.id, now()).await.unwrap();
+    holding.reached.acquire().await.unwrap().forget();
+    let (other, id) = (queue.clone(), first.id);
+    let retry = tokio::spawn(async move { other.retry(&tenant(1), &id).await });
+    holding.reached.acquire().await.unwrap().forget();
+    // It has judged, and not written yet.
+    let mut adding = Box::pin(queue.add(vec![single()], now()));
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut adding).await.ok();
+    holding.let_go.add_permits(8);
+    retry.await.unwrap().unwrap();
+    let added = match early {
+        Some(added) => added,
+        None => adding.await,
+    };
+    assert_eq!(added.unwrap()[0].job.id, first.id);
+    assert_eq!(queue.active(&tenant(1)).len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_there_needs_no_room_and_what_comes_back_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut setup = Setup::on(&store(folder.path()));
+    (setup.config.max_waiting, setup.config.max_waiting_per_tenant) = (3, 2);
+    let queue = setup.open().await;
+    let keyed = |key: &str| NewJob { idempotency_key: Some(key.to_owned()), ..new_job(1) };
+    let first = add(&queue, keyed("a")).await;
+    let called_off = add(&queue, keyed("b")).await;
+    queue.cancel(&tenant(1), &called_off.id, now()).await.unwrap();
+    add(&queue, keyed("c")).await;
+    let again = queue.add(vec![keyed("a"), keyed("c"), keyed("a")], now()).await.unwrap();
+    assert!(again.iter().all(|added| !added.is_new) && again[0].job.id == first.id);
+    let back = async || queue.retry(&tenant(1), &called_off.id).await;
+    assert!(matches!(back().await, Err(Error::TenantFull { most: 2 })));
+    queue.cancel(&tenant(1), &first.id, now()).await.unwrap();
+    let others = queue.add(vec![new_job(2), new_job(2)], now()).await.unwrap();
+    assert!(matches!(back().await, Err(Error::Full)));
+    queue.cancel(&tenant(2), &others[0].job.id, now()).await.unwrap();
+    assert_eq!(back().await.unwrap().state, State::Queued);
+    assert!(matches!(queue.add(vec![new_job(3)], now()).await, Err(Error::Full)), "it is counted once, and at once");
 }
 
 #[tokio::test]
