@@ -19,6 +19,7 @@ use std::collections::HashSet;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::Instant;
 
 use serde_json::Value;
 use serde_json::json;
@@ -52,6 +53,8 @@ const AROUND: usize = 512;
 const GATHERED: Duration = Duration::from_millis(100);
 /// Changes of one user that are told one by one in one such moment; beyond, the last one of a sort stands for all.
 const TOLD_EACH: usize = 20;
+/// Jobs of one user that are looked at as often as that; whoever has more is told less often, in proportion.
+const AT_ONCE: usize = 500;
 /// Positions are looked at this often,
 const LOOK: Duration = Duration::from_secs(1);
 /// of so many users at a time.
@@ -74,6 +77,13 @@ struct Pending {
 }
 
 impl Pending {
+    /// Takes the news, of a flood the last of each sort, to be told later.
+    fn later(&mut self) -> Vec<News> {
+        let news = self.told();
+        self.news.clear();
+        news
+    }
+
     /// The user is told how things stand, by whatever is told.
     fn stands(&mut self) {
         if self.news.is_empty() {
@@ -110,6 +120,8 @@ pub struct Announcer {
     turns: VecDeque<UserId>,
     /// Who was not told of positions because they did not listen; some of the watched.
     untold: HashSet<UserId>,
+    /// Who has so many jobs that looking at them all is worth a pause, and until when.
+    resting: HashMap<UserId, Instant>,
     /// Every change until then was noted.
     noted: OffsetDateTime,
     /// Bytes of the list of a message, at most.
@@ -141,7 +153,7 @@ impl Announcer {
         let untold = HashSet::new();
         // Nothing is known of what an earlier run told, and what it told before that is not remembered by the log.
         let noted = OffsetDateTime::now_utc() - events.config().history_ttl;
-        Self { queue, events, intake, pending, watched, turns, untold, noted, shown_bytes }
+        Self { queue, events, intake, pending, watched, turns, untold, resting: HashMap::new(), noted, shown_bytes }
     }
 
     /// Runs until the queue is stopped, and tells the last changes.
@@ -244,8 +256,16 @@ impl Announcer {
     }
 
     async fn tell(&mut self) {
-        for (user, pending) in std::mem::take(&mut self.pending) {
+        let moment = Instant::now();
+        self.resting.retain(|_, until| *until > moment);
+        for (user, mut pending) in std::mem::take(&mut self.pending) {
             let now = timestamp(OffsetDateTime::now_utc());
+            if self.resting.contains_key(&user) && !self.queue.stopped().is_cancelled() {
+                let news = pending.later();
+                if !news.is_empty() {
+                    self.pending.entry(user.clone()).or_default().news = news;
+                }
+            }
             let told = pending.told();
             if !told.is_empty() {
                 self.tell_news(&user, &told, &now).await;
@@ -266,6 +286,10 @@ impl Announcer {
         if active.is_empty() && told.last().is_some_and(|news| news.update_type == "meeting_removed") {
             let news = News { update_type: "queue_cleared", job: None };
             self.publish(user, queue_update(user, &news, &active, now, self.shown_bytes), None).await;
+        }
+        if active.len() > AT_ONCE {
+            let steps = u32::try_from(active.len() / AT_ONCE).unwrap_or(u32::MAX);
+            self.resting.insert(user.clone(), Instant::now() + GATHERED.saturating_mul(steps));
         }
         self.remember(user, &active);
     }

@@ -342,5 +342,5 @@ fn is_same(found: &Job, wish: &Job) -> bool {
 fn hash_of(wish: &Job) -> String {
     let payload = wish.payload.to_string();
     let digest = Sha256::new().chain_update(wish.kind.as_bytes()).chain_update([0]).chain_update(payload).finalize();
-    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    digest.iter().take(16).fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }

@@ -79,7 +79,7 @@ impl HttpPut {
 /// The same for every attempt at the same bytes in the same place.
 fn idempotency_key(file: &Outgoing) -> String {
     let digest = Sha256::digest([file.folder.as_str(), &file.name, &file.sha256].join("\0"));
-    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    digest.iter().take(16).fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// An address with more names at its end, each encoded.
