@@ -22,7 +22,7 @@ struct World {
     database: Arc<ControlDatabase>,
     shutdown: Shutdown,
     /// Every attempt to warn, and whether it was taken.
-    warnings: mpsc::UnboundedReceiver<(Warning, bool)>,
+    warnings: mpsc::Receiver<(Warning, bool)>,
     /// How many attempts are not taken.
     deaf: Arc<AtomicUsize>,
 }
@@ -58,13 +58,13 @@ async fn open_with(dir: &Path, config: Config, checks: Checks) -> Result<World, 
     };
     let audit = Audit::open(store).await.unwrap();
     let shutdown = Shutdown::new();
-    let (told, warnings) = mpsc::unbounded_channel();
+    let (told, warnings) = mpsc::channel(64);
     let deaf = Arc::new(AtomicUsize::new(0));
     let refusals = Arc::clone(&deaf);
     let warn: Warn = Arc::new(move |warning| {
         let taken = refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_err();
         // A world that is gone hears nothing.
-        let _ = told.send((warning, taken));
+        let _ = told.try_send((warning, taken));
         Box::pin(async move { taken })
     });
     let parts = Parts { config, unlocked, audit: audit.clone(), checks, warn, shutdown: shutdown.clone() };

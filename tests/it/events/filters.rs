@@ -13,7 +13,7 @@ async fn ask(socket: &mut Socket, frame: Value) -> Value {
     socket.hear().await
 }
 
-fn subscribe(topic: &str, more: Value) -> Value {
+fn subscribe(topic: &str, more: &Value) -> Value {
     let mut frame = json!({"type": "Subscribe", "id": 1, "topics": [topic]});
     frame.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     frame
@@ -29,7 +29,7 @@ async fn a_filter_holds_for_what_was_missed_and_what_comes_and_can_be_changed() 
     let second = publish(&admin, "system", "NoticeTwo", json!({"n": 3})).await;
     let since = json!({"epoch": welcome["epoch"], "offset": before - 1});
     let wanted = json!({"filter": {"event_types": ["Notice"]}, "since": since});
-    let first = ask(&mut socket, subscribe("system", wanted)).await;
+    let first = ask(&mut socket, subscribe("system", &wanted)).await;
     assert_eq!(first["data"]["n"], 1, "{first}");
     assert_eq!(socket.hear().await["offset"], second);
     let recovered = socket.hear().await;
@@ -52,14 +52,14 @@ async fn a_filter_holds_for_what_was_missed_and_what_comes_and_can_be_changed() 
     assert_eq!(ask(&mut socket, none).await["type"], "Reply");
     // What is about nothing in particular is of no kind of thing.
     let jobs = json!({"filter": {"entity_types": ["job"]}});
-    assert_eq!(ask(&mut socket, subscribe("user", jobs)).await["type"], "Reply");
+    assert_eq!(ask(&mut socket, subscribe("user", &jobs)).await["type"], "Reply");
     publish(&admin, &format!("user:{}", ada.id), "Notice", json!({"n": 8})).await;
     publish(&admin, "system", "NoticeFive", json!({"n": 9})).await;
     assert_eq!(socket.hear().await["data"]["n"], 9);
     for (frame, code) in [
-        (subscribe("system", json!({"filter": {"event_types": [""]}})), "INVALID_REQUEST"),
-        (subscribe("system", json!({"filter": {"entity_ids": vec!["x"; 33]}})), "INVALID_REQUEST"),
-        (subscribe("system", json!({"filter": {"kinds": []}})), "INVALID_REQUEST"),
+        (subscribe("system", &json!({"filter": {"event_types": [""]}})), "INVALID_REQUEST"),
+        (subscribe("system", &json!({"filter": {"entity_ids": vec!["x"; 33]}})), "INVALID_REQUEST"),
+        (subscribe("system", &json!({"filter": {"kinds": []}})), "INVALID_REQUEST"),
         (json!({"type": "SubscriptionChange", "id": 4, "topics": [format!("instance:{}", ada.id)]}), "NOT_FOUND"),
         (json!({"type": "SubscriptionChange", "id": 4, "topics": ["system", "rooms"]}), "NOT_FOUND"),
     ] {
@@ -73,7 +73,7 @@ async fn a_new_device_goes_on_where_the_user_was_last() {
     let mut app = TestApp::start().await;
     let (ada, bob) = (app.user("ada").await, app.user("bob").await);
     let admin = app.admin("root").await;
-    let last_seen = || subscribe("system", json!({"since": "last_seen"}));
+    let last_seen = || subscribe("system", &json!({"since": "last_seen"}));
     let (mut phone, _) = Socket::hello(&app, &ada, "/queue_updates", Value::Null).await;
     let recovered = ask(&mut phone, last_seen()).await;
     assert_eq!(
@@ -143,7 +143,7 @@ async fn an_operator_ends_subscriptions_of_one_topic() {
     // What concerns her still comes, and she may come back.
     publish(&admin, &format!("user:{}", ada.id), "Notice", json!({"n": 2})).await;
     assert_eq!(hers.hear().await["data"]["n"], 2);
-    assert_eq!(ask(&mut hers, subscribe("system", json!({}))).await["type"], "Reply");
+    assert_eq!(ask(&mut hers, subscribe("system", &json!({}))).await["type"], "Reply");
     let connection: u64 = welcome["connection_id"].as_str().unwrap().parse().unwrap();
     let asked = unsubscribe(json!({"topic": "system", "connection_id": connection})).await;
     assert_eq!(asked, (200, json!({"connections": 1})));
