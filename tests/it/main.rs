@@ -37,6 +37,7 @@ mod queue_api;
 mod raw_http;
 mod realtime;
 mod realtime_limits;
+mod reload;
 mod schedules;
 mod sdk;
 mod sdk_accounts;
