@@ -35,6 +35,7 @@ use crate::api::Limits;
 use crate::api::control_socket;
 use crate::api::control_socket::ControlSocket;
 use crate::api::oauth2_redirect::Deliver;
+use crate::app::services::Ended;
 use crate::app::services::Given;
 use crate::auth::Verifier;
 use crate::auth::accounts;
@@ -93,7 +94,7 @@ struct Folders {
 impl Folders {
     fn make(root: &Path) -> anyhow::Result<Self> {
         let is_new = !root.join("control.db").exists();
-        for folder in ["", "run", "golden", "staging", "empty", "instances"] {
+        for folder in ["", "run", "golden", "staging", "empty", "instances", "deleted"] {
             let path = root.join(folder);
             std::fs::DirBuilder::new()
                 .recursive(true)
@@ -184,6 +185,7 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
     let queue = state.services.queue.clone();
     queue.start().await.context("start the queue")?;
     let mut front = tokio::spawn(gateway.run(listener, shutdown.clone()));
+    let lifecycle = state.lifecycle.clone();
     let (audit, vault_made) = (state.services.audit.clone(), state.services.vault.made().map(Path::to_owned));
     let control = tokio::spawn(socket.serve(api::control::router(state), shutdown.clone()));
     supervisor.wake_pinned();
@@ -191,6 +193,7 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
         tracing::warn!(%error, "note the address in run/address");
     }
     tracing::info!(listen = %listen, data = %folders.root.display(), duration_ms = begun.elapsed().as_millis(), "listening");
+    shutdown.spawn(lifecycle.run(shutdown.clone()));
     shutdown.spawn(accounts.clone().configure(shutdown.clone()));
     shutdown.spawn(first_admin(config.auth.clone(), accounts, supervisor.clone()));
     welcome(&config, folders, listen, vault_made.as_deref());
@@ -260,6 +263,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         config: config.instances.clone(),
         layout: Layout {
             instances: folders.at("instances"),
+            deleted: folders.at("deleted"),
             staging: folders.at("staging"),
             empty: folders.at("empty"),
         },
@@ -292,7 +296,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
     let services = services::open(Given {
         config,
         data: &folders.root,
-        store,
+        store: Arc::clone(&store),
         unlocked,
         supervisor: supervisor.clone(),
         verifier: verifier.clone(),
@@ -303,6 +307,16 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         shutdown: shutdown.clone(),
     })
     .await?;
+    let ended = Ended {
+        config,
+        store,
+        tenants: tenants.clone(),
+        accounts: accounts.clone(),
+        supervisor: supervisor.clone(),
+        tenancy: tenancy.clone(),
+        shutdown: shutdown.clone(),
+    };
+    let lifecycle = services::lifecycle(ended, &services);
     let dashboards = Dashboards::new(config.server.dashboard, config.server.dashboard_ttl);
     let state = AppState::from(api::Parts {
         dashboards: dashboards.clone(),
@@ -312,6 +326,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         supervisor: supervisor.clone(),
         tenancy: tenancy.clone(),
         services,
+        lifecycle,
         tenants,
         sessions,
         metrics: Arc::clone(&metrics),

@@ -35,6 +35,12 @@ pub enum Command {
     Release(Target),
     /// Print the end of its log.
     Logs(Logs),
+    /// Delete it: nobody reaches it any more, everything of it is kept for tenancy.keep_deleted.
+    Delete(Target),
+    /// Bring a deleted one back.
+    Undelete(Target),
+    /// List those that were deleted and are not erased yet.
+    Deleted,
 }
 
 /// What to list.
@@ -110,6 +116,19 @@ pub async fn run(command: Command, control: &Control, output: Output) -> anyhow:
         Command::Pin(target) => act("pin", &target, control, output).await,
         Command::Unpin(target) => act("unpin", &target, control, output).await,
         Command::Release(target) => act("release", &target, control, output).await,
+        Command::Delete(target) => {
+            let deleted = control.call("POST", &format!("/tenants/{}/delete", target.tenant), None).await?;
+            let until = text(&deleted["erase_at"]);
+            output.done(&deleted, &format!("{} is deleted; it can be brought back until {until}", target.tenant))
+        }
+        Command::Undelete(target) => {
+            let back = control.call("POST", &format!("/tenants/{}/undelete", target.tenant), None).await?;
+            output.done(&back, &format!("{} is there again", target.tenant))
+        }
+        Command::Deleted => {
+            let deleted = control.call("GET", "/deleted", None).await?;
+            output.done(&deleted, &deletions(&deleted))
+        }
         Command::Logs(wanted) => {
             let path = format!("/tenants/{}/logs?lines={}", wanted.target.tenant, wanted.lines);
             let log = control.call("GET", &path, None).await?;
@@ -140,6 +159,18 @@ async fn list(wanted: &List, control: &Control, output: Output) -> anyhow::Resul
     }
     let text = listing(&items, after.as_ref());
     output.done(&json!({ "items": items, "next": after }), &text)
+}
+
+/// A table of deleted tenants.
+fn deletions(deleted: &Value) -> String {
+    let items: Vec<&Value> = deleted["items"].as_array().into_iter().flatten().collect();
+    if items.is_empty() {
+        return "nothing is deleted".to_owned();
+    }
+    let row =
+        |item: &&Value| ["id", "kind", "stage", "deleted_at", "deleted_by", "erase_at"].map(|key| text(&item[key]));
+    let rows: Vec<_> = items.iter().map(row).collect();
+    output::table(["TENANT", "KIND", "STAGE", "DELETED", "BY", "ERASED"], &rows)
 }
 
 /// A table of tenants, and how to see more.

@@ -80,6 +80,9 @@ impl Queue {
         if jobs.len() > MAX_BATCH {
             return Err(Error::TooManyAtOnce { most: MAX_BATCH });
         }
+        if jobs.iter().any(|job| self.is_closed_to(&job.tenant)) {
+            return Err(Error::Closed);
+        }
         let _promise = self.promise(&jobs)?;
         let mut answers: Vec<Option<Added>> = Vec::with_capacity(jobs.len());
         let mut fresh = Vec::new();

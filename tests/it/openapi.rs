@@ -24,6 +24,7 @@ use pocketfleet::api::oauth2_redirect::Deliver;
 use pocketfleet::api::router::document;
 use pocketfleet::api::router::router;
 use pocketfleet::app::services;
+use pocketfleet::app::services::Ended;
 use pocketfleet::app::services::Given;
 use pocketfleet::auth::Verifier;
 use pocketfleet::auth::accounts;
@@ -79,7 +80,12 @@ pub(crate) async fn state() -> (AppState, TempDir) {
     };
     let supervisor = Supervisor::new(Parts {
         config: config.instances.clone(),
-        layout: Layout { instances: at("instances"), staging: at("staging"), empty: at("empty") },
+        layout: Layout {
+            instances: at("instances"),
+            deleted: at("deleted"),
+            staging: at("staging"),
+            empty: at("empty"),
+        },
         binary: Binary { path: at("pocketbase"), sha256: String::new(), version: "0.40.6".to_owned() },
         templates: Templates::open(&locations).await.unwrap(),
         tenants: tenants.clone(),
@@ -114,10 +120,11 @@ pub(crate) async fn state() -> (AppState, TempDir) {
         },
     };
     let unlocked = vault::unlock(&config.vault, dir.path(), Arc::clone(&store)).await.unwrap();
+    let accounts = Accounts::new(&config.auth, parts).unwrap();
     let services = services::open(Given {
         config: &config,
         data: dir.path(),
-        store,
+        store: Arc::clone(&store),
         unlocked,
         supervisor: supervisor.clone(),
         verifier: verifier.clone(),
@@ -129,9 +136,19 @@ pub(crate) async fn state() -> (AppState, TempDir) {
     })
     .await
     .unwrap();
+    let ended = Ended {
+        config: &config,
+        store,
+        tenants: tenants.clone(),
+        accounts: accounts.clone(),
+        supervisor: supervisor.clone(),
+        tenancy: tenancy.clone(),
+        shutdown: shutdown.clone(),
+    };
     let state = AppState::from(pocketfleet::api::Parts {
+        lifecycle: services::lifecycle(ended, &services),
         services,
-        accounts: Accounts::new(&config.auth, parts).unwrap(),
+        accounts,
         verifier,
         dashboards: Dashboards::new(DashboardMode::Off, Duration::from_mins(1)),
         addresses: Addresses::new("http://localhost:3000", ""),
@@ -231,7 +248,12 @@ fn no_other_file_routes_past_the_document() {
             !past
                 || matches!(
                     &*name,
-                    "later.rs" | "control.rs" | "control_api_keys.rs" | "control_jobs.rs" | "control_templates.rs"
+                    "later.rs"
+                        | "control.rs"
+                        | "control_api_keys.rs"
+                        | "control_jobs.rs"
+                        | "control_life.rs"
+                        | "control_templates.rs"
                 ),
             "{name} adds a route that is not documented"
         );

@@ -83,7 +83,8 @@ const IMPORTS: &[(&str, May)] = &[
             "telemetry",
         ]),
     ),
-    ("jobs", NameAllBut(&["gateway", "api", "config", "app", "cli", "main"])),
+    ("jobs", NameAllBut(&["lifecycle", "gateway", "api", "config", "app", "cli", "main"])),
+    ("lifecycle", NameAllBut(&["realtime", "gateway", "api", "config", "app", "cli", "main"])),
     ("realtime", Name(&["ids", "error", "auth", "supervisor", "pocketbase", "shutdown", "telemetry"])),
     (
         "gateway",
