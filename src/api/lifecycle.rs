@@ -4,8 +4,10 @@ use axum::Json;
 use axum::extract::Path;
 use axum::extract::State;
 use axum::http::StatusCode;
+use serde::Deserialize;
 use serde::Serialize;
 use time::OffsetDateTime;
+use utoipa::IntoParams;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -15,6 +17,8 @@ use crate::api::error::ApiError;
 use crate::api::extractors::Admin;
 use crate::api::extractors::AuthUser;
 use crate::api::extractors::MaybeDeleted;
+use crate::api::json;
+use crate::api::json::Params;
 use crate::api::tenants::to_its_end;
 use crate::audit::Actor;
 use crate::auth::Principal;
@@ -24,7 +28,9 @@ use crate::error::Problem;
 use crate::ids::TenantId;
 use crate::lifecycle::Deletion;
 use crate::lifecycle::Lifecycle;
+use crate::lifecycle::Signed;
 use crate::lifecycle::Stage;
+use crate::lifecycle::Verdict;
 use crate::shutdown::Shutdown;
 use crate::store::tenants::Kind;
 use crate::store::tenants::Tenant;
@@ -37,6 +43,8 @@ pub fn router() -> OpenApiRouter<AppState> {
         .routes(routes!(delete_tenant))
         .routes(routes!(undelete_tenant))
         .routes(routes!(list_deleted_tenants))
+        .routes(routes!(list_erasures))
+        .routes(routes!(verify_erasure))
 }
 
 /// The own account, relative to where accounts are mounted.
@@ -70,7 +78,7 @@ pub(super) struct DeletionView {
 
 impl DeletionView {
     pub(super) fn of(deletion: &Deletion) -> Self {
-        let Deletion { at, by, erase_at, stage, was_paused: _ } = deletion.clone();
+        let Deletion { at, by, erase_at, stage, was_paused: _, erasure: _ } = deletion.clone();
         Self { deleted_at: at, deleted_by: by, erase_at, stage }
     }
 }
@@ -133,6 +141,51 @@ fn judge(tenancy: &Tenancy, name: &str, principal: &Principal) -> Result<TenantI
     }
 }
 
+/// How a tenant is deleted.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct DeleteParams {
+    /// Erase it at once, which nothing takes back. For admins.
+    now: Option<bool>,
+}
+
+/// A signed record of an erasure, as it is kept and shown.
+#[derive(Debug, Serialize, ToSchema)]
+struct ErasureList {
+    /// In the order of the tenants' ids.
+    #[schema(value_type = Vec<Object>)]
+    items: Vec<Signed>,
+}
+
+/// What a record is worth.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ErasureVerdict {
+    /// `valid` (signed here, and as it was), `changed`, or `foreign_key` (signed by a key that never signed here).
+    #[schema(value_type = String, example = "valid")]
+    pub(super) verdict: Verdict,
+}
+
+/// What was erased here: one signed record for each tenant, with ids and counts and nothing else of whoever it was. For
+/// admins.
+#[utoipa::path(get, path = "/admin/erasures", tag = "workspaces", security(("bearer" = [])),
+    responses((status = 200, description = "The records.", body = ErasureList)))]
+async fn list_erasures(State(lifecycle): State<Lifecycle>, _admin: Admin) -> Result<Json<ErasureList>, ApiError> {
+    Ok(Json(ErasureList { items: lifecycle.erasures().await.map_err(Problem::from)? }))
+}
+
+/// Checks the signature of a record. For admins.
+#[utoipa::path(post, path = "/admin/erasures/verify", tag = "workspaces", security(("bearer" = [])),
+    request_body(content = Object, description = "A record, as it was given out."),
+    responses((status = 200, description = "What it is worth.", body = ErasureVerdict)))]
+async fn verify_erasure(
+    State(lifecycle): State<Lifecycle>,
+    _admin: Admin,
+    json::Json(shown): json::Json<Signed>,
+) -> Result<Json<ErasureVerdict>, ApiError> {
+    Ok(Json(ErasureVerdict { verdict: lifecycle.verify(&shown).await.map_err(Problem::from)? }))
+}
+
 async fn delete(
     lifecycle: Lifecycle,
     shutdown: &Shutdown,
@@ -149,7 +202,7 @@ async fn delete(
 /// Deletes a workspace, by its owner, or any tenant, by an admin. Nobody reaches it any more, its jobs are cancelled;
 /// everything of it is kept until `erase_at`, and can be brought back until then.
 #[utoipa::path(delete, path = "/tenants/{tenant}", tag = "workspaces", security(("bearer" = [])),
-    params(("tenant" = String, Path, description = "A slug or an id.")),
+    params(("tenant" = String, Path, description = "A slug or an id."), DeleteParams),
     responses((status = 200, description = "Deleted; the same for one that was deleted before.", body = DeletedTenant)))]
 async fn delete_tenant(
     State(tenancy): State<Tenancy>,
@@ -157,9 +210,20 @@ async fn delete_tenant(
     State(shutdown): State<Shutdown>,
     user: AuthUser,
     Path(name): Path<String>,
+    Params(params): Params<DeleteParams>,
 ) -> Result<Json<DeletedTenant>, ApiError> {
     let id = judge(&tenancy, &name, &user.principal)?;
-    delete(lifecycle, &shutdown, id, &user.principal).await
+    if params.now != Some(true) {
+        return delete(lifecycle, &shutdown, id, &user.principal).await;
+    }
+    if user.principal.role != Role::Admin {
+        return Err(Problem::new(Code::Forbidden).message("only admins erase at once").into());
+    }
+    let answer = delete(lifecycle.clone(), &shutdown, id.clone(), &user.principal).await?;
+    let (actor, now) = (Actor::User(user.principal.user), OffsetDateTime::now_utc());
+    let erased = async move { Ok(lifecycle.erase(&id, actor, now).await.map_err(Problem::from)?) };
+    to_its_end(&shutdown, erased).await?;
+    Ok(answer)
 }
 
 /// Brings a deleted account or workspace back as it was, by its owner or an admin. The owner of a deleted account signs

@@ -192,6 +192,9 @@ pub fn lifecycle(given: Ended<'_>, services: &Services) -> Lifecycle {
         queue: services.queue.clone(),
         meetings: services.meetings.clone(),
         vault: services.vault.clone(),
+        staging: services.staging.clone(),
+        // Whoever keeps something of tenants elsewhere is named here.
+        erasers: Vec::new(),
         audit: services.audit.clone(),
         shutdown,
     })

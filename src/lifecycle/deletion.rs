@@ -58,6 +58,7 @@ impl Lifecycle {
             erase_at: now.checked_add(keep).unwrap_or(now + time::Duration::days(3650)),
             stage: Stage::Leaving,
             was_paused: parts.queue.is_paused(id),
+            erasure: None,
         };
         let entry = Entry::new(actor, action::TENANT_DELETED).tenant(id).subject(id.as_str());
         parts.audit.record(entry.detail(json!({ "erase_at": deletion.erase_at.unix_timestamp() }))).await?;
@@ -91,7 +92,7 @@ impl Lifecycle {
         self.put_away(id).await.map(drop)
     }
 
-    async fn put_away(&self, id: &TenantId) -> Result<Arc<Tenant>, Error> {
+    pub(super) async fn put_away(&self, id: &TenantId) -> Result<Arc<Tenant>, Error> {
         let parts = self.parts();
         let tenant = parts.tenants.find(id).ok_or(Error::NotFound)?;
         let deletion = match &tenant.deleted {
@@ -202,6 +203,9 @@ impl Lifecycle {
         let clear = |tenant: &mut Tenant| {
             tenant.deleted.take_if(|deletion| deletion.stage == Stage::Returning);
         };
-        parts.tenants.change(id, clear).await?.ok_or(Error::NotFound)
+        let tenant = parts.tenants.change(id, clear).await?.ok_or(Error::NotFound)?;
+        // Whoever was refused by the task meanwhile made it think that the tenant is suspended.
+        parts.supervisor.release(id).await?;
+        Ok(tenant)
     }
 }

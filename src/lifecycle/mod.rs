@@ -15,7 +15,10 @@
 
 mod config;
 mod deletion;
+mod erasure;
 mod error;
+mod orphans;
+mod record;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,12 +32,20 @@ pub use crate::store::tenants::Deletion;
 pub use crate::store::tenants::Stage;
 pub use config::Config;
 pub use config::Invalid;
+pub use erasure::Erasers;
+pub use erasure::Erases;
 pub use error::Error;
+pub use orphans::Adoption;
+pub use record::Erased;
+pub use record::Signed;
+pub use record::Verdict;
 
+use crate::audit::Actor;
 use crate::audit::Audit;
 use crate::auth::accounts::Accounts;
 use crate::auth::api_keys::ApiKeys;
 use crate::ids::TenantId;
+use crate::jobs::deliver::Staging;
 use crate::meetings::Meetings;
 use crate::queue::Queue;
 use crate::shutdown::Shutdown;
@@ -44,6 +55,7 @@ use crate::store::tenants::Tenants;
 use crate::supervisor::Supervisor;
 use crate::tenancy::Tenancy;
 use crate::vault::Vault;
+use record::Records;
 
 /// What [`Lifecycle`] works with.
 #[derive(Debug)]
@@ -68,6 +80,10 @@ pub struct Parts {
     pub meetings: Meetings,
     /// Their secrets.
     pub vault: Vault,
+    /// What lies on our disk for their jobs.
+    pub staging: Staging,
+    /// Other parts that keep something of them.
+    pub erasers: Erasers,
     /// Where it is written down.
     pub audit: Audit,
     /// Owns the tasks.
@@ -108,6 +124,14 @@ impl Lifecycle {
 
     /// Finishes what is unfinished and erases what is due, now and again, until the shutdown begins.
     pub async fn run(self, shutdown: Shutdown) {
+        match self.orphans().await {
+            Ok(found) if found.is_empty() => {}
+            Ok(found) => tracing::warn!(
+                orphans = found.len(),
+                "folders without a record, or records without a folder; see `pocketfleet tenants orphans`"
+            ),
+            Err(error) => tracing::warn!(%error, "look for folders without a record"),
+        }
         loop {
             self.look(OffsetDateTime::now_utc(), &shutdown).await;
             tokio::select! {
@@ -127,9 +151,10 @@ impl Lifecycle {
             let done = match deletion.stage {
                 Stage::Leaving => self.resume(&tenant.id).await,
                 Stage::Returning => self.undelete_again(&tenant.id).await,
-                Stage::Gone | Stage::Erasing => Ok(()),
+                Stage::Gone if deletion.erase_at <= now => self.erase(&tenant.id, Actor::System, now).await.map(drop),
+                Stage::Gone => Ok(()),
+                Stage::Erasing => self.erase_again(&tenant.id).await,
             };
-            let _ = now;
             if let Err(error) = done {
                 tracing::warn!(tenant.id = %tenant.id, stage = ?deletion.stage, %error, "a deleted tenant is seen to later");
             }
@@ -149,6 +174,10 @@ impl Lifecycle {
             })
         };
         lock.lock_owned().await
+    }
+
+    fn records(&self) -> Records {
+        Records(Arc::clone(&self.parts().store))
     }
 
     fn parts(&self) -> &Parts {

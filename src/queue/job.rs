@@ -227,6 +227,11 @@ impl Job {
         self.claim.as_ref().map(|claim| claim.fence)
     }
 
+    /// The key under which it is stored.
+    pub fn key(&self) -> String {
+        super::records::key_of(self)
+    }
+
     /// A number that grows with each job that is added; lists are in its order.
     pub fn sequence(&self) -> u64 {
         self.seq

@@ -4,6 +4,7 @@
 //! keeps its record, which then is its tombstone; the record goes when everything else of the tenant was erased. A
 //! record that is missing must not make anybody delete data.
 
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -55,6 +56,18 @@ pub enum Stage {
     Erasing,
 }
 
+/// The erasure of a tenant: who had it begun, and what there was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Erasure {
+    /// Who, in the words of the audit log; `system` when the time was over.
+    pub by: String,
+    /// When it began.
+    #[serde(with = "time::serde::rfc3339")]
+    pub begun_at: time::OffsetDateTime,
+    /// What was counted before anything went.
+    pub counts: BTreeMap<String, u64>,
+}
+
 /// A tombstone: who deleted a tenant, when, and until when everything of it is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deletion {
@@ -71,6 +84,9 @@ pub struct Deletion {
     /// Whether its jobs were paused before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub was_paused: bool,
+    /// Its erasure, once it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erasure: Option<Erasure>,
 }
 
 impl Deletion {

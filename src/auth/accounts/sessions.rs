@@ -69,6 +69,11 @@ impl Accounts {
         .await
     }
 
+    /// Whether there is such an account. When that cannot be told, there is none.
+    pub fn exists(&self, user: &UserId) -> bool {
+        self.shared.verifier.exists(user)
+    }
+
     /// Removes the account itself, for good. One that is gone is all right.
     pub async fn erase(&self, user: &UserId) -> Result<(), Error> {
         let call = Call::superuser(Method::DELETE, &format!("/records/{user}"));

@@ -118,6 +118,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("rustls", &["outbound"]),
     ("object_store", &["jobs"]),
     ("aes_gcm", &["vault"]),
+    ("ring", &["vault"]),
     ("argon2", &["vault"]),
     ("zeroize", &["vault"]),
     ("tokio_tungstenite", &["events"]),
