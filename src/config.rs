@@ -25,6 +25,7 @@ use crate::gateway;
 use crate::integrations::fathom;
 use crate::jobs::deliver;
 use crate::jobs::destinations::loom;
+use crate::lifecycle;
 use crate::meetings;
 use crate::outbound;
 use crate::queue;
@@ -98,6 +99,8 @@ pub struct Config {
     pub auth: auth::Config,
     /// `[workspaces]`
     pub workspaces: tenancy::Config,
+    /// `[tenancy]`
+    pub tenancy: lifecycle::Config,
     /// `[mail]`
     pub mail: accounts::config::Mail,
     /// `[accounts]`
@@ -308,6 +311,7 @@ impl Config {
             let (key, value) = ("meetings.max_hook_bytes", self.meetings.max_hook_bytes);
             return Err(rule(key, value, "not above server.max_account_bytes, which no request of ours may exceed"));
         }
+        self.tenancy.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.vault.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.delivery.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.queue.validate().map_err(|error| Error::Invalid(error.to_string()))?;

@@ -138,6 +138,8 @@ codes! {
     TenantBlocked = "TENANT_BLOCKED", 503, Server, "the instance cannot be started; an operator has been told why";
     /// Suspended by an operator.
     TenantSuspended = "TENANT_SUSPENDED", 403, Client, "this instance is suspended; ask the operator";
+    /// Deleted by its owner or an admin; everything of it is kept for a while.
+    TenantDeleted = "TENANT_DELETED", 410, Client, "this was deleted; until it is erased it can be brought back: POST /api/v1/tenants/{id}/undelete";
     /// As many instances are awake as may be, and none can sleep.
     CapacityReached = "CAPACITY_REACHED", 503, Limit, "no room for another awake instance; try again soon";
     /// Another service had to be asked and did not answer.

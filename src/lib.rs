@@ -33,6 +33,8 @@ pub mod meetings;
 
 pub mod jobs;
 
+pub mod lifecycle;
+
 pub mod gateway;
 
 pub mod api;

@@ -16,6 +16,7 @@ use crate::api::AppState;
 use crate::api::error::ApiError;
 use crate::api::extractors::AuthUser;
 use crate::api::extractors::ClientInfo;
+use crate::api::extractors::MaybeDeleted;
 use crate::api::json;
 use crate::api::json::invalid_field;
 use crate::auth::accounts::Accounts;
@@ -168,7 +169,7 @@ async fn refresh(
 /// Ends this session; its token stops working at once.
 #[utoipa::path(post, path = "/logout", tag = "auth", security(("bearer" = [])),
     responses((status = 204, description = "The session is over.")))]
-async fn logout(State(accounts): State<Accounts>, user: AuthUser) -> Result<StatusCode, ApiError> {
+async fn logout(State(accounts): State<Accounts>, MaybeDeleted(user): MaybeDeleted) -> Result<StatusCode, ApiError> {
     accounts.logout(&user.principal).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -185,7 +186,7 @@ async fn logout_everywhere(State(accounts): State<Accounts>, user: AuthUser) -> 
 #[utoipa::path(get, path = "/me", tag = "auth", security(("bearer" = [])),
     responses((status = 200, description = "The record in the `users` collection.", body = Object,
         example = json!({"id": "b5c3xih3gtjb48z", "email": "ada@example.com", "name": "Ada", "role": "user"}))))]
-async fn me(State(accounts): State<Accounts>, user: AuthUser) -> Result<Json<Value>, ApiError> {
+async fn me(State(accounts): State<Accounts>, MaybeDeleted(user): MaybeDeleted) -> Result<Json<Value>, ApiError> {
     Ok(Json(accounts.me(&user.principal)?))
 }
 

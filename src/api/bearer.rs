@@ -13,6 +13,7 @@ use axum::http::Method;
 use axum::http::request::Parts;
 
 use crate::api::error::ApiError;
+use crate::api::extractors::AuthUser;
 use crate::api::extractors::token;
 use crate::auth::Role;
 use crate::auth::Verifier;
@@ -24,6 +25,7 @@ use crate::error::Code;
 use crate::error::Problem;
 use crate::ids::TenantId;
 use crate::ids::UserId;
+use crate::tenancy::Tenancy;
 
 /// An API key that counts, whatever it may do.
 #[derive(Debug, Clone)]
@@ -99,13 +101,14 @@ where
     S: Send + Sync,
     ApiKeys: FromRef<S>,
     Verifier: FromRef<S>,
+    Tenancy: FromRef<S>,
 {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let token = token(&parts.headers).ok_or_else(|| Problem::new(Code::Unauthorized))?;
         if !token.starts_with(api_keys::PREFIX) {
-            let principal = Verifier::from_ref(state).verify(token, SystemTime::now())?;
+            let AuthUser { principal, .. } = AuthUser::from_request_parts(parts, state).await?;
             return Ok(Self { is_admin: principal.role == Role::Admin, user: principal.user });
         }
         let bearer = ApiKeys::from_ref(state).recognise(token, SystemTime::now()).await?;

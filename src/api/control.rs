@@ -21,6 +21,7 @@ use time::OffsetDateTime;
 use crate::api::AppState;
 use crate::api::control_api_keys;
 use crate::api::control_jobs;
+use crate::api::control_life;
 use crate::api::control_socket::ControlSocket;
 use crate::api::control_templates;
 use crate::api::control_templates::VersionView;
@@ -77,7 +78,8 @@ pub fn router(state: AppState) -> Router {
         .route("/audit/verify", get(control_vault::verify))
         .merge(control_templates::routes())
         .merge(control_api_keys::routes())
-        .merge(control_jobs::routes());
+        .merge(control_jobs::routes())
+        .merge(control_life::routes());
     framed(router.with_state(state))
 }
 

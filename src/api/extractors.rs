@@ -24,6 +24,7 @@ use crate::auth::accounts::Client;
 use crate::error::Code;
 use crate::error::Problem;
 use crate::gateway;
+use crate::tenancy::Tenancy;
 
 /// A caller with a valid token.
 #[derive(Clone)]
@@ -44,13 +45,35 @@ impl<S> FromRequestParts<S> for AuthUser
 where
     S: Send + Sync,
     Verifier: FromRef<S>,
+    Tenancy: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let MaybeDeleted(user) = MaybeDeleted::from_request_parts(parts, state).await?;
+        if Tenancy::from_ref(state).is_leaving(&user.principal.user) {
+            return Err(Problem::new(Code::TenantDeleted).into());
+        }
+        Ok(user)
+    }
+}
+
+/// A caller with a valid token whose account may have been deleted: for the few routes by which they see that, and come
+/// back.
+#[derive(Debug, Clone)]
+pub struct MaybeDeleted(pub AuthUser);
+
+impl<S> FromRequestParts<S> for MaybeDeleted
+where
+    S: Send + Sync,
+    Verifier: FromRef<S>,
 {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let token = token(&parts.headers).ok_or_else(|| Problem::new(Code::Unauthorized))?;
         let principal = Verifier::from_ref(state).verify(token, SystemTime::now())?;
-        Ok(Self { principal, token: token.to_owned() })
+        Ok(Self(AuthUser { principal, token: token.to_owned() }))
     }
 }
 
@@ -88,6 +111,7 @@ impl<S> FromRequestParts<S> for Admin
 where
     S: Send + Sync,
     Verifier: FromRef<S>,
+    Tenancy: FromRef<S>,
 {
     type Rejection = ApiError;
 

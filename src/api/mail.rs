@@ -23,6 +23,7 @@ use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
 use crate::auth::accounts::Confirmation;
 use crate::auth::accounts::Mailing;
+use crate::tenancy::Tenancy;
 
 /// The routes, relative to the collection.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -104,6 +105,7 @@ impl<S> FromRequestParts<S> for MaybeUser
 where
     S: Send + Sync,
     Verifier: FromRef<S>,
+    Tenancy: FromRef<S>,
 {
     type Rejection = std::convert::Infallible;
 

@@ -18,6 +18,7 @@ pub mod bearer;
 pub mod control;
 pub mod control_api_keys;
 pub mod control_jobs;
+mod control_life;
 pub mod control_socket;
 pub mod control_templates;
 pub mod control_vault;
@@ -35,6 +36,7 @@ pub mod health;
 pub mod invitations;
 pub mod jobs;
 pub mod json;
+pub mod lifecycle;
 pub mod mail;
 pub mod meeting_hooks;
 pub mod meetings;
@@ -68,6 +70,7 @@ use crate::api::oauth2_redirect::Deliver;
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
 use crate::gateway::Dashboards;
+use crate::lifecycle::Lifecycle;
 use crate::reload::Reloads;
 use crate::shutdown::Shutdown;
 use crate::store::sessions::Sessions;
@@ -160,6 +163,8 @@ pub struct Parts {
     pub supervisor: Supervisor,
     /// What serves users beyond their instances.
     pub services: Services,
+    /// The end of tenants.
+    pub lifecycle: Lifecycle,
     /// The tenants' records.
     pub tenants: Tenants,
     /// The sessions' records.

@@ -25,6 +25,7 @@ use crate::api::frame::frame;
 use crate::api::health;
 use crate::api::invitations;
 use crate::api::jobs;
+use crate::api::lifecycle;
 use crate::api::mail;
 use crate::api::meeting_hooks;
 use crate::api::meetings;
@@ -57,13 +58,13 @@ const USERS_BY_ID: &str = "/api/collections/_pb_users_auth_";
 
 /// Every route with its documentation.
 fn routes() -> OpenApiRouter<AppState> {
-    let users = || pocketbase::router().merge(mail::router());
-    let auth = || auth::router().merge(sessions::router());
+    let users = || pocketbase::router().merge(mail::router()).merge(lifecycle::users_router());
+    let auth = || auth::router().merge(sessions::router()).merge(lifecycle::account_router());
     let meetings = || meetings::router().merge(meeting_hooks::router());
     OpenApiRouter::with_openapi(openapi::base())
         .nest(AUTH, auth())
         .nest("/auth", alias(auth(), "alias", AUTH))
-        .nest(V1, tenants::router().merge(members::router()).merge(invitations::router()))
+        .nest(V1, tenants::router().merge(members::router()).merge(invitations::router()).merge(lifecycle::router()))
         .nest(V1, meetings().merge(fathom::router()))
         .nest("/api", alias(meetings(), "alias", V1))
         .nest(V1, audit::router())

@@ -21,9 +21,11 @@ use utoipa_axum::routes;
 use crate::api::AppState;
 use crate::api::error::ApiError;
 use crate::api::extractors::AuthUser;
+use crate::api::extractors::MaybeDeleted;
 use crate::api::json;
 use crate::api::json::Params;
 use crate::api::json::invalid_field;
+use crate::api::lifecycle::DeletionView;
 use crate::auth::Role;
 use crate::error::Code;
 use crate::error::Problem;
@@ -138,6 +140,9 @@ pub(super) struct TenantView {
     archived: bool,
     /// Suspended by an operator.
     suspended: bool,
+    /// Deleted, and not erased yet. Only its owner sees it then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deleted: Option<DeletionView>,
     #[serde(with = "time::serde::rfc3339")]
     #[schema(value_type = String, format = DateTime)]
     created_at: OffsetDateTime,
@@ -157,6 +162,7 @@ impl TenantView {
             owner: tenant.owner.as_ref().map(|owner| owner.as_str().to_owned()),
             archived: tenant.archived,
             suspended: tenant.suspended,
+            deleted: tenant.deleted.as_deref().map(DeletionView::of),
             created_at: tenant.created_at,
         }
     }
@@ -222,7 +228,7 @@ fn identity(text: &str) -> Result<Identity, Problem> {
 async fn list_tenants(
     State(tenancy): State<Tenancy>,
     State(tenants): State<Tenants>,
-    user: AuthUser,
+    MaybeDeleted(user): MaybeDeleted,
     Params(page): Params<Page>,
 ) -> Json<TenantList> {
     let id = &user.principal.user;
@@ -284,15 +290,19 @@ async fn create_tenant(
     responses((status = 200, description = "The tenant.", body = TenantView)))]
 async fn show_tenant(
     State(tenancy): State<Tenancy>,
-    user: AuthUser,
+    MaybeDeleted(user): MaybeDeleted,
     Path(name): Path<String>,
 ) -> Result<Json<TenantView>, ApiError> {
     let id = &user.principal.user;
-    let own = tenancy.resolve(&name).filter(|tenant| tenant.kind == Kind::Personal);
+    // Owners see what they deleted, until it is erased.
+    let own = tenancy.find(&name).filter(|tenant| tenant.kind == Kind::Personal || tenant.deleted.is_some());
     if let Some(own) = own
-        && let Some(role) = tenancy.role(&own, id)
+        && let Some(MemberRole::Owner) = tenancy.role(&own, id)
     {
-        return Ok(Json(TenantView::of(&own, role)));
+        return Ok(Json(TenantView::of(&own, MemberRole::Owner)));
+    }
+    if tenancy.is_leaving(id) {
+        return Err(Problem::new(Code::TenantDeleted).into());
     }
     let (tenant, role) = tenancy.workspace(&name, id)?;
     Ok(Json(TenantView::of(&tenant, role)))

@@ -38,6 +38,7 @@ use crate::api::control_socket::ControlSocket;
 use crate::api::oauth2_redirect::Deliver;
 use crate::app::process::End;
 use crate::app::process::Signals;
+use crate::app::services::Ended;
 use crate::app::services::Given;
 use crate::auth::Verifier;
 use crate::auth::accounts;
@@ -100,7 +101,7 @@ struct Folders {
 impl Folders {
     fn make(root: &Path) -> anyhow::Result<Self> {
         let is_new = !root.join("control.db").exists();
-        for folder in ["", "run", "golden", "staging", "empty", "instances"] {
+        for folder in ["", "run", "golden", "staging", "empty", "instances", "deleted"] {
             let path = root.join(folder);
             std::fs::DirBuilder::new()
                 .recursive(true)
@@ -165,6 +166,7 @@ async fn run(
     let queue = state.services.queue.clone();
     queue.start().await.context("start the queue")?;
     let mut front = tokio::spawn(gateway.run(listener, shutdown.clone()));
+    let lifecycle = state.lifecycle.clone();
     let (audit, vault_made) = (state.services.audit.clone(), state.services.vault.made().map(Path::to_owned));
     let control = tokio::spawn(socket.serve(api::control::router(state), shutdown.clone()));
     supervisor.wake_pinned();
@@ -177,6 +179,7 @@ async fn run(
     if let Some(reason) = &generation.refused {
         tracing::error!(%reason, "a reload was taken back");
     }
+    shutdown.spawn(lifecycle.run(shutdown.clone()));
     shutdown.spawn(accounts.clone().configure(shutdown.clone()));
     shutdown.spawn(first_admin(config.auth.clone(), accounts, supervisor.clone()));
     if generation.number == 0 {
@@ -261,6 +264,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
         config: config.instances.clone(),
         layout: Layout {
             instances: folders.at("instances"),
+            deleted: folders.at("deleted"),
             staging: folders.at("staging"),
             empty: folders.at("empty"),
         },
@@ -293,7 +297,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
     let services = services::open(Given {
         config,
         data: &folders.root,
-        store,
+        store: Arc::clone(&store),
         unlocked,
         supervisor: supervisor.clone(),
         verifier: verifier.clone(),
@@ -304,6 +308,16 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
         shutdown: shutdown.clone(),
     })
     .await?;
+    let ended = Ended {
+        config,
+        store,
+        tenants: tenants.clone(),
+        accounts: accounts.clone(),
+        supervisor: supervisor.clone(),
+        tenancy: tenancy.clone(),
+        shutdown: shutdown.clone(),
+    };
+    let lifecycle = services::lifecycle(ended, &services);
     let dashboards = Dashboards::new(config.server.dashboard, config.server.dashboard_ttl);
     let state = AppState::from(api::Parts {
         dashboards: dashboards.clone(),
@@ -313,6 +327,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
         supervisor: supervisor.clone(),
         tenancy: tenancy.clone(),
         services,
+        lifecycle,
         tenants,
         sessions,
         metrics: Arc::clone(&metrics),

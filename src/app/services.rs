@@ -18,6 +18,7 @@ use crate::app::delivery::Delivery;
 use crate::app::meetings;
 use crate::audit::Audit;
 use crate::auth::Verifier;
+use crate::auth::accounts::Accounts;
 use crate::auth::api_keys::ApiKeys;
 use crate::config::Config;
 use crate::events;
@@ -31,6 +32,8 @@ use crate::integrations::fathom::Fathom;
 use crate::jobs::announce::Announcer;
 use crate::jobs::intake::Intake;
 use crate::jobs::intake::Rules;
+use crate::lifecycle;
+use crate::lifecycle::Lifecycle;
 use crate::outbound::Guard;
 use crate::queue;
 use crate::queue::Queue;
@@ -39,6 +42,7 @@ use crate::records::Settle;
 use crate::shutdown::Shutdown;
 use crate::store;
 use crate::store::Store;
+use crate::store::tenants::Tenants;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
 use crate::tenancy::MemberRole;
@@ -181,5 +185,46 @@ fn owns(tenancy: Tenancy) -> Owns {
     Arc::new(move |user: &UserId, tenant: &TenantId| {
         let found = tenancy.resolve(tenant.as_str()).filter(|found| !found.suspended && found.id == *tenant);
         found.is_some_and(|found| tenancy.role(&found, user) == Some(MemberRole::Owner))
+    })
+}
+
+/// What the end of tenants stands on, beside the services.
+#[derive(Debug)]
+pub struct Ended<'a> {
+    /// The whole configuration.
+    pub config: &'a Config,
+    /// The control plane's records.
+    pub store: Arc<dyn Store>,
+    /// The tenants' records.
+    pub tenants: Tenants,
+    /// The accounts.
+    pub accounts: Accounts,
+    /// The instances.
+    pub supervisor: Supervisor,
+    /// Who belongs where.
+    pub tenancy: Tenancy,
+    /// Owns the tasks.
+    pub shutdown: Shutdown,
+}
+
+/// Builds what deletes and erases tenants.
+pub fn lifecycle(given: Ended<'_>, services: &Services) -> Lifecycle {
+    let Ended { config, store, tenants, accounts, supervisor, tenancy, shutdown } = given;
+    Lifecycle::new(lifecycle::Parts {
+        config: config.tenancy.clone(),
+        store,
+        tenants,
+        tenancy,
+        supervisor,
+        accounts,
+        api_keys: services.api_keys.clone(),
+        queue: services.queue.clone(),
+        meetings: services.meetings.clone(),
+        vault: services.vault.clone(),
+        staging: services.staging.clone(),
+        // Whoever keeps something of tenants elsewhere is named here.
+        erasers: Vec::new(),
+        audit: services.audit.clone(),
+        shutdown,
     })
 }

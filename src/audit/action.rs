@@ -32,3 +32,15 @@ pub const ADMIN_CREATED: &str = "admin.created";
 pub const API_KEY_CREATED: &str = "api_key.created";
 /// An API key of ours was revoked.
 pub const API_KEY_REVOKED: &str = "api_key.revoked";
+/// A tenant was deleted, and is kept for a while.
+pub const TENANT_DELETED: &str = "tenant.deleted";
+/// A deleted tenant was brought back.
+pub const TENANT_UNDELETED: &str = "tenant.undeleted";
+/// The erasure of a deleted tenant began.
+pub const ERASURE_BEGUN: &str = "erasure.begun";
+/// A tenant was erased; the subject names the signed record of it.
+pub const TENANT_ERASED: &str = "tenant.erased";
+/// A folder or a record without its other half was taken in again.
+pub const ORPHAN_ADOPTED: &str = "orphan.adopted";
+/// A folder that no record named was removed.
+pub const ORPHAN_REMOVED: &str = "orphan.removed";

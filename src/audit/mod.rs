@@ -60,7 +60,8 @@ pub enum Actor {
 }
 
 impl Actor {
-    fn text(&self) -> String {
+    /// In the words of the log: `user:<id>`, `operator`, `api_key:<id>`, `system`.
+    pub fn text(&self) -> String {
         match self {
             Self::User(user) => format!("user:{user}"),
             Self::Operator => "operator".to_owned(),

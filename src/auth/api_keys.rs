@@ -272,6 +272,18 @@ impl ApiKeys {
         among.into_iter().find(|key| key.id.shown() == id).ok_or(Error::Unknown)
     }
 
+    /// Removes all keys of an owner that was erased.
+    pub async fn erase(&self, owner: &KeyOwner, now: OffsetDateTime) -> Result<(), store::Error> {
+        for key in self.records.of_owner(owner) {
+            match self.records.revoke(&key, now).await {
+                Ok(()) | Err(store::Error::Stale) => {}
+                Err(error) => return Err(error),
+            }
+            self.records.forget(&key, now).await?;
+        }
+        Ok(())
+    }
+
     /// Takes a key back. Durable when it returns; the second time it changes nothing.
     pub async fn revoke(&self, key: &ApiKey, now: OffsetDateTime) -> Result<(), Error> {
         match self.records.revoke(key, now).await {

@@ -9,6 +9,7 @@ pub mod api_keys;
 pub mod audit;
 pub mod client;
 pub mod doctor;
+pub mod erasure;
 pub mod jobs;
 pub mod output;
 pub mod reload;
@@ -99,6 +100,9 @@ enum Command {
     /// The audit log: checking and exporting it.
     #[command(subcommand)]
     Audit(audit::Command),
+    /// The signed records of what was erased.
+    #[command(subcommand)]
+    Erasure(erasure::Command),
     /// List and operate jobs.
     #[command(subcommand)]
     Jobs(jobs::Command),
@@ -165,6 +169,10 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
         Command::Template(command) => {
             let config = Config::load(&flags(None))?;
             on_runtime(templates::run(command, &config, output, cli.global.json))
+        }
+        Command::Erasure(command) => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(erasure::run(command, &control, output))
         }
         Command::Jobs(command) => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);

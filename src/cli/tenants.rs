@@ -35,6 +35,41 @@ pub enum Command {
     Release(Target),
     /// Print the end of its log.
     Logs(Logs),
+    /// Delete it: nobody reaches it any more, everything of it is kept for tenancy.keep_deleted.
+    Delete(Delete),
+    /// Bring a deleted one back.
+    Undelete(Target),
+    /// List those that were deleted and are not erased yet.
+    Deleted,
+    /// List folders without a record, and records without a folder; take one in again, or remove it.
+    Orphans(Orphans),
+}
+
+/// What to delete.
+#[derive(Debug, Args)]
+pub struct Delete {
+    #[command(flatten)]
+    target: Target,
+    /// Erase it at once, also one that was deleted before. Nothing takes this back. Prints the signed record of it.
+    #[arg(long)]
+    now: bool,
+}
+
+/// What to do about orphans; without a flag they are listed.
+#[derive(Debug, Args)]
+pub struct Orphans {
+    /// Take this one in: a folder gets a record, a record without a folder starts anew, empty.
+    #[arg(long, value_name = "ID", conflicts_with = "remove")]
+    adopt: Option<String>,
+    /// Remove this one: a folder for good; a record like any tenant that is deleted.
+    #[arg(long, value_name = "ID")]
+    remove: Option<String>,
+    /// Whose an adopted folder is to be, if no account has its name.
+    #[arg(long, value_name = "USER", requires = "adopt")]
+    owner: Option<String>,
+    /// The template an adopted folder was made from, if it is not the usual one.
+    #[arg(long, value_name = "NAME", requires = "adopt")]
+    template: Option<String>,
 }
 
 /// What to list.
@@ -110,6 +145,24 @@ pub async fn run(command: Command, control: &Control, output: Output) -> anyhow:
         Command::Pin(target) => act("pin", &target, control, output).await,
         Command::Unpin(target) => act("unpin", &target, control, output).await,
         Command::Release(target) => act("release", &target, control, output).await,
+        Command::Delete(Delete { target, now: true }) => {
+            let record = control.call("POST", &format!("/tenants/{}/erase", target.tenant), None).await?;
+            output.done(&record, &serde_json::to_string_pretty(&record)?)
+        }
+        Command::Orphans(wanted) => orphans(wanted, control, output).await,
+        Command::Delete(Delete { target, now: false }) => {
+            let deleted = control.call("POST", &format!("/tenants/{}/delete", target.tenant), None).await?;
+            let until = text(&deleted["erase_at"]);
+            output.done(&deleted, &format!("{} is deleted; it can be brought back until {until}", target.tenant))
+        }
+        Command::Undelete(target) => {
+            let back = control.call("POST", &format!("/tenants/{}/undelete", target.tenant), None).await?;
+            output.done(&back, &format!("{} is there again", target.tenant))
+        }
+        Command::Deleted => {
+            let deleted = control.call("GET", "/deleted", None).await?;
+            output.done(&deleted, &deletions(&deleted))
+        }
         Command::Logs(wanted) => {
             let path = format!("/tenants/{}/logs?lines={}", wanted.target.tenant, wanted.lines);
             let log = control.call("GET", &path, None).await?;
@@ -140,6 +193,41 @@ async fn list(wanted: &List, control: &Control, output: Output) -> anyhow::Resul
     }
     let text = listing(&items, after.as_ref());
     output.done(&json!({ "items": items, "next": after }), &text)
+}
+
+async fn orphans(wanted: Orphans, control: &Control, output: Output) -> anyhow::Result<ExitCode> {
+    let Orphans { adopt, remove, owner, template } = wanted;
+    if let Some(id) = adopt {
+        let body = json!({ "owner": owner, "template": template });
+        let done = control.call("POST", &format!("/orphans/{id}/adopt"), Some(&body)).await?;
+        return output.done(&done, &format!("{id} is taken in"));
+    }
+    if let Some(id) = remove {
+        let done = control.call("POST", &format!("/orphans/{id}/remove"), None).await?;
+        return output.done(&done, &format!("{id} is removed"));
+    }
+    let found = control.call("GET", "/orphans", None).await?;
+    let items: Vec<&Value> = found["items"].as_array().into_iter().flatten().collect();
+    let what = |item: &Value| match item["kind"].as_str() {
+        Some("instance") => "a folder in instances/ without a record",
+        Some("aside") => "a folder in deleted/ without a tombstone",
+        _ => "a record of a tenant that ran before, without its folder",
+    };
+    let rows: Vec<_> = items.iter().map(|item| [text(&item["id"]), what(item).to_owned()]).collect();
+    let table = if rows.is_empty() { "no orphans".to_owned() } else { output::table(["ID", "WHAT"], &rows) };
+    output.done(&found, &table)
+}
+
+/// A table of deleted tenants.
+fn deletions(deleted: &Value) -> String {
+    let items: Vec<&Value> = deleted["items"].as_array().into_iter().flatten().collect();
+    if items.is_empty() {
+        return "nothing is deleted".to_owned();
+    }
+    let row =
+        |item: &&Value| ["id", "kind", "stage", "deleted_at", "deleted_by", "erase_at"].map(|key| text(&item[key]));
+    let rows: Vec<_> = items.iter().map(row).collect();
+    output::table(["TENANT", "KIND", "STAGE", "DELETED", "BY", "ERASED"], &rows)
 }
 
 /// A table of tenants, and how to see more.

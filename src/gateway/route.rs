@@ -91,7 +91,7 @@ fn users<'a>(method: &Method, call: &'a str) -> Route<'a> {
         (_, Records::All) if is_read(method) => Route::Global(GlobalCall::Accounts),
         (_, Records::One(id)) if is_read(method) => Route::Global(GlobalCall::Account(id)),
         // A change of the password costs a bcrypt and tells whether a guess was right: our router bounds both.
-        (_, Records::One(_)) if method == Method::PATCH => Route::OwnAccount(call),
+        (_, Records::One(_)) if method == Method::PATCH || method == Method::DELETE => Route::OwnAccount(call),
         ("auth-methods", _) if is_read(method) => Route::OwnAccount(call),
         (
             "auth-with-password"
@@ -234,7 +234,7 @@ mod tests {
                 ("POST", "/api/collections/users/confirm-password-reset"),
                 ("POST", "/api/collections/users/request-email-change"),
                 ("POST", "/api/collections/users/confirm-email-change"),
-                ("PATCH", "/api/collections/users/records/b5c3xih3gtjb48z"),
+                ("PATCH|DELETE", "/api/collections/users/records/b5c3xih3gtjb48z"),
                 ("GET", "/api/collections/Users/auth-methods"),
                 ("PATCH", "/api/collections/users/records/b5c3xih3gtjb48z"),
             ],
@@ -309,7 +309,7 @@ mod tests {
                 (ANY, "/api/collections//records"),
                 ("PUT|PATCH|DELETE", "/api/collections/notes/records"),
                 ("PUT|POST", "/api/collections/notes/records/x"),
-                ("DELETE|PUT|POST", "/api/collections/users/records/x"),
+                ("PUT|POST", "/api/collections/users/records/x"),
                 ("PATCH|DELETE", "/api/collections/users/records"),
                 (ANY, "/api/collections/users/impersonate/x"),
                 (ANY, "/api/collections/users"),

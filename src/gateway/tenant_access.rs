@@ -184,6 +184,8 @@ impl Instances {
             principal = by_file(&token);
         }
         match principal {
+            // One answer, whatever is at the address: who deleted their account has to bring it back first.
+            Ok(principal) if self.tenancy.is_leaving(&principal.user) => Err(Problem::new(Code::TenantDeleted)),
             Ok(principal) => {
                 let role = tenant.and_then(|tenant| self.tenancy.role(tenant, &principal.user));
                 Ok(Caller::Known(Box::new(principal), role))

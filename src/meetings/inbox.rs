@@ -24,6 +24,7 @@ use super::NewMeeting;
 use super::hooks::seal_context;
 use super::record::is_keepable;
 use crate::failpoint;
+use crate::ids::TenantId;
 use crate::integrations::fathom::Meeting;
 use crate::limits::Keyed;
 use crate::store;
@@ -211,6 +212,22 @@ impl Meetings {
             if letter.is_none_or(|letter| !letter.is_waiting()) {
                 parts.blobs.delete(&blob.key).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// How many calls are kept for a tenant.
+    pub fn kept_calls(&self, tenant: &TenantId) -> usize {
+        self.inner.parts.inbox.of_tenant(tenant).len()
+    }
+
+    /// Removes what is kept outside a tenant's instance: calls that were taken, and the addresses they came by.
+    pub async fn erase(&self, tenant: &TenantId) -> Result<(), Error> {
+        for letter in self.inner.parts.inbox.of_tenant(tenant) {
+            self.forget(&letter.id).await?;
+        }
+        for hook in self.inner.parts.hooks.of_tenant(tenant) {
+            self.inner.parts.hooks.remove(&hook.id).await?;
         }
         Ok(())
     }

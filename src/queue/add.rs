@@ -93,6 +93,9 @@ impl Queue {
         if jobs.len() > MAX_BATCH {
             return Err(Error::TooManyAtOnce { most: MAX_BATCH });
         }
+        if jobs.iter().any(|job| self.is_closed_to(&job.tenant)) {
+            return Err(Error::Closed);
+        }
         let _texts = self.hold_texts(jobs.iter().filter(|job| job.dedupe.is_some()).map(|job| &job.tenant)).await;
         let jobs = jobs.into_iter().map(|job| self.make(job, now)).collect::<Result<Vec<_>, _>>()?;
         let firsts = firsts(&jobs)?;

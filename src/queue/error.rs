@@ -68,6 +68,9 @@ pub enum Error {
     /// The lease was lost: the job was taken back, cancelled or claimed anew.
     #[error("the job is no longer yours: its lease ended, or it was cancelled")]
     Lost,
+    /// The tenant was deleted.
+    #[error("nothing is added for a tenant that was deleted")]
+    Closed,
     /// The queue is shutting down.
     #[error("the queue is shutting down")]
     Stopping,
@@ -99,6 +102,7 @@ impl From<Error> for Problem {
             Error::TenantFull { .. } => Self::new(Code::TooManyJobs).message(text).retry_after(Duration::from_mins(1)),
             Error::Full => Self::new(Code::QueueFull).retry_after(Duration::from_mins(1)),
             Error::Lost => Self::new(Code::LeaseLost),
+            Error::Closed => Self::new(Code::TenantDeleted),
             Error::Stopping => Self::new(Code::ShuttingDown),
             Error::Store(error) => Self::from(error),
         }

@@ -243,6 +243,11 @@ impl Job {
         self.idempotency_key.iter().chain(self.also_keys.iter().map(|also| &also.key))
     }
 
+    /// The key under which it is stored.
+    pub fn key(&self) -> String {
+        super::records::key_of(self)
+    }
+
     /// A number that grows with each job that is added; lists are in its order.
     pub fn sequence(&self) -> u64 {
         self.seq

@@ -20,6 +20,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
+use std::sync::OnceLock;
 use std::sync::PoisonError;
 use std::sync::RwLock;
 
@@ -32,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tokio_util::task::TaskTracker;
 
+use crate::ids::TenantId;
 use crate::shutdown::Shutdown;
 use crate::store::Store;
 use crate::telemetry::Metrics;
@@ -98,6 +100,9 @@ const QUEUED_CHANGES: usize = 4_096;
 /// Tells the wall-clock time.
 pub type Clock = Arc<dyn Fn() -> OffsetDateTime + Send + Sync>;
 
+/// Whether a tenant was deleted.
+pub type Closed = Arc<dyn Fn(&TenantId) -> bool + Send + Sync>;
+
 /// What a queue is made of.
 #[expect(missing_debug_implementations, reason = "it lives for one call and holds a closure")]
 pub struct Parts {
@@ -155,6 +160,8 @@ struct Inner {
     stopped: CancellationToken,
     tasks: TaskTracker,
     follower: Mutex<Option<AbortOnDropHandle<()>>>,
+    /// Tenants for whom nothing is begun, because they were deleted.
+    closed: OnceLock<Closed>,
 }
 
 /// Who does a kind, and how; asked once.
@@ -198,6 +205,7 @@ impl Queue {
                 stopped: CancellationToken::new(),
                 tasks: TaskTracker::new(),
                 follower: Mutex::default(),
+                closed: OnceLock::new(),
             }),
         };
         for handler in parts.handlers {
@@ -217,6 +225,15 @@ impl Queue {
         }
         let registered = Registered { policy: handler.policy(), handler };
         self.inner.handlers.write().unwrap_or_else(PoisonError::into_inner).insert(kind.into(), registered);
+    }
+
+    /// Says which tenants nothing is added for any more. Told once, before [`start`](Self::start).
+    pub fn close_to(&self, closed: Closed) {
+        drop(self.inner.closed.set(closed));
+    }
+
+    fn is_closed_to(&self, tenant: &TenantId) -> bool {
+        self.inner.closed.get().is_some_and(|closed| closed(tenant))
     }
 
     /// Every change of a job from now on. Bounded: who falls behind gets `Lagged` and looks at the jobs again.

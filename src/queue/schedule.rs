@@ -343,6 +343,10 @@ impl Queue {
     /// Adds what is due of a schedule, then notes that it was.
     async fn occur(&self, row: &Row) -> Result<(), Error> {
         let (schedule, Some(pattern)) = (&row.schedule, &row.pattern) else { return Ok(()) };
+        // What passes meanwhile was missed, if the tenant comes back.
+        if self.is_closed_to(&schedule.tenant) {
+            return Ok(());
+        }
         let now = self.now();
         let (times, last) = pattern.due(schedule.last, now, schedule.missed);
         if last == schedule.last {

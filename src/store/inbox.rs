@@ -175,6 +175,18 @@ impl Inbox {
         self.len() == 0
     }
 
+    /// All of a tenant's. One pass over memory.
+    pub fn of_tenant(&self, tenant: &TenantId) -> Vec<Arc<Letter>> {
+        let mut found = Vec::new();
+        self.table.view().scan(|letter, _| {
+            if letter.tenant == *tenant {
+                found.push(Arc::clone(letter));
+            }
+            true
+        });
+        found
+    }
+
     /// Those that are due at a moment, in seconds since 1970, the longest due first: `most` at most, and of one hook no
     /// more than its `share`.
     pub fn due(&self, now: i64, most: usize, share: usize) -> Vec<Arc<Letter>> {

@@ -179,6 +179,11 @@ impl Placements {
         self.table.change(&key_of(id), decide).await.map(drop)
     }
 
+    /// Forgets the placement of a tenant that was erased; one that is owned stays.
+    pub async fn remove(&self, id: &TenantId) -> Result<(), Error> {
+        self.table.remove(&key_of(id), |placement| placement.owner().is_none()).await.map(drop)
+    }
+
     fn owned_by_us(&self, id: &TenantId, epoch: u64, process: Option<ProcessIdentity>) -> Placement {
         let occupancy = Occupancy::Owned { incarnation: (*self.incarnation).to_owned(), process };
         Placement { tenant: id.clone(), epoch, occupancy }

@@ -124,6 +124,11 @@ impl Slugs {
         self.table.change(&key_of(slug), decide).await.map(drop)
     }
 
+    /// Gives up a name of a tenant that was erased, held or left.
+    pub async fn release(&self, slug: &str, tenant: &TenantId) -> Result<(), Error> {
+        self.table.remove(&key_of(slug), |found| found.tenant == *tenant).await.map(drop)
+    }
+
     /// Gives up a claim that never became a tenant's name, if it is this tenant's.
     pub async fn abandon(&self, slug: &str, tenant: &TenantId) -> Result<(), Error> {
         let is_claim = |found: &Slug| found.tenant == *tenant && found.left_at.is_none();

@@ -1,8 +1,10 @@
 //! `tenant.<id>`: which tenants there are, and how an operator wants them treated.
 //!
-//! The view is read on every request and holds a hundred thousand tenants in a few tens of megabytes. Tenants are
-//! never removed here: a record that is missing must not make anybody delete data.
+//! The view is read on every request and holds a hundred thousand tenants in a few tens of megabytes. A deleted tenant
+//! keeps its record, which then is its tombstone; the record goes when everything else of the tenant was erased. A
+//! record that is missing must not make anybody delete data.
 
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -40,6 +42,60 @@ pub enum Identity {
     Own,
 }
 
+/// How far a deletion has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Nobody reaches it any more; what belongs to it is being put away.
+    Leaving,
+    /// Put away, whole.
+    Gone,
+    /// It is being brought back.
+    Returning,
+    /// It is being erased, which nothing takes back.
+    Erasing,
+}
+
+/// The erasure of a tenant: who had it begun, and what there was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Erasure {
+    /// Who, in the words of the audit log; `system` when the time was over.
+    pub by: String,
+    /// When it began.
+    #[serde(with = "time::serde::rfc3339")]
+    pub begun_at: time::OffsetDateTime,
+    /// What was counted before anything went.
+    pub counts: BTreeMap<String, u64>,
+}
+
+/// A tombstone: who deleted a tenant, when, and until when everything of it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deletion {
+    /// When it was deleted.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: time::OffsetDateTime,
+    /// Who did it, in the words of the audit log (`user:<id>`, `operator`).
+    pub by: String,
+    /// When it is erased.
+    #[serde(with = "time::serde::rfc3339")]
+    pub erase_at: time::OffsetDateTime,
+    /// How far it has come.
+    pub stage: Stage,
+    /// Whether its jobs were paused before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub was_paused: bool,
+    /// Its erasure, once it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erasure: Option<Erasure>,
+}
+
+impl Deletion {
+    /// The name of the folder under which its instance is put away.
+    pub fn folder(&self, tenant: &TenantId) -> String {
+        format!("{tenant}-{}", self.at.unix_timestamp())
+    }
+}
+
 /// A tenant as the control plane knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tenant {
@@ -74,6 +130,9 @@ pub struct Tenant {
     /// Put away by its owner: nobody reaches it, nothing of it is deleted. Workspaces only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub archived: bool,
+    /// Deleted, and kept for a while; nobody reaches it. Behind a pointer, because few are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted: Option<Box<Deletion>>,
     /// When the tenant was registered.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: time::OffsetDateTime,
@@ -94,6 +153,7 @@ impl Tenant {
             identity: Identity::Global,
             public_read: Vec::new(),
             archived: false,
+            deleted: None,
             created_at: time::OffsetDateTime::now_utc(),
         }
     }
@@ -196,6 +256,25 @@ impl Tenants {
     /// After an error some may have been created.
     pub async fn create_many(&self, tenants: Vec<Tenant>) -> Result<usize, Error> {
         self.table.create_many(tenants).await
+    }
+
+    /// Those that were deleted, in the order of their deletion. One pass over memory.
+    pub fn deleted(&self) -> Vec<Arc<Tenant>> {
+        let mut found = Vec::new();
+        self.table.view().scan(|tenant, _| {
+            if tenant.deleted.is_some() {
+                found.push(Arc::clone(tenant));
+            }
+            true
+        });
+        found.sort_by_key(|tenant| tenant.deleted.as_ref().map(|deletion| (deletion.at, tenant.id.clone())));
+        found
+    }
+
+    /// Removes the record of a tenant that was erased; any other stays. Whether it is gone.
+    pub async fn forget(&self, id: &TenantId) -> Result<bool, Error> {
+        let is_erased = |tenant: &Tenant| tenant.deleted.as_ref().is_some_and(|found| found.stage == Stage::Erasing);
+        Ok(self.table.remove(&key_of(id), is_erased).await?.is_some())
     }
 
     /// Read, change, compare-and-swap, again when somebody was faster. `Ok(None)`: no such tenant. `with` may run

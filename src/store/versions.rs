@@ -173,6 +173,11 @@ impl Versions {
         self.table.change(&key_of(id), decide).await.map(drop)
     }
 
+    /// Forgets the version of a tenant that was erased.
+    pub async fn remove(&self, id: &TenantId) -> Result<(), Error> {
+        self.table.remove(&key_of(id), |_| true).await.map(drop)
+    }
+
     /// Forgets a failure, so that the next wake tries again. Whether there was one.
     pub async fn forgive(&self, id: &TenantId) -> Result<bool, Error> {
         let mut had = false;

@@ -79,6 +79,8 @@ pub struct Binary {
 pub struct Layout {
     /// One folder per instance: `pb_data`, `log`, `lock`.
     pub instances: PathBuf,
+    /// Folders of deleted tenants, until they are erased.
+    pub deleted: PathBuf,
     /// Half-made directories; swept at start.
     pub staging: PathBuf,
     /// An empty folder for what an instance must not have.

@@ -43,6 +43,9 @@ pub enum Error {
     /// An operator suspended it.
     #[error("the instance is suspended")]
     Suspended,
+    /// Its tenant was deleted.
+    #[error("the tenant is deleted")]
+    Deleted,
     /// The running cap is reached and nothing can sleep.
     #[error("no room for another awake instance")]
     Capacity,
@@ -72,6 +75,7 @@ impl From<Error> for Problem {
             Error::Quarantined { reason: _ } => Self::new(Code::TenantQuarantined).retry_after(Duration::from_mins(5)),
             Error::Blocked { reason: _ } => Self::new(Code::TenantBlocked).retry_after(Duration::from_secs(30)),
             Error::Suspended => Self::new(Code::TenantSuspended),
+            Error::Deleted => Self::new(Code::TenantDeleted),
             Error::Capacity => Self::new(Code::CapacityReached).retry_after(Duration::from_secs(5)),
             Error::ShuttingDown => Self::new(Code::ShuttingDown).retry_after(Duration::from_secs(5)),
             Error::Store(_) => Self::new(Code::Internal),

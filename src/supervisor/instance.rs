@@ -63,6 +63,8 @@ pub(crate) struct Instance {
     last_log: Vec<String>,
     /// Who asked for the sleep under way.
     sleeper: Option<oneshot::Sender<Result<(), Error>>>,
+    /// Nobody's wish keeps it: its tenant was deleted.
+    is_retiring: bool,
     stop: CancellationToken,
 }
 
@@ -109,6 +111,7 @@ impl Instance {
             restarts: 0,
             last_log: Vec::new(),
             sleeper: None,
+            is_retiring: false,
             stop,
         }
     }
@@ -144,6 +147,14 @@ impl Instance {
                     self.feed(Event::Wanted).await;
                 }
                 // Whoever asked may have gone; the release stands.
+                let _ = reply.send(());
+            }
+            Command::Retire(reply) => {
+                self.is_retiring = true;
+                self.feed(Event::SleepAsked).await;
+                self.feed(Event::Released).await;
+                self.is_retiring = false;
+                // Whoever asked may have gone; it is stopped all the same.
                 let _ = reply.send(());
             }
             Command::Enroll(reply) => {
@@ -275,13 +286,16 @@ impl Instance {
                 () = exited(self.occupied.as_ref()) => return Event::Failed(self.buried().await),
                 () = self.slot.idle.notified() => {}
                 () = self.stop.cancelled() => return Event::Drained,
-                () = self.slot.want.notified() => {
+                () = self.slot.want.notified(), if !self.is_retiring => {
                     self.answer_sleeper(Err(Error::TenantBusy));
                     return Event::Wanted;
                 }
                 () = tokio::time::sleep_until(look_again) => {
                     if self.slot.in_flight() == 0 {
                         continue;
+                    }
+                    if self.is_retiring {
+                        return Event::Drained;
                     }
                     self.answer_sleeper(Err(Error::TenantBusy));
                     return Event::Wanted;

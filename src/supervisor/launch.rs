@@ -80,7 +80,7 @@ pub(crate) async fn launch(
     stop: &CancellationToken,
 ) -> Result<Launched, Failure> {
     let tenant = fleet.tenants.find(&slot.tenant).ok_or_else(|| outside("the tenant is not registered"))?;
-    if tenant.suspended {
+    if tenant.suspended || tenant.deleted.is_some() {
         return Err(Failure::Suspended);
     }
     let golden = golden_of(fleet, &tenant)?;

@@ -10,7 +10,8 @@
 //! # Invariants
 //! One process per data directory, ever: the jailer holds an flock that the process inherits, and every start takes
 //! a new epoch in the control database first. A route opens only to a process that proved itself. Requests never
-//! bypass backoff or quarantine. No request is cut by an idle stop. No instance directory is ever deleted here.
+//! bypass backoff or quarantine. No request is cut by an idle stop. An instance's directory is moved aside and removed
+//! only under a tombstone (`aside`), never because a record is missing.
 //!
 //! Deliberately absent: users, HTTP routing, and any idea of why somebody wants an instance.
 
@@ -36,6 +37,7 @@ use crate::telemetry::Metrics;
 
 mod adoption;
 mod announcement;
+pub mod aside;
 pub mod backoff;
 mod bake;
 pub mod binary;
@@ -65,6 +67,7 @@ pub mod template;
 #[cfg(test)]
 mod testing;
 mod upgrade;
+pub mod usage;
 mod waiting;
 
 pub use config::Config;
@@ -167,10 +170,17 @@ impl Supervisor {
     pub async fn lease(&self, tenant: &TenantId, priority: Priority) -> Result<Lease, Error> {
         let begun = Instant::now();
         let record = self.fleet.tenants.find(tenant).ok_or(Error::UnknownTenant)?;
+        if record.deleted.is_some() {
+            return Err(Error::Deleted);
+        }
         if record.suspended {
             return Err(Error::Suspended);
         }
         let (outcome, lease) = self.wait(tenant, priority, begun).await;
+        // The task knows one reason for both, and the tenant may have been deleted while somebody waited.
+        let is_deleted = || self.fleet.tenants.find(tenant).is_none_or(|found| found.deleted.is_some());
+        let lease =
+            lease.map_err(|error| if error == Error::Suspended && is_deleted() { Error::Deleted } else { error });
         let arrival = match (&lease, outcome) {
             (Ok(_), arrival) => arrival,
             (Err(Error::WakeTimeout), _) => Arrival::timed_out,
@@ -410,7 +420,9 @@ impl Supervisor {
             let page = self.fleet.tenants.page(after.as_ref(), 1_000);
             let Some(last) = page.last() else { return };
             after = Some(last.id.clone());
-            let kept = |tenant: &&Arc<Tenant>| (tenant.pinned || tenant.id.is_global()) && !tenant.suspended;
+            let kept = |tenant: &&Arc<Tenant>| {
+                (tenant.pinned || tenant.id.is_global()) && !tenant.suspended && tenant.deleted.is_none()
+            };
             for tenant in page.iter().filter(kept) {
                 let (supervisor, id) = (self.clone(), tenant.id.clone());
                 self.fleet.tasks.spawn_on(

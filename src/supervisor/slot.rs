@@ -40,6 +40,8 @@ const TOKEN_MARGIN: Duration = Duration::from_secs(20);
 pub(crate) enum Command {
     /// Drain and stop; the reply says whether it did.
     Sleep(oneshot::Sender<Result<(), Error>>),
+    /// Drain and stop for good, whoever still wants it: nothing of it is running when the reply comes.
+    Retire(oneshot::Sender<()>),
     /// Lift backoff, quarantine or block.
     Release(oneshot::Sender<()>),
     /// Bring the rows of those who may act in it in step.

@@ -27,6 +27,9 @@ pub enum Error {
     /// No such workspace, member or invitation, or none that the caller may know of.
     #[error("there is no such {0}")]
     NotFound(&'static str),
+    /// The caller owns it, and it was deleted.
+    #[error("it was deleted")]
+    Deleted,
     /// The caller is in, and may not do that.
     #[error("{0}")]
     Forbidden(&'static str),
@@ -62,6 +65,7 @@ impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         match error {
             Error::NotFound(what) => Self::new(Code::NotFound).message(format!("there is no such {what}")),
+            Error::Deleted => Self::new(Code::TenantDeleted),
             Error::Forbidden(why) => Self::new(Code::Forbidden).message(why),
             Error::Invalid(fields) => {
                 let detail = |one: &Invalid| json!({ "code": one.code, "message": one.message });

@@ -26,6 +26,11 @@ const TOKEN_LETTERS: usize = 43;
 
 const GONE: Error = Error::NotFound("invitation");
 
+/// Whether somebody can enter it now.
+fn is_open(tenant: &Arc<Tenant>) -> bool {
+    !tenant.archived && tenant.deleted.is_none()
+}
+
 /// Whom to let in.
 #[derive(Debug, Clone)]
 pub struct NewInvitation {
@@ -171,7 +176,7 @@ impl Tenancy {
         address: Address<'_>,
         now: OffsetDateTime,
     ) -> Result<Arc<Tenant>, Error> {
-        let tenant = self.shared.tenants.find(&found.tenant).filter(|tenant| !tenant.archived).ok_or(GONE)?;
+        let tenant = self.shared.tenants.find(&found.tenant).filter(is_open).ok_or(GONE)?;
         let is_open = match &found.status {
             InvitationStatus::Pending => true,
             InvitationStatus::Taken { by } => taker == Some(by),
@@ -205,7 +210,7 @@ impl Tenancy {
         let under_way = InvitationStatus::Taken { by: user.clone() };
         let accepted = InvitationStatus::Accepted { by: user.clone() };
         if found.status == under_way || found.status == accepted {
-            let tenant = self.shared.tenants.find(&found.tenant).filter(|tenant| !tenant.archived).ok_or(GONE)?;
+            let tenant = self.shared.tenants.find(&found.tenant).filter(is_open).ok_or(GONE)?;
             if let Some(role) = self.role(&tenant, user) {
                 return Ok((tenant, role));
             }

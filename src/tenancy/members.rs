@@ -46,7 +46,7 @@ impl Tenancy {
                 after = Some(member.tenant.clone());
                 let Some(tenant) = self.shared.tenants.find(&member.tenant) else { continue };
                 let Some(role) = self.role(&tenant, user) else { continue };
-                if !tenant.archived || role == MemberRole::Owner {
+                if (!tenant.archived && tenant.deleted.is_none()) || role == MemberRole::Owner {
                     found.push((tenant, role));
                 }
                 if found.len() == limit {

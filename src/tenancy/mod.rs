@@ -12,8 +12,8 @@
 //! - Records are written in an order in which every interruption leaves something that means what it says, or nothing;
 //!   [`Tenancy::repair`] tidies up at the next start.
 //!
-//! Deliberately absent: whether a tenant's instance runs (see `supervisor`), who a user is (see `auth`), and deletion: a
-//! workspace can be archived, which keeps everything.
+//! Deliberately absent: whether a tenant's instance runs (see `supervisor`), who a user is (see `auth`), and how a tenant
+//! is deleted (see `lifecycle`). A workspace can also be archived, which keeps everything.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -136,9 +136,10 @@ impl Tenancy {
     }
 
     /// The tenant that a name in an address means: a slug (also one that its workspace left a while ago), or an id (of
-    /// a personal tenant: the user's). Never the global one, and none that was archived. From memory, for the hot path.
+    /// a personal tenant: the user's). Never the global one, and none that was archived or deleted. From memory, for the
+    /// hot path.
     pub fn resolve(&self, name: &str) -> Option<Arc<Tenant>> {
-        self.resolve_any(name).filter(|tenant| !tenant.archived)
+        self.resolve_any(name).filter(|tenant| !tenant.archived && tenant.deleted.is_none())
     }
 
     /// The same with the archived ones, for their owners.
@@ -154,7 +155,13 @@ impl Tenancy {
         (tenant.kind != Kind::Global).then_some(tenant)
     }
 
-    /// The tenant that a name means, also an archived one: for operators.
+    /// Whether the user's account was deleted. It is kept for a while, and nothing is done for it meanwhile. From memory,
+    /// for the hot path.
+    pub fn is_leaving(&self, user: &UserId) -> bool {
+        self.record(user).is_some_and(|tenant| tenant.deleted.is_some())
+    }
+
+    /// The tenant that a name means, also an archived or deleted one: for operators, and for owners who want it back.
     pub fn find(&self, name: &str) -> Option<Arc<Tenant>> {
         self.resolve_any(name)
     }
@@ -195,6 +202,9 @@ impl Tenancy {
         let found = self.resolve_any(name).filter(|tenant| tenant.kind == Kind::Workspace);
         let tenant = found.ok_or(Error::NotFound("workspace"))?;
         let role = self.role(&tenant, user).ok_or(Error::NotFound("workspace"))?;
+        if tenant.deleted.is_some() {
+            return Err(if role == MemberRole::Owner { Error::Deleted } else { Error::NotFound("workspace") });
+        }
         // Only its owners know of an archived one.
         if tenant.archived && role != MemberRole::Owner {
             return Err(Error::NotFound("workspace"));

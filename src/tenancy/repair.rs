@@ -63,6 +63,26 @@ impl Tenancy {
         Ok(self.shared.tenants.find(tenant).is_none() && self.shared.tenants.is_absent(tenant).await?)
     }
 
+    /// Removes what belongs to a tenant that is being erased: memberships in it, ways in, its names; and of an account
+    /// its memberships elsewhere and the invitations it made.
+    pub async fn erase(&self, tenant: &Tenant) -> Result<(), store::Error> {
+        let account = tenant.owner.as_ref().filter(|_| tenant.kind == Kind::Personal);
+        let mut members = self.shared.members.of_tenant(&tenant.id, None, usize::MAX);
+        members.extend(account.iter().flat_map(|user| self.shared.members.of_user(user, None, usize::MAX)));
+        for member in members {
+            self.shared.members.remove(&member.tenant, &member.user, member.role).await?;
+        }
+        for invitation in self.shared.invitations.all() {
+            if invitation.tenant == tenant.id || account == Some(&invitation.created_by) {
+                self.shared.invitations.discard(&invitation).await?;
+            }
+        }
+        for slug in self.shared.slugs.of_tenant(&tenant.id) {
+            self.shared.slugs.release(&slug.slug, &tenant.id).await?;
+        }
+        Ok(())
+    }
+
     async fn repair_workspace(&self, tenant: &Arc<Tenant>, now: OffsetDateTime) -> Result<usize, store::Error> {
         let mut touched = 0;
         if let Some(slug) = &tenant.slug

@@ -27,6 +27,7 @@ mod owner;
 mod rotate;
 mod secret;
 mod services;
+mod sign;
 mod sweep;
 mod tenant_key;
 #[cfg(test)]
@@ -77,6 +78,7 @@ pub use rotate::Progress;
 pub use rotate::Refused;
 pub use rotate::Status;
 pub use secret::Secret;
+pub use sign::Signature;
 
 use crate::audit::Actor;
 use crate::audit::Audit;
@@ -412,6 +414,11 @@ impl Vault {
             self.inner.secrets.purge(tenant, &secret.key_id).await?;
         }
         Ok(())
+    }
+
+    /// How many secrets a tenant has, deleted ones that are not forgotten yet included.
+    pub fn count(&self, tenant: &TenantId) -> usize {
+        self.inner.secrets.of_tenant(tenant).len()
     }
 
     /// A tenant's data key, which is made if there is none.

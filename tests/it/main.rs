@@ -11,6 +11,7 @@ mod architecture;
 mod bad_input;
 mod canary;
 mod dashboard;
+mod deletion;
 mod delivery;
 mod events;
 mod fathom;

@@ -23,6 +23,7 @@ use pocketfleet::api::oauth2_redirect::Deliver;
 use pocketfleet::api::router::document;
 use pocketfleet::api::router::router;
 use pocketfleet::app::services;
+use pocketfleet::app::services::Ended;
 use pocketfleet::app::services::Given;
 use pocketfleet::auth::Verifier;
 use pocketfleet::auth::accounts;
@@ -78,7 +79,12 @@ pub(crate) async fn state() -> (AppState, TempDir) {
     };
     let supervisor = Supervisor::new(Parts {
         config: config.instances.clone(),
-        layout: Layout { instances: at("instances"), staging: at("staging"), empty: at("empty") },
+        layout: Layout {
+            instances: at("instances"),
+            deleted: at("deleted"),
+            staging: at("staging"),
+            empty: at("empty"),
+        },
         binary: Binary { path: at("pocketbase"), sha256: String::new(), version: "0.40.6".to_owned() },
         templates: Templates::open(&locations).await.unwrap(),
         tenants: tenants.clone(),
@@ -113,10 +119,11 @@ pub(crate) async fn state() -> (AppState, TempDir) {
         },
     };
     let unlocked = vault::unlock(&config.vault, dir.path(), Arc::clone(&store)).await.unwrap();
+    let accounts = Accounts::new(&config.auth, parts).unwrap();
     let services = services::open(Given {
         config: &config,
         data: dir.path(),
-        store,
+        store: Arc::clone(&store),
         unlocked,
         supervisor: supervisor.clone(),
         verifier: verifier.clone(),
@@ -128,9 +135,19 @@ pub(crate) async fn state() -> (AppState, TempDir) {
     })
     .await
     .unwrap();
+    let ended = Ended {
+        config: &config,
+        store,
+        tenants: tenants.clone(),
+        accounts: accounts.clone(),
+        supervisor: supervisor.clone(),
+        tenancy: tenancy.clone(),
+        shutdown: shutdown.clone(),
+    };
     let state = AppState::from(pocketfleet::api::Parts {
+        lifecycle: services::lifecycle(ended, &services),
         services,
-        accounts: Accounts::new(&config.auth, parts).unwrap(),
+        accounts,
         verifier,
         dashboards: Dashboards::new(DashboardMode::Off, Duration::from_mins(1)),
         addresses: Addresses::new("http://localhost:3000", ""),
@@ -215,7 +232,14 @@ fn no_other_file_routes_past_the_document() {
         let past = [".route(", ".route_service(", ".nest_service("].iter().any(|call| code.contains(call));
         assert!(
             !past
-                || matches!(&*name, "control.rs" | "control_api_keys.rs" | "control_jobs.rs" | "control_templates.rs"),
+                || matches!(
+                    &*name,
+                    "control.rs"
+                        | "control_api_keys.rs"
+                        | "control_jobs.rs"
+                        | "control_life.rs"
+                        | "control_templates.rs"
+                ),
             "{name} adds a route that is not documented"
         );
     }

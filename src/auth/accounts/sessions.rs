@@ -13,6 +13,7 @@ use super::upstream::Call;
 use crate::auth::Principal;
 use crate::auth::keeper::adopted;
 use crate::auth::keeper::calendar;
+use crate::ids::UserId;
 use crate::store::sessions::Session;
 use crate::store::sessions::SessionId;
 use crate::store::sessions::Status;
@@ -42,6 +43,49 @@ impl Accounts {
                     Err(Error::OnlyKnownEnded)
                 }
                 Err(_) => Err(Error::OnlyKnownEnded),
+            }
+        })
+        .await
+    }
+
+    /// Ends all sessions of an account that was deleted, and with its key everything that was made by it: API keys, file
+    /// tokens, tokens that nobody registered. Returns how many sessions were known.
+    pub async fn end_all(&self, user: &UserId) -> Result<usize, Error> {
+        let ended = self.shared.sessions.revoke_all(user).await?;
+        let call =
+            Call::superuser(Method::PATCH, &format!("/records/{user}")).json(&json!({ "tokenKey:autogenerate": "" }));
+        self.to_its_end(|accounts| async move {
+            let answer = accounts.shared.upstream.call(call).await;
+            accounts.shared.verifier.accounts_changed();
+            match answer?.status {
+                // An account that is gone has no tokens.
+                200 | 404 => Ok(ended),
+                status => {
+                    tracing::error!(http.status = status, "the key of a deleted account cannot be changed");
+                    Err(Error::OnlyKnownEnded)
+                }
+            }
+        })
+        .await
+    }
+
+    /// Whether there is such an account. When that cannot be told, there is none.
+    pub fn exists(&self, user: &UserId) -> bool {
+        self.shared.verifier.exists(user)
+    }
+
+    /// Removes the account itself, for good. One that is gone is all right.
+    pub async fn erase(&self, user: &UserId) -> Result<(), Error> {
+        let call = Call::superuser(Method::DELETE, &format!("/records/{user}"));
+        self.to_its_end(|accounts| async move {
+            let answer = accounts.shared.upstream.call(call).await;
+            accounts.shared.verifier.accounts_changed();
+            match answer?.status {
+                204 | 404 => Ok(()),
+                status => {
+                    tracing::error!(http.status = status, "a deleted account cannot be removed");
+                    Err(Error::Unexpected)
+                }
             }
         })
         .await

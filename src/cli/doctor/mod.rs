@@ -106,6 +106,9 @@ async fn examine(inputs: &Inputs) -> Vec<Finding> {
     let mut findings = vec![machine::inotify(), machine::open_files(), machine::tasks(), machine::clock()];
     findings.extend([place::disk(&inputs.data), place::filesystem(&inputs.data)]);
     findings.extend(binary::check(inputs).await);
+    if running.is_some() {
+        findings.push(place::orphans(&Control::of(&inputs.data)).await);
+    }
     findings.extend([place::port(&inputs.listen, running.as_ref()), place::socket(&inputs.data, running.as_ref())]);
     findings
 }

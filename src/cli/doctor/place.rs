@@ -10,6 +10,7 @@ use rustix::fs::statvfs;
 use serde_json::Value;
 
 use crate::api::control_socket;
+use crate::cli::client::Control;
 use crate::cli::doctor::Finding;
 use crate::cli::output::bytes;
 
@@ -47,6 +48,23 @@ pub fn disk(data: &Path) -> Finding {
         ..LITTLE => Finding::fail(CHECK, found, advice),
         LITTLE..SCARCE => Finding::warn(CHECK, found, advice),
         _ => Finding::ok(CHECK, found),
+    }
+}
+
+/// Folders without a record, and records without a folder, as the running server sees them.
+pub async fn orphans(control: &Control) -> Finding {
+    const CHECK: &str = "orphans";
+    let count = match control.call("GET", "/orphans", None).await {
+        Ok(found) => found["items"].as_array().map_or(0, Vec::len),
+        Err(error) => return Finding::warn(CHECK, format!("cannot be listed: {error}"), "see the log of the server"),
+    };
+    match count {
+        0 => Finding::ok(CHECK, "every folder has its record, every record its folder"),
+        _ => Finding::warn(
+            CHECK,
+            format!("{count} folders without a record, or records without a folder"),
+            "look at them with `pocketfleet tenants orphans`; nothing removes them by itself",
+        ),
     }
 }
 

@@ -84,7 +84,8 @@ const IMPORTS: &[(&str, May)] = &[
             "telemetry",
         ]),
     ),
-    ("jobs", NameAllBut(&["gateway", "api", "config", "app", "cli", "main"])),
+    ("jobs", NameAllBut(&["lifecycle", "gateway", "api", "config", "app", "cli", "main"])),
+    ("lifecycle", NameAllBut(&["realtime", "gateway", "api", "config", "app", "cli", "main"])),
     ("realtime", Name(&["ids", "error", "auth", "supervisor", "pocketbase", "shutdown", "telemetry"])),
     (
         "gateway",
@@ -118,6 +119,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("rustls", &["outbound"]),
     ("object_store", &["jobs"]),
     ("aes_gcm", &["vault"]),
+    ("ring", &["vault"]),
     ("argon2", &["vault"]),
     ("zeroize", &["vault"]),
     ("tokio_tungstenite", &["events"]),

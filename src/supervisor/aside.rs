@@ -1,0 +1,323 @@
+//! Folders of deleted tenants: put aside, brought back, removed for good. And folders that nobody knows.
+//!
+//! Invariants: a folder is moved only when no process holds it (its lock says so) and never over another one; it is
+//! removed only by [`Supervisor::destroy`], whose callers hold a tombstone or an operator's word; no symbolic link is
+//! followed. Every step can be repeated after an interruption.
+
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustix::fs::FlockOperation;
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use super::Error;
+use super::Supervisor;
+use super::files;
+use super::launch;
+use super::slot::Command;
+use super::usage;
+use super::usage::Usage;
+use crate::ids::TenantId;
+
+/// Folders that one look reports, at most.
+const MOST_ORPHANS: usize = 1_000;
+
+/// Why a folder is not where it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum Stuck {
+    /// A process holds the folder and could not be stopped.
+    #[error("a process still holds {0}")]
+    Held(PathBuf),
+    /// A folder of that name is there already.
+    #[error("{0} is there already")]
+    Taken(PathBuf),
+    /// The instance did not stop.
+    #[error("the instance was not stopped: {0}")]
+    Running(Error),
+    /// The file system failed.
+    #[error("{what}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// How it failed.
+        #[source]
+        error: io::Error,
+    },
+    /// This process is going down.
+    #[error("the task was ended")]
+    Ended,
+}
+
+fn failed(what: &str, path: &Path) -> impl FnOnce(io::Error) -> Stuck + use<> {
+    let what = format!("{what} {}", path.display());
+    move |error| Stuck::Io { what, error }
+}
+
+/// What has a directory and no record, or a record and no directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Orphan {
+    /// The tenant, or the name of a folder that was put aside.
+    pub id: String,
+    /// What is there.
+    pub kind: OrphanKind,
+}
+
+/// What is there of an orphan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OrphanKind {
+    /// A folder among the instances that no record names.
+    Instance,
+    /// A folder that was put aside, without a tombstone.
+    Aside,
+    /// A record of a tenant that ran before and has no folder.
+    Record,
+}
+
+impl Supervisor {
+    /// Lets requests finish, at most as long as a drain takes, and stops the instance. The caller has made sure that
+    /// nobody may start it any more; a start under way is waited for.
+    pub async fn retire(&self, tenant: &TenantId) -> Result<(), Error> {
+        let Some(slot) = self.fleet.registry.get(tenant).map(|slot| Arc::clone(&slot)) else { return Ok(()) };
+        let (reply, answer) = oneshot::channel();
+        let config = &self.fleet.config;
+        let patience = config.start_timeout + config.upgrade_timeout + config.drain_timeout + config.stop_timeout * 2;
+        let asked = tokio::time::timeout(patience, async {
+            if slot.mail.send(Command::Retire(reply)).await.is_ok() {
+                // An end of the task without an answer: it has stopped the process on its way down.
+                drop(answer.await);
+            }
+        });
+        asked.await.map_err(|_| Error::TenantBusy)
+    }
+
+    /// Moves the folder of a stopped instance aside, under `name`. One that was moved before, and one that never was,
+    /// are all right.
+    pub async fn put_aside(&self, tenant: &TenantId, name: &str) -> Result<(), Stuck> {
+        let (from, to) = (self.fleet.folder(tenant), self.fleet.layout.deleted.join(name));
+        if from.join("lock").exists() {
+            let patience = self.fleet.config.stop_timeout;
+            // An earlier life may have died before it could write down what it had started.
+            launch::stop_stray_process(&from, patience).await.map_err(failed("look for a process of", &from))?;
+        }
+        blocking(move || {
+            let there = |path: &Path| files::exists(path).map_err(failed("look at", path));
+            if !there(&from)? {
+                return Ok(());
+            }
+            let _held = hold(&from)?;
+            relocate(&from, &to)
+        })
+        .await
+    }
+
+    /// Moves a folder that was put aside back among the instances.
+    pub async fn bring_back(&self, tenant: &TenantId, name: &str) -> Result<(), Stuck> {
+        let (to, from) = (self.fleet.folder(tenant), self.fleet.layout.deleted.join(name));
+        blocking(
+            move || {
+                if files::exists(&from).map_err(failed("look at", &from))? { relocate(&from, &to) } else { Ok(()) }
+            },
+        )
+        .await
+    }
+
+    /// What lies in a folder that was put aside.
+    pub async fn size_aside(&self, name: &str) -> Result<Usage, Stuck> {
+        let folder = self.fleet.layout.deleted.join(name);
+        blocking(move || usage::measure(&folder).map_err(failed("measure", &folder))).await
+    }
+
+    /// Removes a folder that was put aside, for good.
+    pub async fn destroy(&self, name: &str) -> Result<(), Stuck> {
+        let folder = self.fleet.layout.deleted.join(name);
+        blocking(move || remove(&folder)).await
+    }
+
+    /// Forgets which version an erased tenant had and what ran it.
+    pub async fn forget(&self, tenant: &TenantId) -> Result<(), Error> {
+        self.fleet.versions.remove(tenant).await?;
+        self.fleet.placements.remove(tenant).await?;
+        Ok(())
+    }
+
+    /// What has a folder and no record, or a record and no folder. Nothing is done about it.
+    pub async fn orphans(&self) -> Result<Vec<Orphan>, Stuck> {
+        let layout = self.fleet.layout.clone();
+        let (names, aside) = blocking(move || {
+            let list = |path: &Path| folders(path).map_err(failed("list", path));
+            Ok((list(&layout.instances)?, list(&layout.deleted)?))
+        })
+        .await?;
+        let mut found = Vec::new();
+        for id in names {
+            let known = match TenantId::parse(&id) {
+                // A record that cannot be read is a record.
+                Ok(tenant) => !self.fleet.tenants.is_absent(&tenant).await.unwrap_or(false),
+                Err(_) => false,
+            };
+            if !known {
+                found.push(Orphan { id, kind: OrphanKind::Instance });
+            }
+        }
+        let deleted = self.fleet.tenants.deleted();
+        let expected: Vec<String> = deleted
+            .iter()
+            .filter_map(|tenant| tenant.deleted.as_ref().map(|deletion| deletion.folder(&tenant.id)))
+            .collect();
+        let strays = aside.into_iter().filter(|name| !expected.contains(name));
+        found.extend(strays.map(|id| Orphan { id, kind: OrphanKind::Aside }));
+        found.extend(self.records_without_folder().await);
+        found.truncate(MOST_ORPHANS);
+        Ok(found)
+    }
+
+    async fn records_without_folder(&self) -> Vec<Orphan> {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.fleet.tenants.page(after.as_ref(), 1_000);
+            let Some(last) = page.last() else { return found };
+            after = Some(last.id.clone());
+            let ran = |id: &TenantId| self.fleet.placements.find(id).is_some_and(|placement| placement.epoch > 0);
+            let ran = page.iter().filter(|tenant| tenant.deleted.is_none() && ran(&tenant.id));
+            let folders: Vec<(TenantId, PathBuf)> =
+                ran.map(|tenant| (tenant.id.clone(), self.fleet.folder(&tenant.id).join("pb_data"))).collect();
+            let missing = tokio::task::spawn_blocking(move || {
+                let missing = |path: &Path| files::exists(path).is_ok_and(|exists| !exists);
+                folders.into_iter().filter(|(_, path)| missing(path)).map(|(id, _)| id).collect::<Vec<_>>()
+            });
+            let missing = missing.await.unwrap_or_default();
+            found.extend(missing.into_iter().map(|id| Orphan { id: id.to_string(), kind: OrphanKind::Record }));
+        }
+    }
+
+    /// Removes the folder of an orphan, by an operator's word.
+    pub async fn remove_orphan(&self, orphan: &Orphan) -> Result<Usage, Stuck> {
+        let folder = match orphan.kind {
+            OrphanKind::Instance => self.fleet.layout.instances.join(&orphan.id),
+            OrphanKind::Aside => self.fleet.layout.deleted.join(&orphan.id),
+            OrphanKind::Record => return Ok(Usage::default()),
+        };
+        blocking(move || {
+            let _held = hold(&folder)?;
+            let usage = usage::measure(&folder).map_err(failed("measure", &folder))?;
+            remove(&folder)?;
+            Ok(usage)
+        })
+        .await
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Stuck> + Send + 'static) -> Result<T, Stuck> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Stuck::Ended))
+}
+
+/// The names of the folders in a folder; links and hidden names are not ours.
+fn folders(path: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type()?.is_dir() && !name.starts_with('.') {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The lock that an instance's process would hold; none in a folder that never had one.
+fn hold(folder: &Path) -> Result<Option<File>, Stuck> {
+    let path = folder.join("lock");
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("open", &path)(error)),
+    };
+    match rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(_) => Err(Stuck::Held(folder.to_owned())),
+    }
+}
+
+fn relocate(from: &Path, to: &Path) -> Result<(), Stuck> {
+    match files::rename_new(from, to) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(Stuck::Taken(to.to_owned())),
+        Err(error) => return Err(failed("move away", from)(error)),
+    }
+    // That it is gone from where it was has to survive a power cut as well.
+    from.parent().map_or(Ok(()), files::sync_folder).map_err(failed("sync the folder of", from))
+}
+
+/// Removes a tree without following a link. What an instance's code made unreadable is made readable first.
+fn remove(folder: &Path) -> Result<(), Stuck> {
+    let removed = match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            open_up(folder).and_then(|()| fs::remove_dir_all(folder))
+        }
+        other => other,
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", folder)(error)),
+        _ => folder.parent().map_or(Ok(()), files::sync_folder).map_err(failed("sync the folder of", folder)),
+    }
+}
+
+fn open_up(folder: &Path) -> io::Result<()> {
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        // The entry's own type: a symbolic link is no folder.
+        if entry.file_type()?.is_dir() {
+            open_up(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_is_removed_and_what_its_links_point_at_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, outside) = (dir.path().join("tree"), dir.path().join("outside"));
+        fs::create_dir_all(tree.join("a/locked")).unwrap();
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("kept"), "kept").unwrap();
+        fs::write(tree.join("a/locked/file"), "x").unwrap();
+        std::os::unix::fs::symlink(&outside, tree.join("a/link")).unwrap();
+        std::os::unix::fs::symlink(outside.join("kept"), tree.join("file-link")).unwrap();
+        fs::set_permissions(tree.join("a/locked"), fs::Permissions::from_mode(0o000)).unwrap();
+        remove(&tree).unwrap();
+        assert!(!tree.exists());
+        assert_eq!(fs::read_to_string(outside.join("kept")).unwrap(), "kept");
+        remove(&tree).unwrap();
+    }
+
+    #[test]
+    fn a_held_folder_is_not_taken_and_none_is_moved_over_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::create_dir(&from).unwrap();
+        fs::write(from.join("lock"), "").unwrap();
+        let held = hold(&from).unwrap().unwrap();
+        assert!(matches!(hold(&from), Err(Stuck::Held(_))));
+        drop(held);
+        assert!(hold(&from).unwrap().is_some());
+        fs::create_dir(&to).unwrap();
+        assert!(matches!(relocate(&from, &to), Err(Stuck::Taken(_))));
+        fs::remove_dir(&to).unwrap();
+        relocate(&from, &to).unwrap();
+        assert!(to.join("lock").exists() && !from.exists());
+    }
+}
