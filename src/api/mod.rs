@@ -17,6 +17,7 @@ pub mod auth;
 pub mod bearer;
 pub mod control;
 pub mod control_api_keys;
+mod control_backups;
 pub mod control_jobs;
 pub mod control_socket;
 pub mod control_templates;

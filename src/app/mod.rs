@@ -92,6 +92,11 @@ struct Folders {
 
 impl Folders {
     fn make(root: &Path) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            !root.join(crate::backup::fleet::RESTORING).exists(),
+            "a restore of the fleet into {} was interrupted; run `pocketfleet backup restore-fleet` again",
+            root.display()
+        );
         let is_new = !root.join("control.db").exists();
         for folder in ["", "run", "golden", "staging", "empty", "instances"] {
             let path = root.join(folder);
@@ -297,6 +302,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         supervisor: supervisor.clone(),
         verifier: verifier.clone(),
         tenancy: tenancy.clone(),
+        tenants: tenants.clone(),
         settle: settle(hub.clone()),
         incarnation,
         metrics: Arc::clone(&metrics),

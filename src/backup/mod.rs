@@ -19,6 +19,7 @@ mod bucket;
 mod chunk;
 pub mod config;
 mod error;
+pub mod fleet;
 mod manifest;
 mod read;
 pub mod repository;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::Serialize;
 use sha2::Digest;
 use sha2::Sha256;
+use zeroize::Zeroizing;
 
 use super::Error;
 use super::manifest;
@@ -47,6 +48,41 @@ pub struct Verified {
     pub booted: bool,
 }
 
+/// A file that is being read, chunk by chunk.
+pub(super) struct Reading<'a> {
+    repository: &'a Repository,
+    key: &'a Arc<BackupKey>,
+    content: &'a Content,
+    at: usize,
+    hash: Option<Sha256>,
+    bytes: u64,
+}
+
+impl Reading<'_> {
+    /// The next chunk. None at the end, or an error when the file is not what it was.
+    pub(super) async fn next(&mut self) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
+        let damaged = || Error::Damaged("a file is not what it was".to_owned());
+        let mut hash = self.hash.take().ok_or_else(damaged)?;
+        let Some(name) = self.content.chunks.get(self.at) else {
+            let is_whole = self.bytes == self.content.bytes && hex(&hash.finalize()) == self.content.sha256;
+            return if is_whole { Ok(None) } else { Err(damaged()) };
+        };
+        let chunk = self.repository.chunk(self.key, name).await?;
+        self.at += 1;
+        self.bytes += chunk.len() as u64;
+        if self.bytes > self.content.bytes {
+            return Err(damaged());
+        }
+        let work = move || {
+            hash.update(&*chunk);
+            (hash, chunk)
+        };
+        let (hash, chunk) = blocking(work).await?;
+        self.hash = Some(hash);
+        Ok(Some(chunk))
+    }
+}
+
 impl Repository {
     /// The list of a snapshot's files.
     pub(super) async fn index(&self, manifest: &Manifest, key: &Arc<BackupKey>) -> Result<Vec<Item>, Error> {
@@ -68,32 +104,9 @@ impl Repository {
         blocking(work).await?.ok_or_else(|| Error::Damaged("its list of files was changed".to_owned()))
     }
 
-    /// Gives a file's bytes to `each`, chunk by chunk; an error at the end when they are not what they were.
-    pub(super) async fn stream(
-        &self,
-        key: &Arc<BackupKey>,
-        content: &Content,
-        mut each: impl AsyncFnMut(&[u8]) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let (mut hash, mut bytes) = (Sha256::new(), 0_u64);
-        for name in &content.chunks {
-            let chunk = self.chunk(key, name).await?;
-            bytes += chunk.len() as u64;
-            if bytes > content.bytes {
-                break;
-            }
-            let work = move || {
-                hash.update(&*chunk);
-                (hash, chunk)
-            };
-            let (hashed, chunk) = blocking(work).await?;
-            hash = hashed;
-            each(&chunk).await?;
-        }
-        if bytes != content.bytes || hex(&hash.finalize()) != content.sha256 {
-            return Err(Error::Damaged("a file is not what it was".to_owned()));
-        }
-        Ok(())
+    /// Begins to read a file.
+    pub(super) fn reading<'a>(&'a self, key: &'a Arc<BackupKey>, content: &'a Content) -> Reading<'a> {
+        Reading { repository: self, key, content, at: 0, hash: Some(Sha256::new()), bytes: 0 }
     }
 
     /// Writes a snapshot's files below the folder `to`, which is ours alone and exists. Synced when it returns.
@@ -112,17 +125,12 @@ impl Repository {
                 }
                 File::options().write(true).create_new(true).mode(0o600).open(&target)
             };
-            let mut file = Some(blocking(work).await?.map_err(Error::io("write a restored file"))?);
-            let written = self.stream(key, &item.content, async |chunk| {
-                let (chunk, mut open) = (chunk.to_vec(), file.take());
-                let work = move || {
-                    let outcome = open.as_mut().map_or(Ok(()), |open| open.write_all(&chunk));
-                    outcome.map(|()| open)
-                };
+            let mut file = blocking(work).await?.map_err(Error::io("write a restored file"))?;
+            let mut reading = self.reading(key, &item.content);
+            while let Some(chunk) = reading.next().await? {
+                let work = move || file.write_all(&chunk).map(|()| file);
                 file = blocking(work).await?.map_err(Error::io("write a restored file"))?;
-                Ok(())
-            });
-            written.await?;
+            }
         }
         let root = to.to_owned();
         blocking(move || sync(&root)).await?.map_err(Error::io("sync the restored files"))?;

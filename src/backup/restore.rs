@@ -32,6 +32,12 @@ pub struct Restored {
 }
 
 impl Backups {
+    /// A name for what a restore puts away.
+    pub fn name_of_kept(tenant: &TenantId) -> String {
+        let now = OffsetDateTime::now_utc();
+        format!("{tenant}.{}.{}", now.unix_timestamp(), SnapshotId::new(now))
+    }
+
     /// The newest snapshot of a tenant that is not after a moment.
     pub async fn newest(&self, tenant: &TenantId, at: Option<OffsetDateTime>) -> Result<SnapshotId, Error> {
         let mut found = self.repository()?.snapshots(tenant).await?;
@@ -40,13 +46,30 @@ impl Backups {
     }
 
     /// Restores a snapshot of `from` as the data of `tenant`, who is usually the same.
-    pub async fn restore(&self, tenant: &TenantId, from: &TenantId, id: &SnapshotId) -> Result<Restored, Error> {
+    /// `kept` names what is put away; where that lies already, this was done before.
+    pub async fn restore(
+        &self,
+        tenant: &TenantId,
+        from: &TenantId,
+        id: &SnapshotId,
+        kept: &str,
+    ) -> Result<Restored, Error> {
         if tenant.is_global() || *tenant == super::control() || *from == super::control() {
             return Err(Error::FleetOnly);
         }
         self.inner.tenants.find(tenant).ok_or(Error::UnknownTenant)?;
         let _alone = self.alone(tenant).await;
         let supervisor = &self.inner.supervisor;
+        let done = Restored {
+            tenant: tenant.clone(),
+            from: from.clone(),
+            id: id.clone(),
+            taken_at: id.at(),
+            kept: kept.to_owned(),
+        };
+        if supervisor.replaced().join(kept).exists() && !supervisor.is_being_replaced(tenant) {
+            return Ok(done);
+        }
         let scratch = supervisor.scratch().map_err(Error::io("make a scratch folder"))?;
         let (data, trial) = (scratch.path().join("data"), scratch.path().join("trial"));
         for folder in [&data, &trial] {
@@ -59,12 +82,10 @@ impl Backups {
         let (manifest, key) = repository.manifest(from, id).await?;
         repository.write_out(&manifest, &key, &data).await?;
         failpoint::hit("backup.restore.tried");
-        let now = OffsetDateTime::now_utc();
-        let kept = format!("{tenant}.{}.{}", now.unix_timestamp(), SnapshotId::new(now));
-        supervisor.replace(tenant, data, manifest.template_hash.clone(), &kept).await?;
+        supervisor.replace(tenant, data, manifest.template_hash.clone(), kept).await?;
         failpoint::hit("backup.restore.done");
         tracing::info!(tenant.id = %tenant, backup.id = %id, kept, "restored a backup");
         take::blocking(move || drop(scratch)).await?;
-        Ok(Restored { tenant: tenant.clone(), from: from.clone(), id: id.clone(), taken_at: manifest.taken_at, kept })
+        Ok(done)
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::collections::HashSet;
-use std::time::Duration;
 use std::time::SystemTime;
 
 use serde::Serialize;
@@ -140,18 +139,18 @@ fn replaced_at(name: &str) -> Option<OffsetDateTime> {
     SnapshotId::parse(words.next()?).ok().map(|_| at)
 }
 
-/// How long ago something may have been for a period of this length to be over.
-#[cfg(test)]
-fn ago(now: OffsetDateTime, seconds: u64) -> SnapshotId {
-    SnapshotId::new(now - Duration::from_secs(seconds))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
     use time::macros::datetime;
 
     use super::*;
+
+    fn ago(now: OffsetDateTime, seconds: u64) -> SnapshotId {
+        SnapshotId::new(now - Duration::from_secs(seconds))
+    }
 
     fn config(hourly: u32, daily: u32, weekly: u32) -> Config {
         Config {

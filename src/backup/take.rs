@@ -11,6 +11,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -249,7 +250,7 @@ impl Backups {
         let supervisor = &self.inner.supervisor;
         let record = self.inner.tenants.find(tenant).ok_or(Error::UnknownTenant)?;
         let writer = self.writer(tenant).await?;
-        let data = supervisor.folder(tenant).join("pb_data");
+        let data = self.data_of(tenant).await?;
         for attempt in 1..=ATTEMPTS {
             let glance = supervisor.glance(tenant, PATIENCE).await?;
             let (epoch, hash) = (supervisor.epoch(tenant), supervisor.version_on_disk(tenant));
@@ -266,6 +267,16 @@ impl Backups {
             return self.finish(writer, stored, description).await;
         }
         Err(Error::Restless)
+    }
+
+    /// The data directory by a path without a link down to the tenant's own folder.
+    async fn data_of(&self, tenant: &TenantId) -> Result<PathBuf, Error> {
+        let folder = self.inner.supervisor.folder(tenant);
+        let work = move || {
+            let root = folder.parent().map_or_else(|| Ok(PathBuf::new()), Path::canonicalize)?;
+            Ok(root.join(folder.file_name().unwrap_or_default()).join("pb_data"))
+        };
+        blocking(work).await?.map_err(Error::io("look for its data directory"))
     }
 
     /// The control database, as a tenant of its own.
@@ -321,7 +332,7 @@ impl Backups {
     }
 
     /// Whether a tenant's database was written since its newest snapshot, or there is none.
-    pub(super) async fn has_changed(&self, tenant: &TenantId) -> Result<bool, Error> {
+    pub async fn has_changed(&self, tenant: &TenantId) -> Result<bool, Error> {
         let data = self.inner.supervisor.folder(tenant).join("pb_data");
         let now = blocking(move || Tree::open(&data).and_then(|tree| tree.fingerprint())).await?;
         // What cannot be looked at is for the copy to complain about.

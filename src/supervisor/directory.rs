@@ -122,6 +122,11 @@ impl Supervisor {
         self.fleet.placements.find(tenant).map_or(0, |placement| placement.epoch)
     }
 
+    /// Whether a replacement of its data was begun and not finished: its next start does that.
+    pub fn is_being_replaced(&self, tenant: &TenantId) -> bool {
+        replace::is_pending(&self.fleet.folder(tenant))
+    }
+
     fn counted(&self, tenant: &TenantId) -> (u64, u64) {
         let changes = &self.fleet.changes;
         let read = |counters| counter(counters, tenant).load(Ordering::SeqCst);
@@ -187,6 +192,10 @@ impl Supervisor {
                 std::fs::create_dir_all(folder)?;
                 if replace::is_pending(folder) {
                     replace::finish(folder)?;
+                }
+                // Done before, by somebody who was interrupted after it.
+                if replacement.kept.exists() {
+                    return Ok(());
                 }
                 if folder.join("pb_data").exists() {
                     snapshot::recover(folder)?;
