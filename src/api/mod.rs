@@ -14,6 +14,7 @@ pub mod artifacts;
 pub mod asyncapi;
 pub mod audit;
 pub mod auth;
+pub mod backups;
 pub mod bearer;
 pub mod control;
 pub mod control_api_keys;

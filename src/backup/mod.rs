@@ -19,6 +19,7 @@ mod bucket;
 mod chunk;
 pub mod config;
 mod error;
+mod export;
 pub mod fleet;
 mod manifest;
 mod read;
@@ -41,6 +42,7 @@ use std::sync::PoisonError;
 
 pub use config::Config;
 pub use error::Error;
+pub use export::Pieces;
 pub use manifest::InvalidSnapshotId;
 pub use manifest::Manifest;
 pub use manifest::Reason;

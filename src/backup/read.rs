@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -118,23 +119,28 @@ impl Repository {
     ) -> Result<Vec<Item>, Error> {
         let items = self.index(manifest, key).await?;
         for item in &items {
-            let target = to.join(&item.path);
-            let work = move || -> std::io::Result<File> {
-                if let Some(parent) = target.parent() {
-                    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-                }
-                File::options().write(true).create_new(true).mode(0o600).open(&target)
-            };
-            let mut file = blocking(work).await?.map_err(Error::io("write a restored file"))?;
-            let mut reading = self.reading(key, &item.content);
-            while let Some(chunk) = reading.next().await? {
-                let work = move || file.write_all(&chunk).map(|()| file);
-                file = blocking(work).await?.map_err(Error::io("write a restored file"))?;
-            }
+            self.write_item(key, item, to.join(&item.path)).await?;
         }
         let root = to.to_owned();
         blocking(move || sync(&root)).await?.map_err(Error::io("sync the restored files"))?;
         Ok(items)
+    }
+
+    /// Writes one file, which must not exist, and the folders above it.
+    pub(super) async fn write_item(&self, key: &Arc<BackupKey>, item: &Item, target: PathBuf) -> Result<(), Error> {
+        let work = move || -> std::io::Result<File> {
+            if let Some(parent) = target.parent() {
+                std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+            }
+            File::options().write(true).create_new(true).mode(0o600).open(&target)
+        };
+        let mut file = blocking(work).await?.map_err(Error::io("write a restored file"))?;
+        let mut reading = self.reading(key, &item.content);
+        while let Some(chunk) = reading.next().await? {
+            let work = move || file.write_all(&chunk).map(|()| file);
+            file = blocking(work).await?.map_err(Error::io("write a restored file"))?;
+        }
+        Ok(())
     }
 
     /// Reads a snapshot back into a scratch folder and tries it: every checksum, the databases' pages, indexes and

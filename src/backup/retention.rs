@@ -32,11 +32,14 @@ pub struct Pruned {
     pub unreadable: u64,
 }
 
-/// Which snapshots are kept: the newest of all, and the newest of each of the last hours, days and weeks that have one.
-pub(super) fn kept<'a>(config: &Config, ids: &'a [SnapshotId]) -> BTreeSet<&'a SnapshotId> {
+/// Which snapshots are kept: those within the grace, the newest of all, and the newest of each of the last hours, days
+/// and weeks that have one.
+pub(super) fn kept<'a>(config: &Config, ids: &'a [SnapshotId], now: OffsetDateTime) -> BTreeSet<&'a SnapshotId> {
     let mut sorted: Vec<&SnapshotId> = ids.iter().collect();
     sorted.sort_unstable_by(|a, b| b.cmp(a));
     let mut kept: BTreeSet<&SnapshotId> = sorted.first().copied().into_iter().collect();
+    // What somebody asked for a moment ago is there tomorrow, however many others there are.
+    kept.extend(sorted.iter().filter(|id| id.at() + config.grace > now));
     for (seconds, count) in
         [(3_600, config.keep_hourly), (86_400, config.keep_daily), (7 * 86_400, config.keep_weekly)]
     {
@@ -74,7 +77,7 @@ impl Backups {
         let repository = self.repository()?;
         let ids = repository.snapshots(tenant).await?;
         pruned.tenants += 1;
-        let keep = kept(&self.inner.config, &ids);
+        let keep = kept(&self.inner.config, &ids, OffsetDateTime::now_utc());
         // Read before anything is removed: what cannot be read names chunks that nobody else may name.
         let mut named = HashSet::new();
         for id in &keep {
@@ -175,7 +178,7 @@ mod tests {
     fn a_month_of_hours_becomes_hours_days_and_weeks() {
         let now = datetime!(2026-11-21 13:30 UTC);
         let ids: Vec<_> = (0..24 * 40).map(|hour| ago(now, hour * 3_600)).collect();
-        let kept = kept(&config(24, 7, 4), &ids);
+        let kept = kept(&config(24, 7, 4), &ids, now);
         // Of the days and weeks the newest ones are hours that are kept anyway.
         assert_eq!(kept.len(), 24 + 5 + 3, "{kept:?}");
         assert!(kept.contains(&ids[0]) && kept.contains(&ids[23]) && !kept.contains(&ids[24]));
@@ -199,12 +202,12 @@ mod tests {
             let now = datetime!(2026-11-21 13:30 UTC);
             let ids: Vec<_> = ages.iter().map(|age| ago(now, *age)).collect();
             let config = config(hourly, daily, weekly);
-            let first = kept(&config, &ids);
+            let first = kept(&config, &ids, now);
             prop_assert!(first.contains(ids.iter().max().unwrap()));
             prop_assert!(first.len() <= (hourly + daily + weekly) as usize + 1);
             // What is kept is kept again: a second prune removes nothing.
             let left: Vec<_> = first.iter().map(|id| (*id).clone()).collect();
-            prop_assert_eq!(kept(&config, &left).len(), left.len());
+            prop_assert_eq!(kept(&config, &left, now).len(), left.len());
         }
     }
 }

@@ -103,6 +103,16 @@ impl Task {
         }
     }
 
+    /// Whether a job of this tenant may do it: the operator's may do everything, an owner's what is about their own.
+    fn is_for(&self, whose: &TenantId) -> bool {
+        match self {
+            _ if *whose == control() => true,
+            Self::Tenant { tenant, .. } => tenant == whose,
+            Self::Restore { tenant, from, .. } => tenant == whose && from == whose,
+            Self::Fleet { .. } | Self::Verify { .. } | Self::Prune => false,
+        }
+    }
+
     /// The job that does it, for whoever asks: an owner for their own tenant, or the operator.
     pub fn job(&self, owner: Option<(&TenantId, &UserId)>) -> NewJob {
         let (tenant, user) = owner.map_or_else(operator, |(tenant, user)| (tenant.clone(), user.clone()));
@@ -176,6 +186,9 @@ impl Handler for Worker {
             let Ok(task) = serde_json::from_value::<Task>(run.job.payload.clone()) else {
                 return Outcome::Dead { reason: "the payload is not one of a backup".to_owned() };
             };
+            if !task.is_for(&run.job.tenant) {
+                return Outcome::Dead { reason: "it is about another tenant's data".to_owned() };
+            }
             let stop = run.cancelled().clone();
             tokio::select! {
                 outcome = worker.work(task, &run) => judge(outcome),
@@ -322,6 +335,34 @@ impl Tally {
         self.failed += 1;
         if self.failures.len() < LISTED {
             self.failures.push(json!({ "tenant": tenant, "reason": error.to_string() }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owners_job_is_about_their_own_data_and_nothing_else() {
+        let [ada, bob] = ["ada", "bob"].map(|id| TenantId::parse(id).unwrap());
+        let id = SnapshotId::parse("20261121T133701042-0a1b2c3d").unwrap();
+        let restore =
+            |tenant: &TenantId, from: &TenantId| Task::Restore { tenant: tenant.clone(), from: from.clone(), id: id.clone() };
+        let take = |tenant: &TenantId| Task::Tenant { tenant: tenant.clone(), reason: Reason::Owner };
+        assert!(take(&ada).is_for(&ada) && restore(&ada, &ada).is_for(&ada));
+        for task in [
+            take(&bob),
+            restore(&bob, &bob),
+            restore(&ada, &bob),
+            restore(&bob, &ada),
+            take(&control()),
+            Task::Fleet { all: true, reason: Reason::Owner },
+            Task::Verify { one: None },
+            Task::Prune,
+        ] {
+            assert!(!task.is_for(&ada), "{task:?}");
+            assert!(task.is_for(&control()), "{task:?}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod damage;
 mod fleet;
+mod owners;
 mod restore;
 
 use std::path::Path;

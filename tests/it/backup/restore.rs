@@ -7,6 +7,7 @@ use super::Bench;
 use super::note_with_file;
 use crate::support::User;
 use crate::support::eventually;
+use crate::support::node::Node;
 use crate::support::sse::Stream;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,6 +24,8 @@ async fn a_restore_goes_back_in_time_and_signed_in_clients_go_on() {
     bench.create(&ada.id);
     let before = epoch(&ada.id);
     let stream = Stream::subscribed(app, &ada, &["notes"]).await;
+    let node = Node::listening(&ada).await;
+    let connected = node.connects();
     let restored = app.cli_json(&["backup", "restore", &first, "--yes"]);
     assert_eq!((&restored["tenant"], &restored["id"]), (&json!(ada.id), &json!(first)));
     // Whoever listened connects anew, and reads anew.
@@ -32,8 +35,11 @@ async fn a_restore_goes_back_in_time_and_signed_in_clients_go_on() {
     assert!(epoch(&ada.id) > before);
     assert_eq!(bob.titles().await, ["his"]);
     let stream = Stream::subscribed(app, &ada, &["notes"]).await;
+    // The stock SDK does so by itself.
+    eventually("the SDK connects anew", async || (node.connects() > connected).then_some(())).await;
     ada.note("after").await;
     stream.until("after").await;
+    node.until("after").await;
 
     // What was replaced is kept, and by a time one gets there too.
     let kept = app.data().join("replaced").join(restored["kept"].as_str().unwrap());
@@ -42,8 +48,6 @@ async fn a_restore_goes_back_in_time_and_signed_in_clients_go_on() {
     let by_time = app.cli_json(&["backup", "restore", "--tenant", &ada.id, "--at", &at, "--yes"]);
     assert_eq!(by_time["id"], json!(first), "the newest that is not after it");
     assert_eq!(ada.titles().await, ["old"]);
-    app.cli_json(&["backup", "prune"]);
-    assert!(kept.exists(), "not old enough to go");
 
     for (args, says) in [
         (vec!["backup", "restore", "20260101T000000000-00000000", "--yes"], "no such backup"),
@@ -60,6 +64,8 @@ async fn a_restore_goes_back_in_time_and_signed_in_clients_go_on() {
         let said = bench.refusal(&args);
         assert!(said.contains(says), "{args:?}: {said}");
     }
+    app.cli_json(&["backup", "prune"]);
+    assert!(kept.exists(), "not old enough to go");
     assert_eq!((ada.titles().await, bob.titles().await), (vec!["old".to_owned()], vec!["his".to_owned()]));
 }
 
