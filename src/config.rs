@@ -20,6 +20,7 @@ use serde::Deserialize;
 
 use crate::auth;
 use crate::auth::accounts;
+use crate::backup;
 use crate::events;
 use crate::gateway;
 use crate::integrations::fathom;
@@ -40,7 +41,7 @@ use crate::vault;
 pub const DEFAULTS: &str = include_str!("../config/default.toml");
 
 /// How the names of keys end that are secrets.
-const SECRETS: [&str; 5] = ["admin_password", "smtp_password", "client_secret", "key", "passphrase"];
+const SECRETS: [&str; 6] = ["admin_password", "smtp_password", "client_secret", "key", "passphrase", "s3_secret_key"];
 
 /// What the command line may override.
 #[derive(Debug, Clone, Default)]
@@ -119,6 +120,8 @@ pub struct Config {
     pub delivery: deliver::Config,
     /// `[loom]`
     pub loom: loom::Config,
+    /// `[backup]`
+    pub backup: backup::Config,
     /// `[queue]`
     pub queue: queue::Config,
     /// `[events]`
@@ -313,6 +316,7 @@ impl Config {
         }
         self.tenancy.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.vault.validate().map_err(|error| Error::Invalid(error.to_string()))?;
+        self.backup.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.delivery.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.queue.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.events.validate().map_err(|error| Error::Invalid(error.to_string()))?;

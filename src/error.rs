@@ -160,6 +160,10 @@ codes! {
     FathomUnavailable = "FATHOM_UNAVAILABLE", 502, Server, "Fathom did not answer as it should; try again";
     /// Nobody outside can reach this server, as far as it knows.
     WebhooksNotConfigured = "WEBHOOKS_NOT_CONFIGURED", 501, Server, "this server does not know its public URL; ask its operator to set server.public_url";
+    /// The operator has not said where backups go.
+    BackupsOff = "BACKUPS_OFF", 501, Server, "this server makes no backups; ask its operator to set backup.store";
+    /// A backup could not be made, read or put back.
+    BackupFailed = "BACKUP_FAILED", 503, Server, "the backup failed; try again later";
     /// No answer in time.
     GatewayTimeout = "GATEWAY_TIMEOUT", 504, Server, "the instance did not answer in time";
 }

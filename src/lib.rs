@@ -29,6 +29,7 @@ pub mod events;
 pub mod realtime;
 pub mod records;
 
+pub mod backup;
 pub mod meetings;
 
 pub mod jobs;

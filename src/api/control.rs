@@ -20,6 +20,7 @@ use time::OffsetDateTime;
 
 use crate::api::AppState;
 use crate::api::control_api_keys;
+use crate::api::control_backups;
 use crate::api::control_jobs;
 use crate::api::control_life;
 use crate::api::control_socket::ControlSocket;
@@ -78,6 +79,7 @@ pub fn router(state: AppState) -> Router {
         .route("/audit/verify", get(control_vault::verify))
         .merge(control_templates::routes())
         .merge(control_api_keys::routes())
+        .merge(control_backups::routes())
         .merge(control_jobs::routes())
         .merge(control_life::routes());
     framed(router.with_state(state))

@@ -90,6 +90,7 @@ pub fn base() -> OpenApi {
         ("api keys", "Credentials of programs that act for an account."),
         ("pocketbase", "The accounts part of PocketBase's own API, for its SDKs."),
         ("vault", "Credentials for other services, encrypted: stored, used by jobs, shown only when it has to be."),
+        ("backups", "Copies of an instance for its owner: taking, downloading, going back."),
         ("deliveries", "Where recordings are delivered to, and the files that are made of them."),
         ("events", "What happens, as it happens: sockets, streams, polls."),
         ("pages", "Pages that links in mails lead to."),

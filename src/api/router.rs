@@ -15,6 +15,7 @@ use crate::api::artifacts;
 use crate::api::asyncapi;
 use crate::api::audit;
 use crate::api::auth;
+use crate::api::backups;
 use crate::api::dashboard;
 use crate::api::destinations;
 use crate::api::error::ApiError;
@@ -68,6 +69,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .nest(V1, meetings().merge(fathom::router()))
         .nest("/api", alias(meetings(), "alias", V1))
         .nest(V1, audit::router())
+        .nest(V1, backups::router())
         .nest(VAULT, vault::router())
         .nest("/api/keys", alias(vault::router(), "keys", VAULT))
         .nest(V1, api_keys::router())

@@ -3,6 +3,7 @@
 use crate::api::webhooks::HookBodies;
 use crate::audit::Audit;
 use crate::auth::api_keys::ApiKeys;
+use crate::backup::Backups;
 use crate::events::Events;
 use crate::jobs::deliver::Staging;
 use crate::jobs::deliver::links::Links;
@@ -28,6 +29,8 @@ pub struct Services {
     pub vault: Vault,
     /// Credentials of programs.
     pub api_keys: ApiKeys,
+    /// Copies of everything.
+    pub backups: Backups,
     /// What is to be done.
     pub queue: Queue,
     /// What users may put into it.

@@ -100,6 +100,11 @@ struct Folders {
 
 impl Folders {
     fn make(root: &Path) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            !root.join(crate::backup::fleet::RESTORING).exists(),
+            "a restore of the fleet into {} was interrupted; run `pocketfleet backup restore-fleet` again",
+            root.display()
+        );
         let is_new = !root.join("control.db").exists();
         for folder in ["", "run", "golden", "staging", "empty", "instances", "deleted"] {
             let path = root.join(folder);
@@ -302,6 +307,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
         supervisor: supervisor.clone(),
         verifier: verifier.clone(),
         tenancy: tenancy.clone(),
+        tenants: tenants.clone(),
         settle: settle(hub.clone()),
         incarnation,
         metrics: Arc::clone(&metrics),

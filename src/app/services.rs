@@ -19,6 +19,9 @@ use crate::app::meetings;
 use crate::audit::Audit;
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
+use crate::backup;
+use crate::backup::Backups;
+use crate::backup::Repository;
 use crate::auth::api_keys::ApiKeys;
 use crate::config::Config;
 use crate::events;
@@ -29,6 +32,7 @@ use crate::events::Topic;
 use crate::ids::TenantId;
 use crate::ids::UserId;
 use crate::integrations::fathom::Fathom;
+use crate::jobs;
 use crate::jobs::announce::Announcer;
 use crate::jobs::intake::Intake;
 use crate::jobs::intake::Rules;
@@ -74,6 +78,8 @@ pub struct Given<'a> {
     pub verifier: Verifier,
     /// Who belongs where.
     pub tenancy: Tenancy,
+    /// The tenants' records.
+    pub tenants: Tenants,
     /// What has to happen before something is written to an instance.
     pub settle: Settle,
     /// Names this run of this node.
@@ -86,9 +92,21 @@ pub struct Given<'a> {
 
 /// Builds them.
 pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
-    let Given { config, data, store, unlocked, supervisor, verifier, tenancy, settle, incarnation, metrics, shutdown } =
-        given;
-    let records = Records::new(supervisor, settle)?;
+    let Given {
+        config,
+        data,
+        store,
+        unlocked,
+        supervisor,
+        verifier,
+        tenancy,
+        tenants,
+        settle,
+        incarnation,
+        metrics,
+        shutdown,
+    } = given;
+    let records = Records::new(supervisor.clone(), settle)?;
     let guard = Guard::new(&config.outbound)?;
     let fathom = Fathom::new(config.fathom.clone(), guard.clone(), shutdown.clone())?;
     let audit = Audit::open(Arc::clone(&store)).await?;
@@ -125,6 +143,8 @@ pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
     })
     .await
     .context("open the queue")?;
+    let backups = backups(config, data, &vault, supervisor, &tenants, &shutdown).context("backup.store")?;
+    jobs::backup::begin(&backups, &tenants, &queue).await.context("schedule the backups")?;
     let intake = Intake::new(queue.clone(), tenancy, Rules::of(&config.queue));
     // It ends after the queue, which goes on ending jobs while everything else stops already.
     shutdown.spawn(Announcer::new(queue.clone(), events.clone(), intake.clone()).run());
@@ -150,12 +170,34 @@ pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
         meetings,
         hook_bodies: HookBodies::default(),
         api_keys,
+        backups,
         queue,
         intake,
         destinations,
         staging,
         links,
     })
+}
+
+/// Where backups go, if anywhere.
+fn backups(
+    config: &Config,
+    data: &Path,
+    vault: &Vault,
+    supervisor: Supervisor,
+    tenants: &Tenants,
+    shutdown: &Shutdown,
+) -> Result<Backups, backup::Error> {
+    let place = backup::repository::open_place(&config.backup, &config.backup.store, &config.outbound, backup::Use::Write)?;
+    Ok(Backups::new(backup::Parts {
+        config: config.backup.clone(),
+        repository: place.map(|blobs| Repository::new(blobs, Arc::new(vault.clone()))),
+        vault: vault.clone(),
+        supervisor,
+        tenants: tenants.clone(),
+        control: data.join("control.db"),
+        shutdown: shutdown.clone(),
+    }))
 }
 
 /// Which services are asked about a secret before it is stored.

@@ -26,6 +26,12 @@ pub const VAULT_DESTROYED: &str = "vault.destroyed";
 pub const MASTER_KEY_ADDED: &str = "master_key.added";
 /// A master key seals nothing any more and was forgotten.
 pub const MASTER_KEY_RETIRED: &str = "master_key.retired";
+/// The owner of a tenant asked for a backup of it.
+pub const BACKUP_REQUESTED: &str = "backup.requested";
+/// The owner of a tenant downloaded a backup of it.
+pub const BACKUP_DOWNLOADED: &str = "backup.downloaded";
+/// The owner of a tenant asked for its data to be replaced by a backup.
+pub const BACKUP_RESTORE_REQUESTED: &str = "backup.restore_requested";
 /// An administrator was created.
 pub const ADMIN_CREATED: &str = "admin.created";
 /// An API key of ours was made.

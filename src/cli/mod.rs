@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod api_keys;
 pub mod audit;
+pub mod backup;
 pub mod client;
 pub mod doctor;
 pub mod erasure;
@@ -97,6 +98,9 @@ enum Command {
     /// The vault of users' secrets: its master keys, and replacing them.
     #[command(subcommand)]
     Vault(vault::Command),
+    /// Make, try and restore backups.
+    #[command(subcommand)]
+    Backup(backup::Command),
     /// The audit log: checking and exporting it.
     #[command(subcommand)]
     Audit(audit::Command),
@@ -189,6 +193,10 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
         Command::Vault(command) => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);
             on_runtime(vault::run(command, &control, output, cli.global.json))
+        }
+        Command::Backup(command) => {
+            let config = Config::load(&flags(None))?;
+            on_runtime(backup::run(command, &config, output, cli.global.json))
         }
         Command::Audit(command) => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);

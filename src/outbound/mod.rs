@@ -11,6 +11,7 @@
 mod address;
 mod config;
 mod guard;
+pub mod objects;
 mod resolver;
 
 use std::sync::Once;

@@ -341,7 +341,7 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Connection, Error> {
 
 const NO_MUTEX: OpenFlags = OpenFlags::SQLITE_OPEN_NO_MUTEX;
 
-fn has_wal(path: &Path) -> bool {
+pub(super) fn has_wal(path: &Path) -> bool {
     let mut wal = path.as_os_str().to_owned();
     wal.push("-wal");
     Path::new(&wal).exists()
@@ -354,7 +354,7 @@ pub(super) fn at(path: &Path, error: EditError) -> Error {
     }
 }
 
-fn classify(path: &Path, source: rusqlite::Error) -> Error {
+pub(super) fn classify(path: &Path, source: rusqlite::Error) -> Error {
     let path = path.to_owned();
     match source.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => Error::NotADatabase { path },

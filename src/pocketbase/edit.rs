@@ -186,6 +186,18 @@ impl Edit {
         Ok(())
     }
 
+    /// Leaves no superuser, and lets the next one have a password.
+    pub fn remove_superusers(&self) -> Result<(), EditError> {
+        self.connection.execute("DELETE FROM _superusers", [])?;
+        self.connection.execute(
+            "UPDATE _collections SET options = json_set(CAST(options AS TEXT),
+                 '$.authAlert.enabled', json('true'), '$.passwordAuth.enabled', json('true'))
+             WHERE name = '_superusers'",
+            [],
+        )?;
+        Ok(())
+    }
+
     /// Sets values of the stored settings, each named by a JSON pointer such as `/logs/minLevel`.
     pub fn apply_settings(&self, settings: &[(&str, Value)]) -> Result<(), EditError> {
         let sql = "SELECT CAST(value AS TEXT) FROM _params WHERE id = 'settings'";

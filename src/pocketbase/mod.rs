@@ -3,6 +3,7 @@
 //! Deliberately absent: processes (see `supervisor`) and any idea of who a user is.
 
 pub mod client;
+pub mod copy;
 pub mod database;
 mod edit;
 pub mod roster;

@@ -16,6 +16,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use rustix::fs::AtFlags;
@@ -49,6 +51,8 @@ pub struct BlobInfo {
     pub key: String,
     /// Its size in bytes.
     pub bytes: u64,
+    /// When it was written, as far as the place where it lies knows.
+    pub modified: Option<SystemTime>,
 }
 
 /// Put-once objects by key. A key is words of `A-Z a-z 0-9 . _ -` joined by slashes, none of which begins with a dot;
@@ -106,6 +110,17 @@ impl FolderBlobs {
                     tracing::warn!(blob.file = %name.display(), error = %error, "cannot remove an unfinished blob");
                 }
             }
+            Ok(Folder { root, incoming })
+        };
+        Ok(Self { folder: Arc::new(open().map_err(Error::engine)?) })
+    }
+
+    /// Opens a folder that exists, and changes nothing in it: somebody else may be writing to it.
+    pub fn open_existing(path: &Path) -> Result<Self, Error> {
+        let open = || -> io::Result<Folder> {
+            let root = rustix::fs::open(path, FOLDER, Mode::empty())?;
+            // Only writers need it, and this handle's owner does not write.
+            let incoming = root.try_clone()?;
             Ok(Folder { root, incoming })
         };
         Ok(Self { folder: Arc::new(open().map_err(Error::engine)?) })
@@ -311,7 +326,11 @@ fn collect(folder: &OwnedFd, prefix: &str, depth: usize, found: &mut Vec<BlobInf
         };
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {
-                found.push(BlobInfo { key: format!("{prefix}{word}"), bytes: stat.st_size.cast_unsigned() });
+                found.push(BlobInfo {
+                    key: format!("{prefix}{word}"),
+                    bytes: stat.st_size.cast_unsigned(),
+                    modified: u64::try_from(stat.st_mtime).ok().map(|s| SystemTime::UNIX_EPOCH + Duration::from_secs(s)),
+                });
             }
             FileType::Directory if depth > 1 => match rustix::fs::openat(folder, word, FOLDER, Mode::empty()) {
                 Ok(below) => collect(&below, &format!("{prefix}{word}/"), depth - 1, found)?,

@@ -43,7 +43,7 @@ pub enum Error {
 
 impl Error {
     /// Wraps an engine's error.
-    pub(crate) fn engine(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    pub fn engine(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Engine(error.into())
     }
 

@@ -184,6 +184,16 @@ impl Placements {
         self.table.remove(&key_of(id), |placement| placement.owner().is_none()).await.map(drop)
     }
 
+    /// Of a control database that was put back from a backup: nobody runs the tenant, and the epoch is beyond every one
+    /// that is known of.
+    pub async fn put_back(&self, id: &TenantId, epoch: u64) -> Result<(), Error> {
+        let decide = |current: Option<&Read<Placement>>| {
+            let epoch = current.map_or(0, |read| read.record.epoch).max(epoch).checked_add(1).ok_or(Error::Stale)?;
+            Ok(Step::Write(Placement { tenant: id.clone(), epoch, occupancy: Occupancy::Idle }))
+        };
+        self.table.change(&key_of(id), decide).await.map(drop)
+    }
+
     fn owned_by_us(&self, id: &TenantId, epoch: u64, process: Option<ProcessIdentity>) -> Placement {
         let occupancy = Occupancy::Owned { incarnation: (*self.incarnation).to_owned(), process };
         Placement { tenant: id.clone(), epoch, occupancy }

@@ -27,6 +27,7 @@ use crate::supervisor::launch::PROOF_TTL;
 use crate::supervisor::logs;
 use crate::supervisor::process;
 use crate::supervisor::process::Process;
+use crate::supervisor::replace;
 use crate::supervisor::roster;
 use crate::supervisor::slot::Running;
 use crate::supervisor::slot::Slot;
@@ -136,6 +137,9 @@ async fn take_over(
         // Nobody has been served by it, so stopping it loses nothing; its next start rolls the data back.
         if snapshot::is_unfinished(&fleet.folder(&placement.tenant)) {
             return Err("its upgrade was not finished".to_owned());
+        }
+        if replace::is_pending(&fleet.folder(&placement.tenant)) {
+            return Err("its restore was not finished".to_owned());
         }
         let (of, id) = (Arc::clone(fleet), placement.tenant.clone());
         let read = tokio::task::spawn_blocking(move || roster::keys(&of, &id).map(|(signers, _)| signers)).await;

@@ -30,6 +30,7 @@ use crate::supervisor::config::Binary;
 use crate::supervisor::config::Config;
 use crate::supervisor::config::Layout;
 use crate::supervisor::config::Rosters;
+use crate::supervisor::directory::Changes;
 use crate::supervisor::instance::Instance;
 use crate::supervisor::rollout::Rollouts;
 use crate::supervisor::slot::Command;
@@ -81,6 +82,7 @@ pub(crate) struct Fleet {
     /// The global instance may go down too.
     pub(crate) stopping_global: CancellationToken,
     pub(crate) awakenings: broadcast::Sender<Awakening>,
+    pub(crate) changes: Changes,
     awake: AtomicUsize,
     room: Notify,
 }
@@ -127,6 +129,7 @@ impl Fleet {
             is_leaving: AtomicBool::new(false),
             stopping_global: CancellationToken::new(),
             awakenings: broadcast::Sender::new(AWAKENINGS),
+            changes: Changes::default(),
             awake: AtomicUsize::new(0),
             room: Notify::new(),
         })

@@ -24,6 +24,7 @@ use crate::supervisor::slot::Phase;
 use crate::supervisor::slot::Running;
 use crate::supervisor::slot::Slot;
 use crate::supervisor::slot::View;
+use crate::supervisor::slot::Work;
 use crate::supervisor::state::Action;
 use crate::supervisor::state::Event;
 use crate::supervisor::state::Failure;
@@ -65,6 +66,8 @@ pub(crate) struct Instance {
     sleeper: Option<oneshot::Sender<Result<(), Error>>>,
     /// Nobody's wish keeps it: its tenant was deleted.
     is_retiring: bool,
+    /// The drain under way ends with a stop, whoever wants the instance meanwhile.
+    must_stop: bool,
     stop: CancellationToken,
 }
 
@@ -112,6 +115,7 @@ impl Instance {
             last_log: Vec::new(),
             sleeper: None,
             is_retiring: false,
+            must_stop: false,
             stop,
         }
     }
@@ -164,6 +168,14 @@ impl Instance {
                 // Whoever asked may have gone; the rows are in step.
                 let _ = reply.send(());
             }
+            Command::Alone(work, reply) => {
+                if reply.is_closed() {
+                    return;
+                }
+                let outcome = self.alone(work).await;
+                // Whoever asked may have gone; what was done is done.
+                let _ = reply.send(outcome);
+            }
             Command::Sleep(reply) => {
                 // One who gave up waiting does not want it any more.
                 if reply.is_closed() {
@@ -178,6 +190,26 @@ impl Instance {
                 self.answer_sleeper(Ok(()));
             }
         }
+    }
+
+    /// Stops the process, does the work, and forgets earlier failures: the folder is another one now.
+    async fn alone(&mut self, work: Work) -> Result<(), Error> {
+        if self.occupied.is_some() {
+            self.must_stop = true;
+            self.feed(Event::SleepAsked).await;
+            self.must_stop = false;
+        }
+        if self.occupied.is_some() {
+            return Err(Error::TenantBusy);
+        }
+        self.fleet.changes.note_start(&self.slot.tenant);
+        self.fleet.changes.note_rewrite(&self.slot.tenant);
+        let outcome = work.0.await;
+        self.feed(Event::Released).await;
+        if self.is_kept_awake() {
+            self.feed(Event::Wanted).await;
+        }
+        outcome
     }
 
     fn answer_sleeper(&mut self, outcome: Result<(), Error>) {
@@ -219,6 +251,7 @@ impl Instance {
     }
 
     async fn start(&mut self) -> Event {
+        self.fleet.changes.note_start(&self.slot.tenant);
         let log_start = logs::length(&self.fleet.folder(&self.slot.tenant));
         match Box::pin(launch::launch(&self.fleet, &self.slot, &self.stop)).await {
             Ok(Launched { occupied, took }) => {
@@ -286,7 +319,7 @@ impl Instance {
                 () = exited(self.occupied.as_ref()) => return Event::Failed(self.buried().await),
                 () = self.slot.idle.notified() => {}
                 () = self.stop.cancelled() => return Event::Drained,
-                () = self.slot.want.notified(), if !self.is_retiring => {
+                () = self.slot.want.notified(), if !self.is_retiring && !self.must_stop => {
                     self.answer_sleeper(Err(Error::TenantBusy));
                     return Event::Wanted;
                 }
@@ -294,7 +327,7 @@ impl Instance {
                     if self.slot.in_flight() == 0 {
                         continue;
                     }
-                    if self.is_retiring {
+                    if self.is_retiring || self.must_stop {
                         return Event::Drained;
                     }
                     self.answer_sleeper(Err(Error::TenantBusy));

@@ -46,6 +46,17 @@ pub(crate) enum Command {
     Release(oneshot::Sender<()>),
     /// Bring the rows of those who may act in it in step.
     Enroll(oneshot::Sender<()>),
+    /// Stop it, whoever uses it, and do something to its folder before anybody starts it again.
+    Alone(Work, oneshot::Sender<Result<(), Error>>),
+}
+
+/// What is done to a folder that nobody serves.
+pub(crate) struct Work(pub(crate) futures_util::future::BoxFuture<'static, Result<(), Error>>);
+
+impl std::fmt::Debug for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Work")
+    }
 }
 
 /// What a waiter is told.

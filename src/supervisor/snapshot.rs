@@ -146,7 +146,7 @@ fn state(instance: &Path) -> io::Result<Option<Step>> {
     }
 }
 
-fn remove(folder: &Path) -> io::Result<()> {
+pub(super) fn remove(folder: &Path) -> io::Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
@@ -154,7 +154,7 @@ fn remove(folder: &Path) -> io::Result<()> {
 }
 
 /// Replaces a small file, whole or not at all.
-fn write_durably(folder: &Path, name: &str, text: &[u8]) -> io::Result<()> {
+pub(super) fn write_durably(folder: &Path, name: &str, text: &[u8]) -> io::Result<()> {
     let fresh = folder.join(format!("{name}.new"));
     let mut file = File::create(&fresh)?;
     file.write_all(text)?;

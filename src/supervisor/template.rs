@@ -33,7 +33,7 @@ use crate::supervisor::manifest::Manifest;
 pub use crate::supervisor::manifest::Traits;
 
 /// Prefixes of what baking and provisioning leave in the staging folder when they are killed.
-pub(super) const STAGING_PREFIXES: [&str; 2] = ["bake-", "tenant-"];
+pub(super) const STAGING_PREFIXES: [&str; 3] = ["bake-", "tenant-", "backup-"];
 
 /// The file that a golden directory has when it is whole; it holds the full hash.
 pub(super) const COMPLETE: &str = ".complete";

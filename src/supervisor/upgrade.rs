@@ -44,6 +44,7 @@ use crate::supervisor::logs;
 use crate::supervisor::process;
 use crate::supervisor::process::Exit;
 use crate::supervisor::process::Process;
+use crate::supervisor::replace;
 use crate::supervisor::slot::Running;
 use crate::supervisor::snapshot;
 use crate::supervisor::snapshot::Step;
@@ -127,7 +128,13 @@ pub(crate) async fn start(
     stop: &CancellationToken,
 ) -> Result<(Process, Running), Failure> {
     let folder = fleet.folder(&tenant.id);
+    if replace::is_pending(&folder) {
+        fleet.changes.note_rewrite(&tenant.id);
+        unlocked(fleet, &folder).await.map_err(outside)?;
+        blocking(&folder, replace::finish).await.map_err(|why| outside(format!("finish its restore: {why}")))?;
+    }
     if snapshot::is_pending(&folder) {
+        fleet.changes.note_rewrite(&tenant.id);
         recover(fleet, tenant, &folder).await.map_err(outside)?;
     }
     let has = snapshot::version(&folder);
@@ -189,7 +196,7 @@ async fn recover(fleet: &Fleet, tenant: &Tenant, folder: &Path) -> Result<(), St
 }
 
 /// Makes sure that no process holds the data directory.
-async fn unlocked(fleet: &Fleet, folder: &Path) -> Result<(), String> {
+pub(crate) async fn unlocked(fleet: &Fleet, folder: &Path) -> Result<(), String> {
     let lock = folder.join("lock");
     let failed = |error: std::io::Error| format!("look at its lock: {error}");
     if jail::is_locked(&lock).map_err(failed)? {
@@ -202,7 +209,7 @@ async fn unlocked(fleet: &Fleet, folder: &Path) -> Result<(), String> {
 }
 
 /// File work off the runtime's threads.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     folder: &Path,
     work: impl FnOnce(&Path) -> std::io::Result<T> + Send + 'static,
 ) -> Result<T, String> {
@@ -254,6 +261,7 @@ impl Upgrade<'_> {
             permit = self.fleet.upgrades.gate.enter(priority) => permit,
             () = self.stop.cancelled() => return Err(Trouble::Stopping),
         };
+        self.fleet.changes.note_rewrite(&self.tenant.id);
         let begun = Instant::now();
         let trouble = match Box::pin(self.steps()).await {
             Ok(started) => {

@@ -39,6 +39,10 @@ pub(super) enum Kind {
     Elsewhere = 3,
     /// A master key under another one, while one replaces the other.
     MasterKey = 4,
+    /// A tenant's key for backups, under a master key.
+    BackupKey = 5,
+    /// An object of a backup, under the tenant's key for backups.
+    Backup = 6,
 }
 
 /// The one error of opening: a wrong key, a changed byte and a text of another place look the same.
@@ -137,17 +141,27 @@ fn decrypt(
 
 /// Seals bytes, as text for a record.
 pub(super) fn seal(key: &Key, aad: &Aad, plain: &[u8]) -> Result<String, Unreadable> {
+    Ok(STANDARD.encode(seal_bytes(key, aad, plain)?))
+}
+
+/// Seals bytes, as bytes.
+pub(super) fn seal_bytes(key: &Key, aad: &Aad, plain: &[u8]) -> Result<Vec<u8>, Unreadable> {
     let nonce: [u8; NONCE_BYTES] = rand::random();
     let sealed = encrypt(key.bytes(), nonce, &aad.0, plain)?;
-    let mut bytes = vec![AES_256_GCM];
+    let mut bytes = Vec::with_capacity(1 + NONCE_BYTES + sealed.len());
+    bytes.push(AES_256_GCM);
     bytes.extend(nonce);
     bytes.extend(sealed);
-    Ok(STANDARD.encode(bytes))
+    Ok(bytes)
 }
 
 /// Opens what [`seal`] made with the same key and the same associated data.
 pub(super) fn open(key: &Key, aad: &Aad, sealed: &str) -> Result<Zeroizing<Vec<u8>>, Unreadable> {
-    let bytes = STANDARD.decode(sealed).map_err(|_| Unreadable)?;
+    open_bytes(key, aad, &STANDARD.decode(sealed).map_err(|_| Unreadable)?)
+}
+
+/// Opens what [`seal_bytes`] made.
+pub(super) fn open_bytes(key: &Key, aad: &Aad, bytes: &[u8]) -> Result<Zeroizing<Vec<u8>>, Unreadable> {
     let Some((&AES_256_GCM, rest)) = bytes.split_first() else { return Err(Unreadable) };
     let (nonce, sealed) = rest.split_first_chunk::<NONCE_BYTES>().ok_or(Unreadable)?;
     decrypt(key.bytes(), *nonce, &aad.0, sealed)

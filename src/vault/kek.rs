@@ -254,7 +254,7 @@ pub(super) fn check(key: &Key) -> String {
     hex(&key.tag("pocketfleet vault: check of a master key 1", &Aad::new(Kind::MasterKey))[..16])
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::new(), |mut text, byte| {
         // Writing to a string cannot fail.

@@ -103,6 +103,11 @@ pub(super) struct Keyring {
 }
 
 impl Keyring {
+    /// One key.
+    pub(super) fn single(id: String, key: Key, source: &'static str) -> Self {
+        Self { keys: vec![(id.clone(), Arc::new(key))], given: id, source, file: None }
+    }
+
     pub(super) fn find(&self, id: &str) -> Option<&Key> {
         self.keys.iter().find(|(name, _)| name == id).map(|(_, key)| &**key)
     }

@@ -16,6 +16,7 @@
 //! Old backups hold data keys that old master keys open. A page of memory may hold a secret for a moment after use.
 //! Deliberately absent: what secrets are used for, HTTP.
 
+mod backup;
 mod config;
 mod envelope;
 mod error;
@@ -55,6 +56,10 @@ use tokio::sync::Notify;
 use tokio::sync::RwLock;
 
 pub use crate::store::secrets::KeyId;
+pub use backup::BackupKey;
+pub use backup::Masters;
+pub use backup::Sealing;
+pub use backup::WrappedBackupKey;
 pub use config::Config;
 pub use config::Hidden;
 pub use error::Error;

@@ -8,6 +8,7 @@ mod api_keys;
 mod app_browser;
 mod app_page;
 mod architecture;
+mod backup;
 mod bad_input;
 mod canary;
 mod dashboard;

@@ -128,6 +128,7 @@ pub(crate) async fn state() -> (AppState, TempDir) {
         supervisor: supervisor.clone(),
         verifier: verifier.clone(),
         tenancy: tenancy.clone(),
+        tenants: tenants.clone(),
         settle: Arc::new(|_| Box::pin(async {})),
         incarnation: "test".to_owned(),
         metrics: Arc::clone(&metrics),

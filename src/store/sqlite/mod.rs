@@ -132,6 +132,23 @@ impl ControlDatabase {
     }
 }
 
+/// Copies a control database, which may be in use, into a new file: whole, and of one moment. Blocks.
+pub fn copy(path: &Path, to: &Path) -> Result<(), Error> {
+    let connection = schema::open_reader(path)?;
+    let copied = connection.execute("VACUUM INTO ?1", [to.to_string_lossy()]);
+    copied.map(drop).map_err(|error| schema::describe(path, error))
+}
+
+/// Looks for damage in a control database that nobody uses. Blocks.
+pub fn check(path: &Path) -> Result<(), Error> {
+    let connection = schema::open_reader(path)?;
+    let found: Result<String, _> = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0));
+    match found.map_err(|error| schema::describe(path, error))?.as_str() {
+        "ok" => Ok(()),
+        found => Err(Error::Corrupt(format!("{} ({found})", path.display()))),
+    }
+}
+
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
     thread::Builder::new().name(name.to_owned()).spawn(work).map_err(Error::engine)
 }

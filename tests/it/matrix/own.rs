@@ -82,6 +82,12 @@ fn calls(world: &World, who: Who) -> Vec<Case> {
             add(Method::PATCH, path(&format!("/members/{}", world.owner)), Some(json!({"role": "guest"})), refused);
             add(Method::DELETE, path(&format!("/members/{}", world.owner)), None, refused);
             add(Method::POST, path("/dashboard"), Some(json!({})), refused);
+            let backups = |rest: &str| format!("/api/v1/backups{rest}?tenant={name}");
+            let one = "/20261121T133701042-0a1b2c3d";
+            add(Method::GET, backups(""), None, refused);
+            add(Method::POST, backups(""), None, refused);
+            add(Method::GET, backups(&format!("{one}/download")), None, refused);
+            add(Method::POST, backups(&format!("{one}/restore")), None, refused);
         }
     }
     cases.extend(jobs(world, who));

@@ -1,0 +1,214 @@
+//! Backups of every instance and of the control database, and putting them back.
+//!
+//! A snapshot is a list of files, each a list of chunks; chunks are sealed by a key of the tenant's and named by a keyed
+//! hash of what they hold, so that what did not change is stored once and equal files of two tenants cannot be linked
+//! ([`repository`]). The store needs nothing else but the master key to be read; that is not in it.
+//!
+//! Invariants:
+//! - A snapshot neither stops nor wakes anybody, and follows no link out of a tenant's folder.
+//! - Objects are written once, a snapshot's manifest last: a kill leaves objects that no snapshot names, which a prune
+//!   removes after a grace period.
+//! - What is restored was read back whole, checked and served once before anything is replaced; what it replaces is
+//!   kept.
+//!
+//! Known limits: names of tenants, the number and the sizes of objects, and times are visible to whoever can read the
+//! store. One pocketfleet writes to a store. `PocketBase`'s own `backups/` folder and files that hooks put beside
+//! `storage/` are not backed up.
+
+mod bucket;
+mod chunk;
+pub mod config;
+mod error;
+mod export;
+pub mod fleet;
+mod manifest;
+mod read;
+pub mod repository;
+mod restore;
+mod retention;
+mod take;
+mod tree;
+
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::hash::DefaultHasher;
+use std::hash::Hash;
+use std::hash::Hasher;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+
+pub use config::Config;
+pub use error::Error;
+pub use export::Pieces;
+pub use manifest::InvalidSnapshotId;
+pub use manifest::Manifest;
+pub use manifest::Reason;
+pub use manifest::SnapshotId;
+pub use read::Verified;
+pub use repository::Repository;
+pub use repository::Use;
+pub use restore::Restored;
+pub use retention::Pruned;
+
+use crate::ids::TenantId;
+use crate::limits::Keyed;
+use crate::shutdown::Shutdown;
+use crate::store::tenants::Tenants;
+use crate::supervisor::Supervisor;
+use crate::vault::BackupKey;
+use crate::vault::Vault;
+use manifest::Item;
+
+/// Locks that tenants share.
+const LOCKS: usize = 64;
+/// Owners whose requests are counted.
+const LIMITED: usize = 10_000;
+
+/// The name under which the control database lies in the store. Accounts' ids have 15 characters and those of
+/// workspaces more than this, so nobody else has it.
+pub fn control() -> TenantId {
+    TenantId::parse("control").unwrap_or_else(|_| TenantId::lowest())
+}
+
+/// What backups are made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// `[backup]`
+    pub config: Config,
+    /// Where they go; none = they are off.
+    pub repository: Option<Repository>,
+    /// The keys.
+    pub vault: Vault,
+    /// The instances.
+    pub supervisor: Supervisor,
+    /// Who they are.
+    pub tenants: Tenants,
+    /// The file of the control database.
+    pub control: PathBuf,
+    /// Whether we are about to stop.
+    pub shutdown: Shutdown,
+}
+
+/// The handle. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Backups {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    repository: Option<Repository>,
+    vault: Vault,
+    supervisor: Supervisor,
+    tenants: Tenants,
+    control: PathBuf,
+    /// One snapshot, restore or prune of a tenant at a time.
+    locks: Vec<tokio::sync::Mutex<()>>,
+    /// Keys that are in the store: tenant, key, master key.
+    written: Mutex<HashSet<(TenantId, String, String)>>,
+    /// What databases were at their newest snapshot.
+    fingerprints: Mutex<HashMap<TenantId, String>>,
+    asked: Mutex<Keyed<TenantId>>,
+    shutdown: Shutdown,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Backups {
+    /// Backups with these parts.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { config, repository, vault, supervisor, tenants, control, shutdown } = parts;
+        let hour = std::time::Duration::from_hours(1);
+        let asked = Mutex::new(Keyed::new(config.requests_per_hour.get(), hour, LIMITED));
+        let locks = std::iter::repeat_with(Default::default).take(LOCKS).collect();
+        let (written, fingerprints) = (Mutex::default(), Mutex::default());
+        let inner =
+            Inner { config, repository, vault, supervisor, tenants, control, locks, written, fingerprints, asked, shutdown };
+        Self { inner: Arc::new(inner) }
+    }
+
+    fn repository(&self) -> Result<&Repository, Error> {
+        self.inner.repository.as_ref().ok_or(Error::Off)
+    }
+
+    /// Whether backups are made.
+    pub fn is_on(&self) -> bool {
+        self.inner.repository.is_some()
+    }
+
+    /// The `[backup]` section.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// Counts what an owner asks for.
+    pub fn count_request(&self, tenant: &TenantId) -> Result<(), Error> {
+        lock(&self.inner.asked).check(tenant, std::time::Instant::now()).map_err(Error::TooOften)
+    }
+
+    async fn alone(&self, tenant: &TenantId) -> tokio::sync::MutexGuard<'_, ()> {
+        let mut hasher = DefaultHasher::new();
+        tenant.hash(&mut hasher);
+        let at = usize::try_from(hasher.finish() % LOCKS as u64).unwrap_or_default();
+        self.inner.locks[at].lock().await
+    }
+
+    fn lock_written(&self) -> MutexGuard<'_, HashSet<(TenantId, String, String)>> {
+        lock(&self.inner.written)
+    }
+
+    fn note_fingerprint(&self, manifest: &Manifest) {
+        lock(&self.inner.fingerprints).insert(manifest.tenant.clone(), manifest.fingerprint.clone());
+    }
+
+    fn fingerprint(&self, tenant: &TenantId) -> Option<String> {
+        lock(&self.inner.fingerprints).get(tenant).cloned()
+    }
+
+    async fn index(&self, manifest: &Manifest, key: &Arc<BackupKey>) -> Result<Vec<Item>, Error> {
+        self.repository()?.index(manifest, key).await
+    }
+
+    /// A tenant's snapshots, the newest first; those that cannot be opened are left out and counted.
+    pub async fn list(&self, tenant: &TenantId) -> Result<(Vec<Manifest>, usize), Error> {
+        let repository = self.repository()?;
+        let (mut found, mut unreadable) = (Vec::new(), 0);
+        for id in repository.snapshots(tenant).await?.iter().rev() {
+            match repository.manifest(tenant, id).await {
+                Ok((manifest, _)) => found.push(manifest),
+                Err(Error::NotFound) => {}
+                Err(Error::Damaged(_) | Error::Sealed) => unreadable += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((found, unreadable))
+    }
+
+    /// One snapshot of a tenant.
+    pub async fn find(&self, tenant: &TenantId, id: &SnapshotId) -> Result<Manifest, Error> {
+        Ok(self.repository()?.manifest(tenant, id).await?.0)
+    }
+
+    /// Everybody who has a snapshot, with their names, oldest first.
+    pub async fn everything(&self) -> Result<std::collections::BTreeMap<TenantId, Vec<SnapshotId>>, Error> {
+        self.repository()?.everything().await
+    }
+
+    /// Reads a snapshot back and tries it, without touching the instance.
+    pub async fn verify(&self, tenant: &TenantId, id: &SnapshotId) -> Result<Verified, Error> {
+        let scratch = self.inner.supervisor.scratch().map_err(Error::io("make a scratch folder"))?;
+        let data = scratch.path().join("data");
+        std::fs::create_dir(&data).map_err(Error::io("make a scratch folder"))?;
+        let binary = self.inner.supervisor.binary().path.clone();
+        let tried = self.repository()?.try_out(tenant, id, &data, Some(&binary), scratch.path()).await;
+        let outcome = tried.map(|(_, verified)| verified);
+        take::blocking(move || drop(scratch)).await?;
+        outcome
+    }
+}

@@ -1,0 +1,349 @@
+//! `pocketfleet backup …`: making backups, trying them, and putting them back. All but `restore-fleet` ask the running
+//! server, whose queue does the work: a terminal that is closed stops nothing.
+
+use std::io;
+use std::io::IsTerminal;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use anyhow::bail;
+use clap::Args;
+use clap::Subcommand;
+use serde_json::Value;
+use serde_json::json;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::backup::fleet;
+use crate::cli::client::Control;
+use crate::cli::output;
+use crate::cli::output::Output;
+use crate::config::Config;
+use crate::ids::TenantId;
+
+/// How often a job is looked at.
+const POLL: Duration = Duration::from_millis(200);
+/// Width of the progress bar.
+const BAR: usize = 30;
+
+/// What to do with backups.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Back up one tenant, or everybody and the control database.
+    Create(Create),
+    /// List who has backups, or the backups of one tenant.
+    List(Whose),
+    /// Read a backup back and try it: every checksum, the database, and a start of `PocketBase`. Exits 1 when it fails.
+    Verify(Verify),
+    /// Replace a tenant's data by a backup, which is tried first. The instance is restarted; what was there is kept.
+    Restore(Restore),
+    /// Remove backups beyond what is kept, objects that no backup names, and data that restores replaced.
+    Prune,
+    /// Put a whole fleet back onto this machine, into an empty data directory. Needs the master key and no server.
+    RestoreFleet(RestoreFleet),
+}
+
+/// Whom to back up.
+#[derive(Debug, Args)]
+pub struct Create {
+    /// The tenant; `global` for the accounts, `control` for the control database.
+    #[arg(required_unless_present = "all", conflicts_with = "all", value_parser = name)]
+    tenant: Option<TenantId>,
+    /// Everybody whose data changed since their last backup.
+    #[arg(long)]
+    all: bool,
+    /// With --all: also those whose data did not change.
+    #[arg(long, requires = "all")]
+    unchanged: bool,
+}
+
+/// Whose backups.
+#[derive(Debug, Args)]
+pub struct Whose {
+    /// The tenant.
+    #[arg(value_parser = name)]
+    tenant: Option<TenantId>,
+}
+
+/// What to try.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// The backup's id.
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    id: Option<String>,
+    /// Whose it is; otherwise it is looked for.
+    #[arg(long, value_parser = name)]
+    tenant: Option<TenantId>,
+    /// The newest of everybody.
+    #[arg(long)]
+    all: bool,
+}
+
+/// What to restore.
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// The backup's id; without it the newest one of --tenant that is not after --at.
+    #[arg(required_unless_present = "tenant", conflicts_with = "at")]
+    id: Option<String>,
+    /// Whose backup.
+    #[arg(long, value_parser = name)]
+    tenant: Option<TenantId>,
+    /// As it was at this time, such as 2026-11-21T13:30:00Z.
+    #[arg(long, value_name = "TIME")]
+    at: Option<String>,
+    /// Whose data to replace, if not the same tenant's.
+    #[arg(long, value_name = "TENANT", value_parser = name)]
+    to: Option<TenantId>,
+    /// Do not ask.
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Where the fleet comes from. Where it goes is --data.
+#[derive(Debug, Args)]
+pub struct RestoreFleet {
+    /// The store, as in `backup.store`: dir:/path or s3:bucket/prefix.
+    #[arg(long, value_name = "STORE")]
+    from: String,
+    /// As it was at this time, such as 2026-11-21T13:30:00Z.
+    #[arg(long, value_name = "TIME")]
+    at: Option<String>,
+}
+
+fn name(text: &str) -> Result<TenantId, crate::ids::InvalidId> {
+    TenantId::parse(text)
+}
+
+/// Runs the command.
+pub async fn run(command: Command, config: &Config, output: Output, is_json: bool) -> anyhow::Result<ExitCode> {
+    let control = Control::of(&config.storage.path);
+    let follow = |wanted: Value| {
+        let control = control.clone();
+        async move { follow(&control, &wanted, is_json).await }
+    };
+    match command {
+        Command::Create(Create { tenant: Some(tenant), .. }) => {
+            let result = follow(json!({ "tenant": tenant })).await?;
+            output.done(&result, &format!("backed up {tenant}: {}", made(&result)))
+        }
+        Command::Create(wanted) => {
+            let result = follow(json!({ "fleet": wanted.unchanged })).await?;
+            output.done(&result, &summary(&result))?;
+            Ok(if result["failed"] == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::List(Whose { tenant: Some(tenant) }) => {
+            let list = control.call("GET", &format!("/backups?tenant={tenant}"), None).await?;
+            output.done(&list, &snapshots(&list))
+        }
+        Command::List(Whose { tenant: None }) => {
+            let list = control.call("GET", "/backups", None).await?;
+            output.done(&list, &tenants(&list))
+        }
+        Command::Verify(Verify { id: Some(id), tenant, .. }) => {
+            let result = follow(json!({ "verify": { "tenant": tenant, "id": id } })).await?;
+            output.done(&result, &format!("the backup {id} passes"))
+        }
+        Command::Verify(_) => {
+            let result = follow(json!("verify_all")).await?;
+            output.done(&result, &summary(&result))?;
+            Ok(if result["failed"] == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Restore(wanted) => {
+            if !wanted.yes {
+                confirm()?;
+            }
+            let Restore { id, tenant, at, to, .. } = wanted;
+            let result = follow(json!({ "restore": { "id": id, "tenant": tenant, "at": at, "to": to } })).await?;
+            let text = |name: &str| result[name].as_str().unwrap_or("?").to_owned();
+            output.done(
+                &result,
+                &format!(
+                    "restored {} as it was at {}; what it had before is in replaced/{}",
+                    text("tenant"),
+                    text("taken_at"),
+                    text("kept")
+                ),
+            )
+        }
+        Command::Prune => {
+            let result = follow(json!("prune")).await?;
+            let text = format!(
+                "removed {} backups, {} objects ({}) and {} replaced directories",
+                result["snapshots"],
+                result["objects"],
+                output::bytes(result["bytes"].as_u64().unwrap_or_default()),
+                result["replaced"]
+            );
+            output.done(&result, &text)
+        }
+        Command::RestoreFleet(wanted) => restore_fleet(&wanted, config, output, is_json).await,
+    }
+}
+
+async fn restore_fleet(
+    wanted: &RestoreFleet,
+    config: &Config,
+    output: Output,
+    is_json: bool,
+) -> anyhow::Result<ExitCode> {
+    let at = wanted.at.as_deref().map(|text| OffsetDateTime::parse(text, &Rfc3339));
+    let order = fleet::Order {
+        config: &config.backup,
+        outbound: &config.outbound,
+        vault: &config.vault,
+        from: &wanted.from,
+        data: &config.storage.path,
+        at: at.transpose().context("--at: a time looks like 2026-11-21T13:30:00Z")?,
+    };
+    let report = |done: usize, total: usize| {
+        if !is_json {
+            show(&bar("instances", done as u64, total as u64));
+        }
+    };
+    let restored = Box::pin(fleet::restore_fleet(&order, report)).await?;
+    if !is_json && io::stderr().is_terminal() {
+        show("\n");
+    }
+    let mut lines = vec![format!(
+        "restored {} instances ({}) and the control database of {} into {}; start it with `pocketfleet serve`",
+        restored.restored,
+        output::bytes(restored.bytes),
+        restored.control_at.format(&Rfc3339)?,
+        config.storage.path.display()
+    )];
+    lines.extend(restored.failed.iter().map(|(tenant, reason)| format!("  {tenant} could not be restored: {reason}")));
+    lines.extend(restored.missing.iter().map(|tenant| format!("  {tenant} has no backup and will not start")));
+    let is_whole = restored.failed.is_empty() && restored.missing.is_empty();
+    output.done(&serde_json::to_value(&restored)?, &lines.join("\n"))?;
+    Ok(if is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Has the server do something and watches the job; its result.
+async fn follow(control: &Control, wanted: &Value, is_json: bool) -> anyhow::Result<Value> {
+    let begun = control.call("POST", "/backups", Some(wanted)).await?;
+    let path = format!("/jobs/{}", begun["job"].as_str().context("the server named no job")?);
+    let mut last = String::new();
+    loop {
+        let job = control.call("GET", &path, None).await?;
+        let count = |name: &str| job["progress"][name].as_u64().unwrap_or_default();
+        let line = match count("total") {
+            0 => String::new(),
+            total => bar(job["progress"]["step"].as_str().unwrap_or_default(), count("done"), total),
+        };
+        if !is_json && line != last {
+            show(&line);
+        }
+        last = line;
+        match job["state"].as_str().unwrap_or_default() {
+            "done" => {
+                if !is_json && !last.is_empty() && io::stderr().is_terminal() {
+                    show("\n");
+                }
+                return Ok(job["result"].clone());
+            }
+            "dead" => bail!("{}", job["error"].as_str().unwrap_or("it failed")),
+            "cancelled" => bail!("somebody called it off"),
+            _ => tokio::time::sleep(POLL).await,
+        }
+    }
+}
+
+fn confirm() -> anyhow::Result<()> {
+    if !io::stdin().is_terminal() {
+        bail!("a restore replaces the tenant's data by older data; add --yes to do that without being asked");
+    }
+    write!(io::stderr(), "Replace the tenant's data by the backup? What was written since is put away. [y/N] ")?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    if !matches!(answer.trim(), "y" | "Y" | "yes") {
+        bail!("nothing was done");
+    }
+    Ok(())
+}
+
+/// One line that replaces the one before on a terminal, and follows it elsewhere.
+fn show(line: &str) {
+    let mut out = io::stderr();
+    let text =
+        if out.is_terminal() && line != "\n" { format!("\r\u{1b}[2K{line}") } else { format!("{}\n", line.trim_end()) };
+    // A closed terminal is no reason to stop watching.
+    drop(out.write_all(text.as_bytes()));
+}
+
+fn bar(step: &str, done: u64, total: u64) -> String {
+    let filled = usize::try_from(BAR as u64 * done.min(total) / total.max(1)).unwrap_or(BAR);
+    format!("[{}{}] {done}/{total} {step}", "#".repeat(filled), ".".repeat(BAR - filled))
+}
+
+fn size(value: &Value) -> String {
+    output::bytes(value.as_u64().unwrap_or_default())
+}
+
+fn made(result: &Value) -> String {
+    let id = result["id"].as_str().unwrap_or("?");
+    let mut text = format!("{id}, {} files, {}, {} new", result["files"], size(&result["bytes"]), size(&result["new_bytes"]));
+    if result["missing"].as_u64().is_some_and(|count| count > 0) {
+        text.push_str(&format!("; {} files that records name are not there", result["missing"]));
+    }
+    if result["skipped"].as_u64().is_some_and(|count| count > 0) {
+        text.push_str(&format!("; {} links and other things were left out", result["skipped"]));
+    }
+    text
+}
+
+fn summary(result: &Value) -> String {
+    let mut lines = Vec::new();
+    if result["passed"].is_null() {
+        lines.push(format!(
+            "backed up {} instances ({} new) and the control database; {} unchanged, {} without data, {} failed",
+            result["taken"],
+            size(&result["new_bytes"]),
+            result["unchanged"],
+            result["without_data"],
+            result["failed"]
+        ));
+    } else {
+        lines.push(format!("{} backups pass, {} fail", result["passed"], result["failed"]));
+    }
+    for one in result["failures"].as_array().into_iter().flatten() {
+        lines.push(format!("  {}: {}", one["tenant"].as_str().unwrap_or("?"), one["reason"].as_str().unwrap_or("?")));
+    }
+    lines.join("\n")
+}
+
+fn snapshots(list: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let rows: Vec<[String; 6]> = list["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|one| {
+            [
+                text(&one["id"]),
+                text(&one["taken_at"]).get(..19).unwrap_or("-").to_owned(),
+                text(&one["reason"]),
+                one["files"].to_string(),
+                size(&one["bytes"]),
+                size(&one["new_bytes"]),
+            ]
+        })
+        .collect();
+    let mut table = output::table(["BACKUP", "TAKEN AT", "FOR", "FILES", "SIZE", "NEW"], &rows);
+    if list["unreadable"].as_u64().is_some_and(|count| count > 0) {
+        table.push_str(&format!("\n{} more cannot be read", list["unreadable"]));
+    }
+    table
+}
+
+fn tenants(list: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let rows: Vec<[String; 4]> = list["tenants"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|one| [text(&one["tenant"]), one["count"].to_string(), text(&one["newest"]), text(&one["oldest"])])
+        .collect();
+    output::table(["TENANT", "BACKUPS", "NEWEST", "OLDEST"], &rows)
+}
