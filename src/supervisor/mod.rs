@@ -25,6 +25,7 @@ use crate::ids::TenantId;
 use crate::store::placements::Placements;
 use crate::store::tenants::Tenant;
 use crate::store::tenants::Tenants;
+use crate::store::uids::Uids;
 use crate::store::versions::Versions;
 use crate::supervisor::fleet::Fleet;
 use crate::supervisor::slot::Attempt;
@@ -41,6 +42,7 @@ mod bake;
 pub mod binary;
 pub mod check;
 pub mod config;
+mod confine;
 mod error;
 mod excerpt;
 mod files;
@@ -52,6 +54,7 @@ mod launch;
 pub mod logs;
 mod manifest;
 pub mod oneshot;
+pub mod owner;
 pub mod process;
 pub mod provision;
 pub mod rollout;
@@ -76,9 +79,6 @@ pub use status::InstanceStatus;
 
 /// A backoff of at most this long is waited for like a start; a longer one is answered with its `Retry-After`.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// How far processes are kept from each other: 0 = resource limits only, all run under one user.
-pub const ISOLATION_LEVEL: u8 = 0;
 
 /// Who waits for a wake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +121,12 @@ pub struct Parts {
     pub upgrade: config::UpgradePolicy,
     /// The URL users see, for links in mails.
     pub public_url: String,
+    /// How far processes are kept from each other.
+    pub isolation: jail::Isolation,
+    /// The users of tenants.
+    pub uids: Uids,
+    /// Ports that the global instance connects to: the mail server's, the sign-in services'.
+    pub global_outbound: Vec<u16>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
 }
@@ -334,6 +340,7 @@ impl Supervisor {
             adopted: self.fleet.metrics.adopted.get(),
             troubled: troubled.iter().filter_map(|tenant| self.fleet.status(tenant).ok()).collect(),
             broken_templates: self.fleet.templates.broken(),
+            isolation: self.fleet.isolation.report(),
         }
     }
 
