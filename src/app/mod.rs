@@ -433,7 +433,7 @@ async fn find_pocketbase(config: &Config, folders: &Folders) -> anyhow::Result<B
 
 /// How far processes will be kept from each other, and whether that is enough.
 fn isolate(config: &Config, folders: &Folders, binary: &Binary) -> anyhow::Result<Isolation> {
-    let isolation = Isolation::detect(&config.isolation, &folders.root, &binary.path);
+    let isolation = Isolation::detect(&config.isolation, &folders.root, &binary.path).with_groups(&config.isolation);
     let report = isolation.report();
     let missing = report.missing.join("; ");
     let (level, required) = (isolation.level, config.isolation.require);
@@ -446,8 +446,9 @@ fn isolate(config: &Config, folders: &Folders, binary: &Binary) -> anyhow::Resul
              is needed, this start reaches level {level}: {missing})"
         );
     }
+    let is_unlimited = config.isolation.has_group_limits() && isolation.groups.is_none();
     let is_less = matches!(config.isolation.level, Wanted::Level(wanted) if wanted > level) || level == 0;
-    if is_less && config.isolation.level != Wanted::Level(0) {
+    if is_unlimited || is_less && config.isolation.level != Wanted::Level(0) {
         tracing::warn!(isolation.level = level, missing, "isolation level {level}: {}", report.means);
     } else {
         tracing::info!(isolation.level = level, missing, "isolation level {level}: {}", report.means);

@@ -221,6 +221,7 @@ impl<'a> Work<'a> {
             directory: self.staging.clone(),
             lock: self.staging.join("lock"),
             limits: isolation.limits(LIMITS),
+            cgroup: None,
             sandbox: Some(jail::Sandbox {
                 program: binary.clone(),
                 write: vec![self.data.clone(), self.staging.join(jail::TMP)],

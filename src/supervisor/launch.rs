@@ -25,6 +25,7 @@ use crate::supervisor::fleet::Fleet;
 use crate::supervisor::health;
 use crate::supervisor::instance::Occupied;
 use crate::supervisor::jail;
+use crate::supervisor::jail::cgroup::Groups;
 use crate::supervisor::logs;
 use crate::supervisor::owner;
 use crate::supervisor::process;
@@ -58,6 +59,9 @@ pub(crate) const PORTS: Range<u16> = 20_000..32_000;
 /// How long a start that the jailer refused is not repeated: what is in its way is not the instance's to mend, and does
 /// not pass by itself.
 const JAIL_RETRY: Duration = Duration::from_mins(5);
+
+/// Lines of a log in which Go's reason for giving up is looked for.
+const GO_LINES: usize = 1_000;
 
 /// A start that succeeded.
 #[derive(Debug)]
@@ -254,7 +258,7 @@ async fn attempt(
     let epoch = epoch.map_err(store)?;
     let log_start = logs::length(&folder);
     let started = signers.and_then(|signers| {
-        let started = spawn(fleet, &folder, golden, &confinement);
+        let started = spawn(fleet, tenant, &folder, golden, &confinement);
         Ok((signers, started.map_err(|error| outside(format!("start the jailer: {error}")))?))
     });
     let (signers, (process, announcement)) = match started {
@@ -285,7 +289,7 @@ async fn attempt(
         () = process.exited() => {
             let exit = process.bury();
             release(fleet, tenant, epoch).await;
-            return Err(died(fleet, &folder, exit, log_start).await);
+            return Err(died(fleet, tenant, exit, log_start).await);
         }
         () = stop.cancelled() => outside("the server is shutting down").into(),
     };
@@ -296,6 +300,7 @@ async fn attempt(
 
 fn spawn(
     fleet: &Fleet,
+    tenant: &TenantId,
     folder: &Path,
     golden: &Golden,
     confinement: &Confinement,
@@ -327,6 +332,7 @@ fn spawn(
         directory: folder.to_owned(),
         lock: folder.join("lock"),
         limits: confinement.limits,
+        cgroup: fleet.isolation.groups.as_ref().map(|groups| groups.leaf(tenant.as_str())).transpose()?,
         sandbox: confinement.sandbox(&fleet.binary.path, folder, read, Some(address)),
     };
     let announcement = Announcement::of(&logs::path(folder));
@@ -345,7 +351,8 @@ fn random_address() -> SocketAddr {
 }
 
 /// What the exit of a starting process means.
-async fn died(fleet: &Fleet, folder: &Path, exit: Exit, log_start: u64) -> Setback {
+async fn died(fleet: &Fleet, tenant: &TenantId, exit: Exit, log_start: u64) -> Setback {
+    let folder = &fleet.folder(tenant);
     let lines = logs::tail_since(folder, log_start, 12);
     let last = lines.last().map(String::as_str).unwrap_or_default();
     if exit == Exit::Code(1) && last.contains("address already in use") {
@@ -354,7 +361,28 @@ async fn died(fleet: &Fleet, folder: &Path, exit: Exit, log_start: u64) -> Setba
     if exit == Exit::Code(i32::from(jail::exit::LOCKED)) {
         return stop_stray(folder, fleet.config.stop_timeout).await;
     }
-    Setback::Final(classify(exit, &lines))
+    Setback::Final(judge(fleet, tenant, exit, log_start))
+}
+
+/// What an exit that nobody asked for means, by everything that can be asked about it.
+pub(crate) fn judge(fleet: &Fleet, tenant: &TenantId, exit: Exit, log_start: u64) -> Failure {
+    let is_over = |groups: &Groups| groups.was_out_of_memory(tenant.as_str());
+    if fleet.isolation.groups.as_ref().is_some_and(is_over) {
+        return Failure::Crash(format!("{exit}: out of memory (isolation.memory_bytes)"));
+    }
+    // Go prints why first and then every goroutine, so the reason is far from the end.
+    let lines = logs::tail_since(&fleet.folder(tenant), log_start, GO_LINES);
+    if exit == Exit::Code(2) && lines.iter().any(|line| is_out_of_memory(line)) {
+        return Failure::Crash(format!("{exit}: out of memory (instances.data_bytes)"));
+    }
+    classify(exit, &lines)
+}
+
+/// What Go says when the kernel gives it no more memory.
+fn is_out_of_memory(line: &str) -> bool {
+    ["fatal error: runtime: out of memory", "fatal error: out of memory", "runtime: cannot allocate memory"]
+        .iter()
+        .any(|said| line.contains(said))
 }
 
 /// Stops a process of an earlier life that still holds the data directory, if it is certainly one of ours.
@@ -426,6 +454,7 @@ mod tests {
             matches!(classify(Exit::Code(0), &[]), Failure::Crash(_)),
             "leaving unasked is a crash, whatever the code"
         );
+        assert!(is_out_of_memory("fatal error: runtime: out of memory") && !is_out_of_memory("said: out of memory"));
         assert!(matches!(classify(Exit::Signal(9), &lines("file is not a database")), Failure::Unclear(_)));
     }
 

@@ -65,8 +65,13 @@ pub(super) fn settle(instance: &Path, user: Option<u32>) -> io::Result<()> {
     };
     let owner = (Uid::from_raw(user), Gid::from_raw(user));
     // Through, for the tenant alone; to look into or to change, for us.
-    rustix::fs::chownat(CWD, instance, None, Some(owner.1), AtFlags::SYMLINK_NOFOLLOW)?;
-    fs::set_permissions(instance, Permissions::from_mode(0o710))?;
+    let around = instance.symlink_metadata()?;
+    if around.gid() != user {
+        rustix::fs::chownat(CWD, instance, None, Some(owner.1), AtFlags::SYMLINK_NOFOLLOW)?;
+    }
+    if around.mode() & 0o777 != 0o710 {
+        fs::set_permissions(instance, Permissions::from_mode(0o710))?;
+    }
     let temporary = instance.join(jail::TMP);
     if files::exists(&temporary)? {
         give(&temporary, owner, Reach::Whole)?;

@@ -392,6 +392,8 @@ impl Upgrade<'_> {
             directory: self.folder.clone(),
             lock: self.folder.join("lock"),
             limits: confinement.limits,
+            // The limits of a running instance are too small for a large migration, which is bounded by its time.
+            cgroup: None,
             sandbox: confinement.sandbox(&self.fleet.binary.path, &self.folder, read, None),
         };
         let log = logs::open(&self.folder)?;

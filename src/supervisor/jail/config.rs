@@ -62,6 +62,11 @@ fn is_level(level: &u8) -> bool {
 }
 
 impl Config {
+    /// Whether there are limits that take a control group.
+    pub fn has_group_limits(&self) -> bool {
+        self.memory_bytes > 0 || self.cpu_percent > 0 || self.pids > 0
+    }
+
     /// The rules that cross keys; the text names the key and what is allowed.
     pub fn validate(&self) -> Result<(), String> {
         if self.require > 3 {

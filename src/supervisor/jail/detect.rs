@@ -11,6 +11,7 @@ use sha2::Digest;
 use sha2::Sha256;
 
 use crate::supervisor::jail::Limits;
+use crate::supervisor::jail::cgroup::Groups;
 use crate::supervisor::jail::config::Config;
 use crate::supervisor::jail::config::Wanted;
 use crate::supervisor::jail::landlock;
@@ -32,6 +33,8 @@ pub struct Isolation {
     pub missing: Vec<String>,
     /// The jailer.
     pub(crate) jailer: PathBuf,
+    /// Control groups with limits, where such limits are configured and can be set.
+    pub groups: Option<Groups>,
     users: Users,
 }
 
@@ -58,7 +61,18 @@ impl Isolation {
     /// No sandbox at all: for looking at templates in tests of this crate.
     pub fn none() -> Self {
         let users = Users { base: 0, count: 0 };
-        Self { level: 0, missing: Vec::new(), jailer: process::own_program(), users }
+        Self { level: 0, missing: Vec::new(), jailer: process::own_program(), groups: None, users }
+    }
+
+    /// Prepares control groups, where the configuration sets limits that take them. Moves this process into one of its
+    /// own.
+    #[must_use]
+    pub fn with_groups(mut self, config: &Config) -> Self {
+        match Groups::set_up(config) {
+            Ok(groups) => self.groups = groups,
+            Err(why) => self.missing.push(why),
+        }
+        self
     }
 
     /// Looks at the kernel, at the privileges of this process, and at whether other users could reach what is named.
@@ -91,7 +105,7 @@ impl Isolation {
         if wanted >= 3 && level == 2 {
             missing.push("level 3 is not offered by this build".to_owned());
         }
-        Self { level, missing, jailer: process::own_program(), users }
+        Self { level, missing, jailer: process::own_program(), groups: None, users }
     }
 
     /// Whether tenants have users of their own.
@@ -128,7 +142,7 @@ impl Isolation {
 
     /// What a process was put under, in short: one that was adopted and is under another profile is not kept.
     pub(crate) fn profile(&self, limits: &Limits, outbound: &[u16], user: Option<u32>) -> String {
-        let text = format!("{FORMAT}|{}|{limits:?}|{outbound:?}|{user:?}", self.level);
+        let text = format!("{FORMAT}|{}|{limits:?}|{outbound:?}|{user:?}|{:?}", self.level, self.groups);
         let hash = Sha256::digest(text.as_bytes());
         let hex: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         format!("{}-{hex}", self.level)

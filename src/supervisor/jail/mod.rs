@@ -21,6 +21,7 @@ use rustix::fs::OFlags;
 use serde::Deserialize;
 use serde::Serialize;
 
+pub mod cgroup;
 pub mod config;
 pub mod detect;
 pub mod landlock;
@@ -43,7 +44,7 @@ pub mod exit {
     pub const SPEC: u8 = 120;
     /// Another process holds the data directory.
     pub const LOCKED: u8 = 121;
-    /// The session or the working directory failed.
+    /// The session, the working directory or the control group failed.
     pub const SESSION: u8 = 122;
     /// A limit was refused.
     pub const LIMITS: u8 = 123;
@@ -70,6 +71,8 @@ pub struct Spec {
     pub lock: PathBuf,
     /// Limits.
     pub limits: Limits,
+    /// The control group to enter.
+    pub cgroup: Option<PathBuf>,
     /// The sandbox; none at level 0.
     pub sandbox: Option<Sandbox>,
 }
@@ -99,6 +102,11 @@ pub fn run(spec: &str) -> u8 {
     };
     if let Err(error) = rustix::process::setsid().and_then(|_| rustix::process::chdir(&spec.directory)) {
         return failed(exit::SESSION, "enter the session and the directory", &error);
+    }
+    if let Some(leaf) = &spec.cgroup
+        && let Err(error) = cgroup::enter(leaf)
+    {
+        return failed(exit::SESSION, "enter its control group", &error);
     }
     if let Err(error) = limits::apply(&spec.limits) {
         return failed(exit::LIMITS, "set the limits", &error);

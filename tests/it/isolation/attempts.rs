@@ -76,18 +76,36 @@ const ATTEMPTS: [(&str, &str); 24] = [
     ("write beside the binary", "$os.writeFile(at.beside, 'x', 0o644); return 'written'"),
     ("write into its own hooks", "$os.writeFile(at.hook, '', 0o644); return 'written'"),
     ("write into `/tmp`", "$os.writeFile(at.temporary, 'x', 0o644); return 'written'"),
-    ("exchange its own lock", "$os.rename(at.lock, at.lock + '.old'); $os.rename(at.lock + '.old', at.lock); return 'done'"),
+    (
+        "exchange its own lock",
+        "$os.rename(at.lock, at.lock + '.old'); $os.rename(at.lock + '.old', at.lock); return 'done'",
+    ),
     ("read another tenant's environment", "$os.readFile('/proc/' + at.pid + '/environ'); return 'read'"),
     ("read another tenant's command line", "return toString($os.readFile('/proc/' + at.pid + '/cmdline'))"),
     ("read pocketfleet's environment", "return toString($os.readFile('/proc/' + at.us + '/environ'))"),
     ("find something in its own environment", "return $os.getenv('PATH') + $os.getenv('HOME')"),
-    ("call another tenant's port", "return $http.send({ url: 'http://' + at.address + '/api/health', timeout: 20 }).statusCode"),
+    (
+        "call another tenant's port",
+        "return $http.send({ url: 'http://' + at.address + '/api/health', timeout: 20 }).statusCode",
+    ),
     ("call pocketfleet's port", "return $http.send({ url: at.base + '/health', timeout: 20 }).statusCode"),
     ("listen on the address of a stopped tenant", SQUAT),
-    ("put a link to another tenant's database into its data", "$os.cmd('/bin/ln', '-s', at.theirs + '/data.db', at.own + '/link').run(); return 'linked'"),
-    ("`ATTACH` another tenant's database", "$app.db().newQuery(\"ATTACH DATABASE '\" + at.theirs + \"/data.db' AS theirs\").execute(); return 'attached'"),
-    ("`ATTACH` pocketfleet's control database", "$app.db().newQuery(\"ATTACH DATABASE '\" + at.control + \"' AS control\").execute(); return 'attached'"),
-    ("`VACUUM INTO` another tenant's data", "$app.db().newQuery(\"VACUUM INTO '\" + at.theirs + \"/stolen.db'\").execute(); return 'written'"),
+    (
+        "put a link to another tenant's database into its data",
+        "$os.cmd('/bin/ln', '-s', at.theirs + '/data.db', at.own + '/link').run(); return 'linked'",
+    ),
+    (
+        "`ATTACH` another tenant's database",
+        "$app.db().newQuery(\"ATTACH DATABASE '\" + at.theirs + \"/data.db' AS theirs\").execute(); return 'attached'",
+    ),
+    (
+        "`ATTACH` pocketfleet's control database",
+        "$app.db().newQuery(\"ATTACH DATABASE '\" + at.control + \"' AS control\").execute(); return 'attached'",
+    ),
+    (
+        "`VACUUM INTO` another tenant's data",
+        "$app.db().newQuery(\"VACUUM INTO '\" + at.theirs + \"/stolen.db'\").execute(); return 'written'",
+    ),
     ("kill another tenant's process", "$os.cmd('/bin/kill', '-0', String(at.pid)).run(); return 'could'"),
 ];
 

@@ -123,10 +123,8 @@ async fn an_instance_in_the_sandbox_still_backs_up_restores_and_restarts_itself(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ports_of_the_template_can_be_reached_and_others_not() {
-    let (listed, other) = (
-        std::net::TcpListener::bind("127.0.0.1:0").unwrap(),
-        std::net::TcpListener::bind("127.0.0.1:0").unwrap(),
-    );
+    let (listed, other) =
+        (std::net::TcpListener::bind("127.0.0.1:0").unwrap(), std::net::TcpListener::bind("127.0.0.1:0").unwrap());
     let answer = |listener: std::net::TcpListener| {
         let port = listener.local_addr().unwrap().port();
         std::thread::spawn(move || {
@@ -237,7 +235,8 @@ async fn greed_stays_with_the_greedy() {
     ada.note("here").await;
     mallory.note("here too").await;
     let before = app.tenant(&ada.id)["pid"].clone();
-    let files = "const open = []; for (let n = 0; n < 1000; n++) open.push($os.openInRoot('.', 'tmp')); return open.length";
+    let files =
+        "const open = []; for (let n = 0; n < 1000; n++) open.push($os.openInRoot('.', 'tmp')); return open.length";
     let log = "for (let n = 0; n < 20000; n++) console.log('x'.repeat(100)); return 'said'";
     let memory = "const kept = []; for (;;) kept.push('x'.repeat(1 << 20) + kept.length)";
     let attempts = [("files", files), ("log", log), ("memory", memory)];
