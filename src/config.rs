@@ -96,6 +96,8 @@ pub struct Config {
     pub pocketbase: PocketBase,
     /// `[instances]`
     pub instances: supervisor::Config,
+    /// `[isolation]`
+    pub isolation: supervisor::jail::config::Config,
     /// `[auth]`
     pub auth: auth::Config,
     /// `[workspaces]`
@@ -273,14 +275,11 @@ impl Config {
                 return Err(rule(key, format!("{value:?}"), "between 1ms and 24h"));
             }
         }
-        if s.dashboard == gateway::DashboardMode::Isolated && supervisor::ISOLATION_LEVEL < 2 {
-            let needed = "\"off\" here: processes are not isolated from each other (level 2 is needed)";
-            return Err(rule("server.dashboard", "isolated", needed));
-        }
         if s.dashboard != gateway::DashboardMode::Off && s.domain.is_empty() {
             return Err(rule("server.dashboard", "trusted", "\"off\" as long as server.domain is empty"));
         }
         self.check_workspaces()?;
+        self.isolation.validate().map_err(Error::Invalid)?;
         if i.backoff_base > i.backoff_max {
             return Err(rule("instances.backoff_base", format!("{:?}", i.backoff_base), "not above backoff_max"));
         }

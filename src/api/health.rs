@@ -28,6 +28,7 @@ use crate::shutdown::Shutdown;
 use crate::supervisor::FleetStatus;
 use crate::supervisor::InstanceStatus;
 use crate::supervisor::Supervisor;
+use crate::supervisor::jail::detect::Report;
 
 /// The routes.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -128,6 +129,8 @@ struct TroubleReport {
     /// Instances in quarantine or blocked, with the reason and the last log lines.
     troubled: Vec<InstanceStatus>,
     broken_templates: Vec<BrokenTemplate>,
+    /// What the level means here, and what is missing.
+    isolation: Report,
 }
 
 /// The instances in numbers.
@@ -155,6 +158,9 @@ struct InstancesHealth {
     /// Instances in quarantine or blocked.
     troubled: usize,
     broken_templates: usize,
+    /// How far processes are kept from each other, 0 to 3 (`docs/isolation.md`).
+    #[schema(example = 2)]
+    isolation_level: u8,
     /// For admins.
     #[serde(skip_serializing_if = "Option::is_none")]
     details: Option<TroubleReport>,
@@ -186,7 +192,12 @@ impl InstancesHealth {
             adopted: fleet.adopted,
             troubled,
             broken_templates,
-            details: is_admin.then(|| TroubleReport { troubled: fleet.troubled, broken_templates: broken.collect() }),
+            isolation_level: fleet.isolation.level,
+            details: is_admin.then(|| TroubleReport {
+                troubled: fleet.troubled,
+                broken_templates: broken.collect(),
+                isolation: fleet.isolation,
+            }),
         }
     }
 }
@@ -228,6 +239,7 @@ async fn sockets_health(State(events): State<Events>, State(shutdown): State<Shu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::supervisor::jail::Isolation;
 
     fn instance(tenant: &str, state: &'static str) -> InstanceStatus {
         InstanceStatus {
@@ -259,6 +271,7 @@ mod tests {
             adopted: 0,
             troubled,
             broken_templates: vec![],
+            isolation: Isolation::none().report(),
         }
     }
 

@@ -61,6 +61,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::supervisor::jail::Isolation;
 
     #[test]
     fn a_state_that_nobody_is_in_any_more_shows_zero() {
@@ -75,6 +76,7 @@ mod tests {
             adopted: 0,
             troubled: vec![],
             broken_templates: vec![],
+            isolation: Isolation::none().report(),
         };
         mirror(&metrics, &fleet);
         let text = metrics.render().unwrap();

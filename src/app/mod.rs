@@ -23,6 +23,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::anyhow;
+use anyhow::bail;
 use rustix::fs::FlockOperation;
 use time::OffsetDateTime;
 use tokio::sync::broadcast::error::RecvError;
@@ -45,6 +46,7 @@ use crate::auth::accounts;
 use crate::auth::accounts::Accounts;
 use crate::config::Config;
 use crate::gateway;
+use crate::gateway::DashboardMode;
 use crate::gateway::Dashboards;
 use crate::gateway::Gateway;
 use crate::ids::TenantId;
@@ -70,6 +72,7 @@ use crate::store::tenants::Identity;
 use crate::store::tenants::Kind;
 use crate::store::tenants::Tenant;
 use crate::store::tenants::Tenants;
+use crate::store::uids::Uids;
 use crate::store::versions::Versions;
 use crate::supervisor;
 use crate::supervisor::Supervisor;
@@ -78,6 +81,8 @@ use crate::supervisor::config::Access;
 use crate::supervisor::config::Binary;
 use crate::supervisor::config::Layout;
 use crate::supervisor::config::Rosters;
+use crate::supervisor::jail::Isolation;
+use crate::supervisor::jail::config::Wanted;
 use crate::supervisor::template::Locations;
 use crate::supervisor::template::Templates;
 use crate::telemetry::Metrics;
@@ -253,7 +258,9 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
     if let Some(made) = unlocked.made() {
         tracing::info!(file = %made.display(), "made the master key of the vault; without this file stored secrets cannot be read");
     }
-    let (binary, templates) = prepare_pocketbase(config, folders).await?;
+    let binary = find_pocketbase(config, folders).await?;
+    let isolation = isolate(config, folders, &binary)?;
+    let templates = bake(config, folders, &binary, &isolation).await?;
     let tenants = Tenants::open(Arc::clone(&store)).await?;
     let incarnation = incarnation();
     let placements = Placements::open(Arc::clone(&store), incarnation.clone()).await?;
@@ -281,6 +288,9 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
         versions,
         upgrade: config.pocketbase.upgrade,
         public_url: config.public_url(listen),
+        isolation,
+        uids: Uids::open(Arc::clone(&store)).await?,
+        global_outbound: outbound_ports(config),
         metrics: Arc::clone(&metrics),
     });
     let (verifier, keeper) = Verifier::new(&config.auth, global_db, sessions.clone());
@@ -438,23 +448,70 @@ fn relay(
     })
 }
 
-/// The binary, found and verified, and the templates, baked.
-async fn prepare_pocketbase(config: &Config, folders: &Folders) -> anyhow::Result<(Binary, Templates)> {
+/// The binary, found and verified.
+async fn find_pocketbase(config: &Config, folders: &Folders) -> anyhow::Result<Binary> {
     let path = binary::find(&config.pocketbase.binary, &config.pocketbase.version, &config.search_path)?;
-    let binary =
-        binary::verify(&path, &config.pocketbase.version, &config.pocketbase.sha256, &folders.at("staging")).await?;
+    Ok(binary::verify(&path, &config.pocketbase.version, &config.pocketbase.sha256, &folders.at("staging")).await?)
+}
+
+/// How far processes will be kept from each other, and whether that is enough.
+fn isolate(config: &Config, folders: &Folders, binary: &Binary) -> anyhow::Result<Isolation> {
+    let isolation = Isolation::detect(&config.isolation, &folders.root, &binary.path).with_groups(&config.isolation);
+    let report = isolation.report();
+    let missing = report.missing.join("; ");
+    let (level, required) = (isolation.level, config.isolation.require);
+    if level < required {
+        bail!("isolation.require = {required}, but this start reaches level {level} only: {missing}");
+    }
+    if config.server.dashboard == DashboardMode::Isolated && level < 2 {
+        bail!(
+            "server.dashboard = isolated: \"off\" here, because processes are not isolated from each other (level 2 \
+             is needed, this start reaches level {level}: {missing})"
+        );
+    }
+    let is_unlimited = config.isolation.has_group_limits() && isolation.groups.is_none();
+    let is_less = matches!(config.isolation.level, Wanted::Level(wanted) if wanted > level) || level == 0;
+    if is_unlimited || is_less && config.isolation.level != Wanted::Level(0) {
+        tracing::warn!(isolation.level = level, missing, "isolation level {level}: {}", report.means);
+    } else {
+        tracing::info!(isolation.level = level, missing, "isolation level {level}: {}", report.means);
+    }
+    if isolation.has_users() {
+        supervisor::owner::open_data(&folders.root).context("open the data directory to the users of tenants")?;
+    }
+    Ok(isolation)
+}
+
+/// Where the global instance has to connect to.
+fn outbound_ports(config: &Config) -> Vec<u16> {
+    let mut ports = Vec::new();
+    if config.mail.is_on() {
+        ports.extend([config.mail.smtp_port, 53]);
+    }
+    for provider in config.accounts.oauth2.values() {
+        let urls = [&provider.token_url, &provider.user_info_url];
+        // The services that PocketBase knows itself are at 443.
+        let of = |url: &String| reqwest::Url::parse(url).ok().and_then(|url| url.port_or_known_default());
+        ports.extend(urls.into_iter().filter_map(of).chain([443, 53]));
+    }
+    ports
+}
+
+/// The templates, baked.
+async fn bake(config: &Config, folders: &Folders, binary: &Binary, isolation: &Isolation) -> anyhow::Result<Templates> {
     let templates = Templates::open(&Locations {
         templates: config.templates(),
         golden: folders.at("golden"),
         staging: folders.at("staging"),
         binary: binary.path.clone(),
         version: binary.version.clone(),
+        isolation: isolation.clone(),
     })
     .await?;
     if !folders.at("instances").join("global").exists() {
         templates.golden("global").context("the global template, without which nobody can sign in")?;
     }
-    Ok((binary, templates))
+    Ok(templates)
 }
 
 /// Who belongs where, with what an earlier run was interrupted in finished.

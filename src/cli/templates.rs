@@ -22,6 +22,7 @@ use crate::supervisor::binary;
 use crate::supervisor::check;
 use crate::supervisor::check::Level;
 use crate::supervisor::check::Report;
+use crate::supervisor::jail::Isolation;
 
 /// How often a rollout is looked at.
 const POLL: Duration = Duration::from_millis(300);
@@ -120,7 +121,8 @@ async fn examine(wanted: &Check, config: &Config, output: Output) -> anyhow::Res
     let scratch = tempfile::tempdir()?;
     let pinned = &config.pocketbase;
     let binary = binary::verify(&path, &pinned.version, &pinned.sha256, scratch.path()).await?;
-    let report = check::check(&wanted.dir, &binary).await?;
+    let isolation = Isolation::detect(&config.isolation, scratch.path(), &binary.path);
+    let report = check::check(&wanted.dir, &binary, &isolation).await?;
     output.done(&serde_json::to_value(&report)?, &describe(&report))?;
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -4,7 +4,8 @@
 //! again" (at most once, never the only copy of anything), [`Blobs`](blobs::Blobs) keeps objects that are written
 //! once. Each has an embedded form here: one `SQLite` file, in-process queues, a folder. Typed records with live
 //! views stand on top: [`tenants`], [`members`], [`invitations`], [`slugs`], [`placements`], [`sessions`],
-//! [`versions`], [`secrets`], [`vault_keys`], [`api_keys`], [`hooks`], [`inbox`].
+//! [`versions`], [`secrets`], [`vault_keys`], [`api_keys`], [`hooks`], [`inbox`],
+//! [`uids`].
 //!
 //! Invariants:
 //! - A write is on disk before its call returns, and its revision is larger than that of every write before it.
@@ -38,6 +39,7 @@ pub mod slugs;
 pub mod sqlite;
 mod table;
 pub mod tenants;
+pub mod uids;
 pub mod vault_keys;
 pub mod versions;
 mod view;

@@ -35,6 +35,9 @@ pub struct ProcessIdentity {
     pub address: SocketAddr,
     /// SHA-256 of the `PocketBase` binary.
     pub binary_sha256: String,
+    /// The sandbox that it was put into, in short. Empty in records of a time without one.
+    #[serde(default)]
+    pub jail_profile: String,
 }
 
 /// Whether somebody runs the tenant.

@@ -1,7 +1,7 @@
 //! Taking over what an earlier pocketfleet left running.
 //!
 //! A process is adopted when the record and the kernel agree on who it is (boot, pid, start tick, pidfd inode), it
-//! runs the binary we would run, and it answers an authenticated health check. Everything else that holds a data
+//! runs the binary we would run, in the sandbox we would put it into, and it answers an authenticated health check. Everything else that holds a data
 //! directory is stopped first, because two processes on one directory corrupt nothing visibly and lose everything
 //! quietly.
 
@@ -133,6 +133,10 @@ async fn take_over(
         }
         if identity.binary_sha256 != fleet.binary.sha256 {
             return Err("it runs another PocketBase binary".to_owned());
+        }
+        let confinement = fleet.confinement(&placement.tenant, &tenant.template).await;
+        if confinement.is_ok_and(|confinement| confinement.profile != identity.jail_profile) {
+            return Err("it runs in another sandbox".to_owned());
         }
         // Nobody has been served by it, so stopping it loses nothing; its next start rolls the data back.
         if snapshot::is_unfinished(&fleet.folder(&placement.tenant)) {

@@ -8,12 +8,14 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::fs::DirBuilder;
+use std::fs::Permissions;
 use std::io;
 use std::io::Read;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -31,8 +33,12 @@ use crate::pocketbase::database::Durability;
 use crate::supervisor::excerpt::excerpt;
 use crate::supervisor::files;
 use crate::supervisor::health;
+use crate::supervisor::jail;
+use crate::supervisor::jail::Limits;
+use crate::supervisor::manifest;
 use crate::supervisor::oneshot;
 use crate::supervisor::oneshot::Oneshot;
+use crate::supervisor::owner;
 use crate::supervisor::template::COMPLETE;
 use crate::supervisor::template::Golden;
 use crate::supervisor::template::LoadError;
@@ -45,6 +51,9 @@ pub(super) const BAKE_FORMAT: u32 = 1;
 
 /// Longest time for the migrations, and for the trial start.
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// What a template's code gets while it is baked.
+const LIMITS: Limits = Limits { nofile: 4_096, nproc: 0, data_bytes: 2 << 30, file_bytes: 8 << 30 };
 
 /// How often the trial start is asked whether it is healthy.
 const POLL: Duration = Duration::from_millis(5);
@@ -153,12 +162,13 @@ async fn bake(template: &Template, locations: &Locations) -> Result<(), Error> {
 
 /// A bake under way: the paths, and the template as copied.
 struct Work<'a> {
+    staging: PathBuf,
     root: PathBuf,
     data: PathBuf,
     empty: PathBuf,
     output: PathBuf,
     copy: Template,
-    binary: &'a Path,
+    locations: &'a Locations,
 }
 
 impl<'a> Work<'a> {
@@ -174,7 +184,57 @@ impl<'a> Work<'a> {
             return Err(Error::Changed);
         }
         let data = Golden::data_dir(&root);
-        Ok(Self { root, data, empty, output: staging.join("output"), copy, binary: &locations.binary })
+        let output = staging.join("output");
+        let work = Self { staging: staging.to_owned(), root, data, empty, output, copy, locations };
+        work.lend().map_err(|error| Error::Io("give the staging folder to the user that bakes", error))?;
+        Ok(work)
+    }
+
+    /// Makes what the sandbox takes: folders to write in, and the rest readable for another user.
+    fn lend(&self) -> io::Result<()> {
+        let temporary = self.staging.join(jail::TMP);
+        fs::create_dir(&temporary)?;
+        fs::create_dir(&self.data)?;
+        let Some(user) = self.locations.isolation.baker() else { return Ok(()) };
+        for folder in [&self.staging, &self.root] {
+            fs::set_permissions(folder, Permissions::from_mode(0o711))?;
+        }
+        owner::publish(&self.empty)?;
+        self.parts().iter().try_for_each(|part| owner::publish(part))?;
+        owner::lend(&temporary, user)?;
+        owner::lend(&self.data, user)
+    }
+
+    /// The folders of the copied template.
+    fn parts(&self) -> Vec<PathBuf> {
+        [&self.copy.migrations, &self.copy.hooks, &self.copy.public].into_iter().flatten().cloned().collect()
+    }
+
+    /// Starts the program on the template's code: in the sandbox, where there is one.
+    fn start(&self, args: &[&OsStr], listens: Option<SocketAddr>) -> Result<Oneshot, Error> {
+        let (binary, isolation) = (&self.locations.binary, &self.locations.isolation);
+        if isolation.level == 0 {
+            let started = Oneshot::start(binary, args, &self.empty, &self.output);
+            return started.map_err(|source| self.process(source));
+        }
+        let spec = jail::Spec {
+            program: binary.clone(),
+            args: args.iter().map(|argument| argument.to_string_lossy().into_owned()).collect(),
+            directory: self.staging.clone(),
+            lock: self.staging.join("lock"),
+            limits: isolation.limits(LIMITS),
+            cgroup: None,
+            sandbox: Some(jail::Sandbox {
+                program: binary.clone(),
+                write: vec![self.data.clone(), self.staging.join(jail::TMP)],
+                read: self.parts().into_iter().chain([self.empty.clone()]).collect(),
+                bind: listens.map(|address| address.port()),
+                outbound: manifest::ports(Some(&self.copy.traits)),
+                user: isolation.baker(),
+            }),
+        };
+        let started = Oneshot::start_jailed(&isolation.jailer, &spec, &self.output);
+        started.map_err(|source| self.process(source))
     }
 
     async fn migrate(&self) -> Result<(), Error> {
@@ -190,7 +250,7 @@ impl<'a> Work<'a> {
             "migrate".as_ref(),
             "up".as_ref(),
         ];
-        let ended = oneshot::run_to_completion(self.binary, &args, &self.empty, &self.output, LIMIT).await;
+        let ended = self.start(&args, None)?.wait(LIMIT).await;
         let status = ended.map_err(|source| self.process(source))?;
         if status.success() { Ok(()) } else { Err(Error::Migration { status, output: excerpt(&self.output) }) }
     }
@@ -221,8 +281,7 @@ impl<'a> Work<'a> {
             "--http".as_ref(),
             http.as_ref(),
         ];
-        let mut run =
-            Oneshot::start(self.binary, &args, &self.empty, &self.output).map_err(|source| self.process(source))?;
+        let mut run = self.start(&args, Some(address))?;
         self.healthy(&mut run, address, &authorization).await?;
         let status = run.terminate(LIMIT).await.map_err(|source| self.process(source))?;
         if status.success() { Ok(()) } else { Err(Error::Trial { status, output: excerpt(&self.output) }) }
@@ -253,6 +312,9 @@ impl<'a> Work<'a> {
             settle(&self.data.join(name))?;
         }
         let publish = || {
+            if self.locations.isolation.has_users() {
+                owner::take_back(&self.data)?;
+            }
             tidy(&self.data)?;
             fs::write(self.root.join(COMPLETE), &template.hash)?;
             files::sync_tree(&self.root)?;

@@ -17,6 +17,8 @@ use crate::store::tenants::Kind;
 use crate::supervisor::bake;
 use crate::supervisor::config::Binary;
 use crate::supervisor::files;
+use crate::supervisor::jail::Isolation;
+use crate::supervisor::owner;
 use crate::supervisor::template::Golden;
 use crate::supervisor::template::Locations;
 use crate::supervisor::template::Template;
@@ -71,7 +73,7 @@ pub struct Report {
 }
 
 /// Checks the folder `dir`. Only a scratch folder that cannot be made is an error; everything else is a finding.
-pub async fn check(dir: &Path, binary: &Binary) -> io::Result<Report> {
+pub async fn check(dir: &Path, binary: &Binary, isolation: &Isolation) -> io::Result<Report> {
     let dir = std::path::absolute(dir)?;
     let name = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let scratch = tempfile::Builder::new().prefix("pocketfleet-check-").tempdir()?;
@@ -88,7 +90,7 @@ pub async fn check(dir: &Path, binary: &Binary) -> io::Result<Report> {
         findings: Vec::new(),
     };
     let begun = Instant::now();
-    match bake_in(scratch.path(), &dir, &name, binary, &mut report).await {
+    match bake_in(scratch.path(), &dir, &name, (binary, isolation), &mut report).await {
         Ok(golden) => {
             report.milliseconds = begun.elapsed().as_millis();
             look(&golden, &mut report);
@@ -103,7 +105,7 @@ async fn bake_in(
     scratch: &Path,
     dir: &Path,
     name: &str,
-    binary: &Binary,
+    (binary, isolation): (&Binary, &Isolation),
     report: &mut Report,
 ) -> Result<Golden, String> {
     if !dir.is_dir() {
@@ -115,10 +117,17 @@ async fn bake_in(
         staging: scratch.join("staging"),
         binary: binary.path.clone(),
         version: binary.version.clone(),
+        isolation: isolation.clone(),
     };
-    for folder in [&locations.golden, &locations.staging] {
-        fs::create_dir(folder).map_err(|error| format!("make a scratch folder: {error}"))?;
-    }
+    let make = || -> io::Result<()> {
+        for folder in [&locations.golden, &locations.staging] {
+            fs::create_dir(folder)?;
+            owner::pass_through(folder)?;
+        }
+        // The template is baked as another user where that is possible.
+        owner::pass_through(scratch)
+    };
+    make().map_err(|error| format!("make a scratch folder: {error}"))?;
     let template = Template::load(&locations.templates, name, &locations.version).map_err(|error| chain(&error))?;
     report.manifest = Some(template.traits.clone());
     report.migrations = names(template.migrations.as_ref()).iter().filter(|name| has_end(name, ".js")).count();

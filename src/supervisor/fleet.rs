@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::ids::TenantId;
 use crate::store::placements::Placements;
 use crate::store::tenants::Tenants;
+use crate::store::uids::Uids;
 use crate::store::versions::Versions;
 use crate::supervisor::Awakening;
 use crate::supervisor::Error;
@@ -32,6 +33,7 @@ use crate::supervisor::config::Layout;
 use crate::supervisor::config::Rosters;
 use crate::supervisor::directory::Changes;
 use crate::supervisor::instance::Instance;
+use crate::supervisor::jail::Isolation;
 use crate::supervisor::rollout::Rollouts;
 use crate::supervisor::slot::Command;
 use crate::supervisor::slot::Slot;
@@ -67,6 +69,9 @@ pub(crate) struct Fleet {
     pub(crate) rewritten: broadcast::Sender<TenantId>,
     pub(crate) rollouts: Rollouts,
     pub(crate) public_url: String,
+    pub(crate) isolation: Isolation,
+    pub(crate) uids: Uids,
+    pub(crate) global_outbound: Vec<u16>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) registry: DashMap<TenantId, Arc<Slot>>,
     pub(crate) waiting: Arc<WaitingRoom>,
@@ -120,6 +125,9 @@ impl Fleet {
             rewritten: broadcast::Sender::new(REWRITTEN),
             rollouts: Rollouts::default(),
             public_url: parts.public_url,
+            isolation: parts.isolation,
+            uids: parts.uids,
+            global_outbound: parts.global_outbound,
             metrics: parts.metrics,
             registry: DashMap::new(),
             restarts: AtomicU64::new(0),

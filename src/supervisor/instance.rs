@@ -297,8 +297,8 @@ impl Instance {
         let exit = occupied.process.bury();
         launch::release(&self.fleet, &self.slot.tenant, epoch).await;
         drop(occupied.admission);
-        let lines = logs::tail_since(&self.fleet.folder(&self.slot.tenant), log_start, REPORT_LINES);
-        self.report(launch::classify(exit, &lines), log_start)
+        let failure = launch::judge(&self.fleet, &self.slot.tenant, exit, log_start);
+        self.report(failure, log_start)
     }
 
     /// Lets requests finish. Someone who wants the instance meanwhile keeps it, and so does a request that does not

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,15 +19,19 @@ use crate::store;
 use crate::store::tenants::Tenant;
 use crate::supervisor::Priority;
 use crate::supervisor::announcement::Announcement;
+use crate::supervisor::confine::Confinement;
 use crate::supervisor::files;
 use crate::supervisor::fleet::Fleet;
 use crate::supervisor::health;
 use crate::supervisor::instance::Occupied;
 use crate::supervisor::jail;
+use crate::supervisor::jail::cgroup::Groups;
 use crate::supervisor::logs;
+use crate::supervisor::owner;
 use crate::supervisor::process;
 use crate::supervisor::process::Exit;
 use crate::supervisor::process::Process;
+use crate::supervisor::process::Runs;
 use crate::supervisor::provision;
 use crate::supervisor::roster;
 use crate::supervisor::slot::Running;
@@ -48,6 +53,15 @@ const SLOW: Duration = Duration::from_secs(1);
 pub(crate) const PROOF_TTL: Duration = Duration::from_secs(10);
 /// One health check during a start. The start as a whole has its own deadline.
 const CHECK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The ports that instances listen on, below the ephemeral range.
+pub(crate) const PORTS: Range<u16> = 20_000..32_000;
+/// How long a start that the jailer refused is not repeated: what is in its way is not the instance's to mend, and does
+/// not pass by itself.
+const JAIL_RETRY: Duration = Duration::from_mins(5);
+
+/// Lines of a log in which Go's reason for giving up is looked for.
+const GO_LINES: usize = 1_000;
 
 /// A start that succeeded.
 #[derive(Debug)]
@@ -143,7 +157,7 @@ pub(crate) async fn attempts(
 ) -> Result<(Process, Running), Failure> {
     ensure_directory(fleet, tenant, golden).await?;
     for _ in 0..ATTEMPTS {
-        match attempt(fleet, &tenant.id, golden, stop).await {
+        match attempt(fleet, tenant, golden, stop).await {
             Ok(started) => return Ok(started),
             Err(Setback::Again) => {}
             Err(Setback::Final(failure)) => return Err(failure),
@@ -181,8 +195,13 @@ async fn ensure_directory(fleet: &Arc<Fleet>, tenant: &Arc<Tenant>, golden: &Arc
 
 /// Everything about its folder that blocks: an empty place for temporary files, the log's rotation, and the keys that
 /// will prove the process.
-async fn prepare(fleet: &Arc<Fleet>, tenant: &TenantId) -> Result<Signers, Failure> {
-    let (fleet, id) = (Arc::clone(fleet), tenant.clone());
+async fn prepare(
+    fleet: &Arc<Fleet>,
+    tenant: &TenantId,
+    golden: &Arc<Golden>,
+    user: Option<u32>,
+) -> Result<Signers, Failure> {
+    let (fleet, id, golden) = (Arc::clone(fleet), tenant.clone(), Arc::clone(golden));
     let work = tokio::task::spawn_blocking(move || {
         let folder = fleet.folder(&id);
         let temporary = folder.join(jail::TMP);
@@ -198,6 +217,13 @@ async fn prepare(fleet: &Arc<Fleet>, tenant: &TenantId) -> Result<Signers, Failu
             // Behind the instance's back, which will tell nobody. An error: nobody listens.
             drop(fleet.rewritten.send(id));
         }
+        if user.is_some() {
+            let parts = [&golden.hooks_dir, &golden.public_dir].into_iter().flatten();
+            let published = parts.into_iter().try_for_each(|part| golden.publish(part));
+            published.map_err(|error| outside(format!("open its template to its user: {error}")))?;
+        }
+        // Last, because reading the keys may have left files of ours.
+        owner::settle(&folder, user).map_err(|error| outside(format!("make its files its user's: {error}")))?;
         Ok(signers)
     });
     work.await.unwrap_or_else(|_| Err(outside("the task that prepares its folder failed")))
@@ -218,18 +244,21 @@ pub(crate) fn unreadable(error: &database::Error) -> Failure {
 
 async fn attempt(
     fleet: &Arc<Fleet>,
-    tenant: &TenantId,
-    golden: &Golden,
+    record: &Tenant,
+    golden: &Arc<Golden>,
     stop: &CancellationToken,
 ) -> Result<(Process, Running), Setback> {
+    let tenant = &record.id;
     let folder = fleet.folder(tenant);
+    let confinement = fleet.confinement(tenant, &record.template).await?;
     let store = |error: store::Error| outside(format!("the control database: {error}"));
     // The keys are read before anything can write the database, while the new epoch goes to disk.
-    let (epoch, signers) = tokio::join!(fleet.placements.acquire(tenant), prepare(fleet, tenant));
+    let (epoch, signers) =
+        tokio::join!(fleet.placements.acquire(tenant), prepare(fleet, tenant, golden, confinement.user));
     let epoch = epoch.map_err(store)?;
     let log_start = logs::length(&folder);
     let started = signers.and_then(|signers| {
-        let started = spawn(fleet, &folder, golden);
+        let started = spawn(fleet, tenant, &folder, golden, &confinement);
         Ok((signers, started.map_err(|error| outside(format!("start the jailer: {error}")))?))
     });
     let (signers, (process, announcement)) = match started {
@@ -260,7 +289,7 @@ async fn attempt(
         () = process.exited() => {
             let exit = process.bury();
             release(fleet, tenant, epoch).await;
-            return Err(died(fleet, &folder, exit, log_start).await);
+            return Err(died(fleet, tenant, exit, log_start).await);
         }
         () = stop.cancelled() => outside("the server is shutting down").into(),
     };
@@ -269,7 +298,13 @@ async fn attempt(
     Err(failure)
 }
 
-fn spawn(fleet: &Fleet, folder: &Path, golden: &Golden) -> std::io::Result<(Process, Announcement)> {
+fn spawn(
+    fleet: &Fleet,
+    tenant: &TenantId,
+    folder: &Path,
+    golden: &Golden,
+    confinement: &Confinement,
+) -> std::io::Result<(Process, Announcement)> {
     let log = logs::open(folder)?;
     let address = random_address();
     let path = |path: &Path| path.display().to_string();
@@ -289,17 +324,20 @@ fn spawn(fleet: &Fleet, folder: &Path, golden: &Golden) -> std::io::Result<(Proc
         "--hooksWatch=false".to_owned(),
         format!("--hooksPool={pool}"),
     ];
+    let parts = [&golden.hooks_dir, &golden.public_dir].into_iter().flatten();
+    let read = parts.chain([&fleet.layout.empty]).cloned().collect();
     let spec = jail::Spec {
         program: fleet.binary.path.clone(),
         args,
         directory: folder.to_owned(),
         lock: folder.join("lock"),
-        nofile: fleet.config.nofile,
-        nproc: fleet.config.nproc,
-        data_bytes: fleet.config.data_bytes,
+        limits: confinement.limits,
+        cgroup: fleet.isolation.groups.as_ref().map(|groups| groups.leaf(tenant.as_str())).transpose()?,
+        sandbox: confinement.sandbox(&fleet.binary.path, folder, read, Some(address)),
     };
     let announcement = Announcement::of(&logs::path(folder));
-    let process = Process::spawn(&process::own_program(), &spec, &log, address, &fleet.binary.sha256)?;
+    let runs = Runs { address, sha256: &fleet.binary.sha256, profile: &confinement.profile };
+    let process = Process::spawn(&fleet.isolation.jailer, &spec, &log, &runs)?;
     Ok((process, announcement))
 }
 
@@ -308,11 +346,13 @@ fn spawn(fleet: &Fleet, folder: &Path, golden: &Golden) -> std::io::Result<(Proc
 fn random_address() -> SocketAddr {
     let [a, b, c, ..] = rand::random::<[u8; 8]>();
     let host = Ipv4Addr::new(127, 64 | (a & 0x3f), b, c.clamp(1, 254));
-    SocketAddr::from((host, 20_000 + rand::random::<u16>() % 12_000))
+    let ports = PORTS.end - PORTS.start;
+    SocketAddr::from((host, PORTS.start + rand::random::<u16>() % ports))
 }
 
 /// What the exit of a starting process means.
-async fn died(fleet: &Fleet, folder: &Path, exit: Exit, log_start: u64) -> Setback {
+async fn died(fleet: &Fleet, tenant: &TenantId, exit: Exit, log_start: u64) -> Setback {
+    let folder = &fleet.folder(tenant);
     let lines = logs::tail_since(folder, log_start, 12);
     let last = lines.last().map(String::as_str).unwrap_or_default();
     if exit == Exit::Code(1) && last.contains("address already in use") {
@@ -321,7 +361,28 @@ async fn died(fleet: &Fleet, folder: &Path, exit: Exit, log_start: u64) -> Setba
     if exit == Exit::Code(i32::from(jail::exit::LOCKED)) {
         return stop_stray(folder, fleet.config.stop_timeout).await;
     }
-    Setback::Final(classify(exit, &lines))
+    Setback::Final(judge(fleet, tenant, exit, log_start))
+}
+
+/// What an exit that nobody asked for means, by everything that can be asked about it.
+pub(crate) fn judge(fleet: &Fleet, tenant: &TenantId, exit: Exit, log_start: u64) -> Failure {
+    let is_over = |groups: &Groups| groups.was_out_of_memory(tenant.as_str());
+    if fleet.isolation.groups.as_ref().is_some_and(is_over) {
+        return Failure::Crash(format!("{exit}: out of memory (isolation.memory_bytes)"));
+    }
+    // Go prints why first and then every goroutine, so the reason is far from the end.
+    let lines = logs::tail_since(&fleet.folder(tenant), log_start, GO_LINES);
+    if exit == Exit::Code(2) && lines.iter().any(|line| is_out_of_memory(line)) {
+        return Failure::Crash(format!("{exit}: out of memory (instances.data_bytes)"));
+    }
+    classify(exit, &lines)
+}
+
+/// What Go says when the kernel gives it no more memory.
+fn is_out_of_memory(line: &str) -> bool {
+    ["fatal error: runtime: out of memory", "fatal error: out of memory", "runtime: cannot allocate memory"]
+        .iter()
+        .any(|said| line.contains(said))
 }
 
 /// Stops a process of an earlier life that still holds the data directory, if it is certainly one of ours.
@@ -346,9 +407,11 @@ pub(crate) fn classify(exit: Exit, lines: &[String]) -> Failure {
     let said = lines.iter().rev().take(4).find(|line| !line.trim().is_empty()).cloned().unwrap_or_default();
     let has = |needle: &str| lines.iter().rev().take(4).any(|line| line.contains(needle));
     let reason = if said.is_empty() { exit.to_string() } else { format!("{exit}: {said}") };
-    if let Exit::Code(code @ 120..=126) = exit {
-        let what = if code == i32::from(jail::exit::EXEC) { "the PocketBase binary" } else { "the jailer" };
-        return outside(format!("{what} failed: {said}"));
+    if let Exit::Code(code @ 120..=127) = exit {
+        if code == i32::from(jail::exit::EXEC) {
+            return outside(format!("the PocketBase binary failed: {said}"));
+        }
+        return Failure::Outside(format!("the jailer failed: {said}"), JAIL_RETRY);
     }
     // A signal says nothing about the data, whatever was printed before it.
     if !matches!(exit, Exit::Code(_)) {
@@ -381,10 +444,17 @@ mod tests {
         assert!(matches!(classify(Exit::Code(1), &lines("Error: file is not a database (26)")), Failure::Fatal(_)));
         assert!(matches!(classify(Exit::Code(1), &lines("disk I/O error (4874)")), Failure::Outside(..)));
         assert!(matches!(classify(Exit::Code(126), &lines("jailer: execute")), Failure::Outside(..)));
+        let jail = classify(Exit::Code(i32::from(jail::exit::SANDBOX)), &lines("jailer: put seccomp into force"));
+        assert_eq!(
+            jail,
+            Failure::Outside("the jailer failed: jailer: put seccomp into force".to_owned(), JAIL_RETRY),
+            "never retried in a loop"
+        );
         assert!(
             matches!(classify(Exit::Code(0), &[]), Failure::Crash(_)),
             "leaving unasked is a crash, whatever the code"
         );
+        assert!(is_out_of_memory("fatal error: runtime: out of memory") && !is_out_of_memory("said: out of memory"));
         assert!(matches!(classify(Exit::Signal(9), &lines("file is not a database")), Failure::Unclear(_)));
     }
 

@@ -12,6 +12,7 @@ use crate::pocketbase::routes::can_be_public;
 use crate::pocketbase::routes::is_hooks;
 use crate::store::tenants::Identity;
 use crate::store::tenants::Kind;
+use crate::supervisor::launch;
 
 /// Most entries of a list of paths.
 const MOST_PATHS: usize = 64;
@@ -33,6 +34,8 @@ pub struct Traits {
     pub public_read: Vec<String>,
     /// Paths of the template's own hooks below `/api/`; a `*` at the end stands for any rest.
     pub routes: Vec<String>,
+    /// TCP ports outside that its code may connect to, as `port` or `host:port`.
+    pub outbound: Vec<String>,
     /// Whether it has a folder `pb_public`.
     pub has_public: bool,
     /// Whether it has a folder `pb_hooks`.
@@ -51,6 +54,7 @@ pub(super) struct Manifest {
     pub(super) identity: Identity,
     pub(super) public_read: Vec<String>,
     pub(super) routes: Vec<String>,
+    pub(super) outbound: Vec<String>,
 }
 
 /// What a template may be declared for.
@@ -79,8 +83,9 @@ impl Manifest {
 
     /// The rules beyond the types. The text names the field, the value and what is allowed.
     pub(super) fn check(&self, is_global: bool) -> Result<(), String> {
+        // Its outbound ports go without saying: they follow from [mail] and [accounts].
         if is_global && (self.kinds.is_some() || !self.public_read.is_empty() || !self.routes.is_empty()) {
-            return Err("the template `global` takes `description` and `app_name` only".to_owned());
+            return Err("the template `global` takes `description`, `app_name` and `outbound` only".to_owned());
         }
         if self.kinds.as_ref().is_some_and(Vec::is_empty) {
             return Err("kinds = []: name at least one of \"personal\" and \"workspace\"".to_owned());
@@ -91,6 +96,12 @@ impl Manifest {
                 return Err(format!("{field}: one line of at most {LONGEST_TEXT} characters"));
             }
         }
+        if self.outbound.len() > MOST_PATHS {
+            return Err(format!("outbound: at most {MOST_PATHS} entries"));
+        }
+        self.outbound
+            .iter()
+            .try_for_each(|entry| port(entry).map(drop).map_err(|why| format!("outbound: {entry:?} {why}")))?;
         for (field, paths) in [("public_read", &self.public_read), ("routes", &self.routes)] {
             if paths.len() > MOST_PATHS {
                 return Err(format!("{field}: at most {MOST_PATHS} paths"));
@@ -101,6 +112,39 @@ impl Manifest {
             .try_for_each(|path| readable(path).map_err(|why| format!("public_read: {path:?} {why}")))?;
         self.routes.iter().try_for_each(|path| route(path).map_err(|why| format!("routes: {path:?} {why}")))
     }
+}
+
+/// The ports that a template's code may connect to.
+pub(super) fn ports(traits: Option<&Traits>) -> Vec<u16> {
+    let entries = traits.map(|traits| traits.outbound.as_slice()).unwrap_or_default();
+    let mut ports: Vec<u16> = entries.iter().filter_map(|entry| port(entry).ok()).collect();
+    if !ports.is_empty() {
+        // Names are asked for by UDP, and by TCP when the answer is long.
+        ports.push(53);
+    }
+    ports
+}
+
+/// The port of an entry of `outbound`.
+fn port(entry: &str) -> Result<u16, &'static str> {
+    let (host, port) = entry.rsplit_once(':').map_or((None, entry), |(host, port)| (Some(host), port));
+    let is_name = |host: &str| {
+        !host.is_empty()
+            && host.len() <= 253
+            && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+    };
+    if host.is_some_and(|host| !is_name(host)) {
+        return Err(
+            "has no host name before its colon: write a port, or a name and a port, such as \"api.example.com:443\"",
+        );
+    }
+    let number =
+        port.parse::<u16>().ok().filter(|number| *number > 0 && port.bytes().all(|byte| byte.is_ascii_digit()));
+    let number = number.ok_or("has no port from 1 to 65535 at its end: write \"443\" or \"api.example.com:443\"")?;
+    if launch::PORTS.contains(&number) {
+        return Err("is a port that instances listen on (20000 to 31999), which no template may reach");
+    }
+    Ok(number)
 }
 
 /// What every path of a manifest looks like: it is compared with decoded paths, byte by byte.
@@ -209,6 +253,11 @@ mod tests {
             ("routes = ['/api/a/../b']", ["routes", "dots"]),
             ("routes = ['/api/a//b']", ["routes", "empty part"]),
             ("routes = ['/api/%61']", ["routes", "character"]),
+            ("outbound = ['0']", ["outbound", "1 to 65535"]),
+            ("outbound = ['+443']", ["outbound", "1 to 65535"]),
+            ("outbound = [':443']", ["outbound", "host name"]),
+            ("outbound = ['a b:443']", ["outbound", "host name"]),
+            ("outbound = ['20000']", ["outbound", "instances listen on"]),
             ("app_name = \"two\\nlines\"", ["app_name", "one line"]),
         ] {
             let error = check(text).err().unwrap_or_else(|| panic!("{text} was taken"));
@@ -221,5 +270,7 @@ mod tests {
         let text = "routes = ['/api/hello', '/api/shop/*', '/api/x/']\n\
                     public_read = ['/api/collections/posts/records', '/api/files/posts/*', '/api/hello']";
         assert_eq!(check(text).unwrap().routes.len(), 3);
+        let manifest = check("outbound = ['443', 'smtp.example.com:587']").unwrap();
+        assert_eq!(manifest.outbound.iter().map(|entry| port(entry).unwrap()).collect::<Vec<_>>(), [443, 587]);
     }
 }

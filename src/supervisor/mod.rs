@@ -26,6 +26,7 @@ use crate::ids::TenantId;
 use crate::store::placements::Placements;
 use crate::store::tenants::Tenant;
 use crate::store::tenants::Tenants;
+use crate::store::uids::Uids;
 use crate::store::versions::Versions;
 use crate::supervisor::fleet::Fleet;
 use crate::supervisor::slot::Attempt;
@@ -44,6 +45,7 @@ pub mod binary;
 pub mod check;
 pub mod config;
 pub mod directory;
+mod confine;
 mod error;
 mod excerpt;
 mod files;
@@ -55,6 +57,7 @@ mod launch;
 pub mod logs;
 mod manifest;
 pub mod oneshot;
+pub mod owner;
 pub mod process;
 pub mod provision;
 mod prove;
@@ -83,9 +86,6 @@ pub use status::InstanceStatus;
 
 /// A backoff of at most this long is waited for like a start; a longer one is answered with its `Retry-After`.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// How far processes are kept from each other: 0 = resource limits only, all run under one user.
-pub const ISOLATION_LEVEL: u8 = 0;
 
 /// Who waits for a wake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,6 +128,12 @@ pub struct Parts {
     pub upgrade: config::UpgradePolicy,
     /// The URL users see, for links in mails.
     pub public_url: String,
+    /// How far processes are kept from each other.
+    pub isolation: jail::Isolation,
+    /// The users of tenants.
+    pub uids: Uids,
+    /// Ports that the global instance connects to: the mail server's, the sign-in services'.
+    pub global_outbound: Vec<u16>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
 }
@@ -348,6 +354,7 @@ impl Supervisor {
             adopted: self.fleet.metrics.adopted.get(),
             troubled: troubled.iter().filter_map(|tenant| self.fleet.status(tenant).ok()).collect(),
             broken_templates: self.fleet.templates.broken(),
+            isolation: self.fleet.isolation.report(),
         }
     }
 

@@ -20,6 +20,8 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use tokio::time::Instant;
 
+use crate::supervisor::jail;
+
 /// How often an exit is looked for.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -51,6 +53,18 @@ impl Oneshot {
         #[expect(clippy::disallowed_methods, reason = "one of the two places that start processes")]
         let mut command = Command::new(binary);
         command.args(args).current_dir(cwd).env_clear().process_group(0);
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        Ok(Self { child: command.spawn().map_err(Error::Start)? })
+    }
+
+    /// Starts a program through the jailer, which gives it a session of its own.
+    pub fn start_jailed(jailer: &Path, spec: &jail::Spec, output: &Path) -> Result<Self, Error> {
+        let stdout = File::options().create(true).append(true).open(output).map_err(Error::Start)?;
+        let stderr = stdout.try_clone().map_err(Error::Start)?;
+        let spec = serde_json::to_string(spec).map_err(|error| Error::Start(error.into()))?;
+        #[expect(clippy::disallowed_methods, reason = "one of the places that start processes")]
+        let mut command = Command::new(jailer);
+        command.arg(jail::SUBCOMMAND).arg(spec).env_clear();
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         Ok(Self { child: command.spawn().map_err(Error::Start)? })
     }

@@ -68,6 +68,17 @@ pub enum NotOurs {
     Io(#[from] io::Error),
 }
 
+/// What of a process we decide, for its identity.
+#[derive(Debug, Clone, Copy)]
+pub struct Runs<'a> {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// SHA-256 of the binary.
+    pub sha256: &'a str,
+    /// What it was put under.
+    pub profile: &'a str,
+}
+
 /// A live process that is certainly the one meant.
 #[derive(Debug)]
 pub struct Process {
@@ -80,7 +91,7 @@ pub struct Process {
 
 impl Process {
     /// Starts the jailer, which becomes the program. Needs a Tokio runtime with I/O.
-    pub fn spawn(jailer: &Path, spec: &jail::Spec, log: &File, address: SocketAddr, sha256: &str) -> io::Result<Self> {
+    pub fn spawn(jailer: &Path, spec: &jail::Spec, log: &File, runs: &Runs<'_>) -> io::Result<Self> {
         let spec = serde_json::to_string(spec)?;
         // No pre_exec, uid or gid here: they would turn posix_spawn into fork. `kill_on_drop` does not exist on the
         // standard library's Child, which is what lets tenants outlive a crash of ours.
@@ -93,11 +104,11 @@ impl Process {
             .stdout(log.try_clone()?)
             .stderr(log.try_clone()?)
             .spawn()?;
-        Self::watched(child, address, sha256)
+        Self::watched(child, runs)
     }
 
     /// Learns who the child is. A child that cannot be watched is not left running.
-    fn watched(mut child: Child, address: SocketAddr, sha256: &str) -> io::Result<Self> {
+    fn watched(mut child: Child, runs: &Runs<'_>) -> io::Result<Self> {
         let learn = |pid: Pid| -> io::Result<(AsyncFd<OwnedFd>, ProcessIdentity)> {
             let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
             let identity = ProcessIdentity {
@@ -105,8 +116,9 @@ impl Process {
                 pid: pid.as_raw_nonzero().get(),
                 start_tick: start_tick(pid)?.1,
                 pidfd_inode: rustix::fs::fstat(&pidfd)?.st_ino,
-                address,
-                binary_sha256: sha256.to_owned(),
+                address: runs.address,
+                binary_sha256: runs.sha256.to_owned(),
+                jail_profile: runs.profile.to_owned(),
             };
             Ok((watch(pidfd, Interest::READABLE)?, identity))
         };
@@ -339,6 +351,7 @@ pub fn find_stray(lock: &Path, data: &Path) -> io::Result<Option<Process>> {
         pidfd_inode: rustix::fs::fstat(pidfd.as_fd())?.st_ino,
         address: SocketAddr::from(([127, 0, 0, 1], 0)),
         binary_sha256: String::new(),
+        jail_profile: String::new(),
     };
     let pidfd = watch(pidfd, Interest::READABLE)?;
     Ok(Some(Process { pid: id, pidfd, child: None, identity }))
@@ -375,6 +388,7 @@ mod tests {
                 pidfd_inode: rustix::fs::fstat(&pidfd).unwrap().st_ino,
                 address: SocketAddr::from(([127, 0, 0, 1], 1)),
                 binary_sha256: String::new(),
+                jail_profile: String::new(),
             };
             assert!(Process::adopt(&identity).is_ok());
             let reused = ProcessIdentity { start_tick: tick + 1, ..identity.clone() };

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::ids::TenantId;
+use crate::supervisor::jail::detect::Report;
 
 /// One instance.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
@@ -61,4 +62,6 @@ pub struct FleetStatus {
     pub troubled: Vec<InstanceStatus>,
     /// Templates that could not be baked: name and error.
     pub broken_templates: Vec<(String, String)>,
+    /// How far processes are kept from each other.
+    pub isolation: Report,
 }

@@ -29,8 +29,10 @@ use crate::supervisor::bake;
 use crate::supervisor::bake::BAKE_FORMAT;
 use crate::supervisor::files;
 use crate::supervisor::files::Mode;
+use crate::supervisor::jail::Isolation;
 use crate::supervisor::manifest::Manifest;
 pub use crate::supervisor::manifest::Traits;
+use crate::supervisor::owner;
 
 /// Prefixes of what baking and provisioning leave in the staging folder when they are killed.
 pub(super) const STAGING_PREFIXES: [&str; 3] = ["bake-", "tenant-", "backup-"];
@@ -99,6 +101,8 @@ pub struct Locations {
     pub binary: PathBuf,
     /// Its version, such as `0.40.6`.
     pub version: String,
+    /// The sandbox that templates are baked in.
+    pub isolation: Isolation,
 }
 
 /// A template as it was when it was read.
@@ -172,6 +176,7 @@ impl Template {
             identity: manifest.identity,
             public_read: manifest.public_read,
             routes: manifest.routes,
+            outbound: manifest.outbound,
             has_public: part(PUBLIC).is_some(),
             has_hooks: part(HOOKS).is_some(),
             hash: hash.clone(),
@@ -297,6 +302,14 @@ impl Golden {
             hooks_dir: part(HOOKS),
             public_dir: part(PUBLIC),
         }))
+    }
+
+    /// Lets the users of tenants read a part of the template's copy, and pass through the folders around it.
+    pub(super) fn publish(&self, part: &Path) -> io::Result<()> {
+        if let Some(root) = self.dir.parent() {
+            owner::pass_through(root)?;
+        }
+        owner::publish(part)
     }
 
     /// The data directory inside a golden directory.

@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use crate::pocketbase::database;
 use crate::pocketbase::token::Signer;
 use crate::supervisor::health;
+use crate::supervisor::jail::Isolation;
 use crate::supervisor::oneshot::Oneshot;
 use crate::supervisor::template::Locations;
 
@@ -45,6 +46,7 @@ pub(super) fn locations(root: &TempDir) -> Locations {
         staging: root.path().join("staging"),
         binary: binary(),
         version: "0.40.6".into(),
+        isolation: Isolation::none(),
     }
 }
 

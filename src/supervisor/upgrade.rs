@@ -36,15 +36,17 @@ use crate::store::versions::FailedUpgrade;
 use crate::supervisor::Priority;
 use crate::supervisor::bake;
 use crate::supervisor::config::UpgradePolicy;
+use crate::supervisor::confine::Confinement;
 use crate::supervisor::fleet::Fleet;
 use crate::supervisor::jail;
 use crate::supervisor::launch;
 use crate::supervisor::launch::outside;
 use crate::supervisor::logs;
-use crate::supervisor::process;
+use crate::supervisor::owner;
 use crate::supervisor::process::Exit;
 use crate::supervisor::process::Process;
 use crate::supervisor::replace;
+use crate::supervisor::process::Runs;
 use crate::supervisor::slot::Running;
 use crate::supervisor::snapshot;
 use crate::supervisor::snapshot::Step;
@@ -307,6 +309,9 @@ impl Upgrade<'_> {
         let data = self.folder.join("pb_data").join("data.db");
         let superusers = schema::superusers(&data).map_err(|error| launch::unreadable(&error))?;
         let had_owner = self.has_owner(data).await.map_err(|error| launch::unreadable(&error))?;
+        // Before the copy gives its files second names, which are not given away.
+        let user = self.fleet.confinement(&self.tenant.id, &self.tenant.template).await?.user;
+        self.own(user).await?;
         let step = self.step.clone();
         blocking(&self.folder, move |folder| snapshot::take(folder, &step))
             .await
@@ -339,7 +344,10 @@ impl Upgrade<'_> {
     async fn migrate_in_jail(&self) -> Result<(), Trouble> {
         let config = &self.fleet.config;
         let log_start = logs::length(&self.folder);
-        let process = self.spawn().map_err(|error| Trouble::Outside(format!("start the jailer: {error}")))?;
+        let confinement = self.fleet.confinement(&self.tenant.id, &self.tenant.template).await?;
+        self.own(confinement.user).await?;
+        let process =
+            self.spawn(&confinement).map_err(|error| Trouble::Outside(format!("start the jailer: {error}")))?;
         tokio::select! {
             biased;
             () = process.exited() => {}
@@ -362,10 +370,23 @@ impl Upgrade<'_> {
         }
     }
 
-    fn spawn(&self) -> std::io::Result<Process> {
+    /// Makes its files its user's, as the process that works on them next needs them.
+    async fn own(&self, user: Option<u32>) -> Result<(), Trouble> {
+        let migrations = self.to.migrations_dir.clone().filter(|_| user.is_some());
+        let to = Arc::clone(&self.to);
+        let work = move |folder: &Path| {
+            std::fs::create_dir_all(folder.join(jail::TMP))?;
+            migrations.map_or(Ok(()), |part| to.publish(&part))?;
+            owner::settle(folder, user)
+        };
+        let done = blocking(&self.folder, work).await;
+        done.map_err(|why| Trouble::Outside(format!("make its files its user's: {why}")))
+    }
+
+    fn spawn(&self, confinement: &Confinement) -> std::io::Result<Process> {
         let empty = self.fleet.layout.empty.display().to_string();
         let migrations = self.to.migrations_dir.as_ref().map_or_else(|| empty.clone(), |dir| dir.display().to_string());
-        std::fs::create_dir_all(self.folder.join(jail::TMP))?;
+        let read = self.to.migrations_dir.iter().chain([&self.fleet.layout.empty]).cloned().collect();
         let spec = jail::Spec {
             program: self.fleet.binary.path.clone(),
             args: vec![
@@ -378,14 +399,16 @@ impl Upgrade<'_> {
             ],
             directory: self.folder.clone(),
             lock: self.folder.join("lock"),
-            nofile: self.fleet.config.nofile,
-            nproc: self.fleet.config.nproc,
-            data_bytes: self.fleet.config.data_bytes,
+            limits: confinement.limits,
+            // The limits of a running instance are too small for a large migration, which is bounded by its time.
+            cgroup: None,
+            sandbox: confinement.sandbox(&self.fleet.binary.path, &self.folder, read, None),
         };
         let log = logs::open(&self.folder)?;
         // It does not listen anywhere.
         let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        Process::spawn(&process::own_program(), &spec, &log, nowhere, &self.fleet.binary.sha256)
+        let runs = Runs { address: nowhere, sha256: &self.fleet.binary.sha256, profile: &confinement.profile };
+        Process::spawn(&self.fleet.isolation.jailer, &spec, &log, &runs)
     }
 
     /// Whether the owner of a personal instance has a row in it. The rows of a workspace's members are brought in step at

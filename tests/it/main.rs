@@ -25,6 +25,7 @@ mod gateway;
 mod guestbook;
 mod hosted;
 mod http2;
+mod isolation;
 mod jobs;
 mod mail;
 mod matrix;

@@ -42,6 +42,7 @@ use pocketfleet::store::sessions::Sessions;
 use pocketfleet::store::slugs::Slugs;
 use pocketfleet::store::sqlite::ControlDatabase;
 use pocketfleet::store::tenants::Tenants;
+use pocketfleet::store::uids::Uids;
 use pocketfleet::store::versions::Versions;
 use pocketfleet::supervisor::Parts;
 use pocketfleet::supervisor::Supervisor;
@@ -49,6 +50,7 @@ use pocketfleet::supervisor::config::Access;
 use pocketfleet::supervisor::config::Binary;
 use pocketfleet::supervisor::config::Layout;
 use pocketfleet::supervisor::config::Rosters;
+use pocketfleet::supervisor::jail::Isolation;
 use pocketfleet::supervisor::template::Locations;
 use pocketfleet::supervisor::template::Templates;
 use pocketfleet::telemetry::Metrics;
@@ -76,6 +78,7 @@ pub(crate) async fn state() -> (AppState, TempDir) {
         staging: at("staging"),
         binary: at("pocketbase"),
         version: "0.40.6".to_owned(),
+        isolation: Isolation::none(),
     };
     let supervisor = Supervisor::new(Parts {
         config: config.instances.clone(),
@@ -93,6 +96,9 @@ pub(crate) async fn state() -> (AppState, TempDir) {
         versions: Versions::open(Arc::clone(&store)).await.unwrap(),
         upgrade: config.pocketbase.upgrade,
         public_url: String::new(),
+        isolation: Isolation::none(),
+        uids: Uids::open(Arc::clone(&store)).await.unwrap(),
+        global_outbound: Vec::new(),
         metrics: Arc::clone(&metrics),
     });
     let tenancy = Tenancy::new(tenancy::Parts {

@@ -112,6 +112,7 @@ fn process(pid: i32) -> ProcessIdentity {
         pidfd_inode: 2,
         address: ([127, 0, 0, 1], 8090).into(),
         binary_sha256: "00".to_owned(),
+        jail_profile: String::new(),
     }
 }
 

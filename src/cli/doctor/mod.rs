@@ -4,6 +4,7 @@
 //! warning; it never fails the others.
 
 pub mod binary;
+pub mod isolation;
 pub mod machine;
 pub mod place;
 
@@ -17,6 +18,7 @@ use crate::cli::client::Control;
 use crate::cli::output;
 use crate::cli::output::Output;
 use crate::config::Config;
+use crate::supervisor::jail;
 
 /// What the checks need of the configuration; nothing else of it is used.
 #[derive(Debug, Clone)]
@@ -33,6 +35,8 @@ pub struct Inputs {
     pub sha256: String,
     /// `PATH` of the environment.
     pub search_path: String,
+    /// What isolation is asked for.
+    pub isolation: jail::config::Config,
 }
 
 impl Inputs {
@@ -45,6 +49,7 @@ impl Inputs {
             version: config.pocketbase.version.clone(),
             sha256: config.pocketbase.sha256.clone(),
             search_path: config.search_path.clone(),
+            isolation: config.isolation.clone(),
         }
     }
 }
@@ -109,6 +114,7 @@ async fn examine(inputs: &Inputs) -> Vec<Finding> {
     if running.is_some() {
         findings.push(place::orphans(&Control::of(&inputs.data)).await);
     }
+    findings.push(isolation::check(inputs));
     findings.extend([place::port(&inputs.listen, running.as_ref()), place::socket(&inputs.data, running.as_ref())]);
     findings
 }
@@ -137,6 +143,7 @@ fn report(findings: &[Finding]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Flags;
 
     #[test]
     fn advice_stands_below_its_finding() {
@@ -154,6 +161,7 @@ mod tests {
             version: "0.40.6".to_owned(),
             sha256: String::new(),
             search_path: String::new(),
+            isolation: Config::load(&Flags::default()).unwrap().isolation,
         };
         let findings = examine(&inputs).await;
         let failed: Vec<_> = findings.iter().filter(|finding| finding.level == Level::Fail).collect();

@@ -167,6 +167,10 @@ const CONFINED: &[(&str, &[&str])] = &[
     // The exceptions read a peer's user id from a socket, or a limit of our own.
     ("nix", &["supervisor", "api", "cli", "gateway", "failpoint", "vault", "reload"]),
     ("rustix::process", &["supervisor", "api", "cli", "gateway"]),
+    ("rustix::thread", &["supervisor"]),
+    ("landlock::", &["supervisor"]),
+    ("seccompiler", &["supervisor"]),
+    ("libc::", &["supervisor"]),
 ];
 
 /// Most lines of a file, in `src` and `tests`.

@@ -145,6 +145,8 @@ impl TestApp {
     /// Everything but the process.
     pub(crate) fn prepare(keys: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        // Tenants have users of their own where the tests run as root, and reach their folders by this one.
+        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).unwrap();
         let config = dir.path().join("test.toml");
         let defaults = [
             ("server.listen", "\"127.0.0.1:0\""),

@@ -2,9 +2,12 @@
 //!
 //! pocketfleet starts itself with [`SUBCOMMAND`] by `posix_spawn` (a `fork` of a big process costs tens of
 //! milliseconds, and `PR_SET_PDEATHSIG` would tie children to a *thread*). The jailer is small, single-threaded and
-//! already in the child: it makes a session of its own, sets limits, takes the lock of the data directory, and
-//! execs. The lock's descriptor is the only one above 2 that survives, so the kernel holds the lock exactly as long
-//! as the process lives. The sandbox proper (Landlock, seccomp, uid) belongs between the limits and the exec.
+//! already in the child: it makes a session of its own, sets limits, takes the lock of the data directory, shuts
+//! itself in (`landlock`, `seccomp`, `uid`), and execs. The lock's descriptor is the only one above 2 that survives, so
+//! the kernel holds the lock exactly as long as the process lives.
+//!
+//! Which of it is in force is decided once at the start (`detect`), from what is asked for (`config`). A step that
+//! fails ends the start: there is no process with less than what its specification says.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -15,10 +18,19 @@ use std::process::Command;
 use rustix::fs::FlockOperation;
 use rustix::fs::Mode;
 use rustix::fs::OFlags;
-use rustix::process::Resource;
-use rustix::process::Rlimit;
 use serde::Deserialize;
 use serde::Serialize;
+
+pub mod cgroup;
+pub mod config;
+pub mod detect;
+pub mod landlock;
+mod limits;
+mod seccomp;
+mod uid;
+
+pub use detect::Isolation;
+pub use limits::Limits;
 
 /// First argument that turns the program into the jailer.
 pub const SUBCOMMAND: &str = "__jail";
@@ -32,7 +44,7 @@ pub mod exit {
     pub const SPEC: u8 = 120;
     /// Another process holds the data directory.
     pub const LOCKED: u8 = 121;
-    /// The session or the working directory failed.
+    /// The session, the working directory or the control group failed.
     pub const SESSION: u8 = 122;
     /// A limit was refused.
     pub const LIMITS: u8 = 123;
@@ -42,6 +54,8 @@ pub mod exit {
     pub const LOCK_FILE: u8 = 125;
     /// The binary could not be executed.
     pub const EXEC: u8 = 126;
+    /// A part of the sandbox could not be put into force: the log says which.
+    pub const SANDBOX: u8 = 127;
 }
 
 /// What the jailer is told, as one JSON argument. Arguments are world-readable: nothing secret goes in here.
@@ -55,12 +69,29 @@ pub struct Spec {
     pub directory: PathBuf,
     /// File whose lock says that the data directory is in use.
     pub lock: PathBuf,
-    /// `RLIMIT_NOFILE`.
-    pub nofile: u64,
-    /// `RLIMIT_NPROC`; 0 leaves it alone.
-    pub nproc: u64,
-    /// `RLIMIT_DATA` in bytes; 0 leaves it alone.
-    pub data_bytes: u64,
+    /// Limits.
+    pub limits: Limits,
+    /// The control group to enter.
+    pub cgroup: Option<PathBuf>,
+    /// The sandbox; none at level 0.
+    pub sandbox: Option<Sandbox>,
+}
+
+/// What a process may do, and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sandbox {
+    /// The one file that it may execute.
+    pub program: PathBuf,
+    /// Folders that it may read and change.
+    pub write: Vec<PathBuf>,
+    /// Files and folders that it may read.
+    pub read: Vec<PathBuf>,
+    /// The one TCP port that it may listen on.
+    pub bind: Option<u16>,
+    /// TCP ports that it may connect to. With none it may not send datagrams either.
+    pub outbound: Vec<u16>,
+    /// The user, and the group of the same number, that it runs as.
+    pub user: Option<u32>,
 }
 
 /// Becomes the program of the specification. Returns only when a step failed: its exit code, after one line on
@@ -72,7 +103,12 @@ pub fn run(spec: &str) -> u8 {
     if let Err(error) = rustix::process::setsid().and_then(|_| rustix::process::chdir(&spec.directory)) {
         return failed(exit::SESSION, "enter the session and the directory", &error);
     }
-    if let Err(error) = limit(&spec) {
+    if let Some(leaf) = &spec.cgroup
+        && let Err(error) = cgroup::enter(leaf)
+    {
+        return failed(exit::SESSION, "enter its control group", &error);
+    }
+    if let Err(error) = limits::apply(&spec.limits) {
         return failed(exit::LIMITS, "set the limits", &error);
     }
     if let Err(error) = seal() {
@@ -87,6 +123,11 @@ pub fn run(spec: &str) -> u8 {
     if let Err(error) = rustix::fs::flock(lock.as_fd(), FlockOperation::NonBlockingLockExclusive) {
         return failed(exit::LOCKED, "lock the data directory", &error);
     }
+    if let Some(sandbox) = &spec.sandbox
+        && let Err((step, error)) = confine(sandbox)
+    {
+        return failed(exit::SANDBOX, step, &error);
+    }
     #[expect(clippy::disallowed_methods, reason = "this is the one exec of the jailer; nothing is spawned")]
     let error = Command::new(&spec.program)
         .args(&spec.args)
@@ -97,44 +138,27 @@ pub fn run(spec: &str) -> u8 {
     failed(exit::EXEC, "execute the PocketBase binary", &error)
 }
 
-fn limit(spec: &Spec) -> rustix::io::Result<()> {
-    let set = |resource, value: u64| {
-        let hard = rustix::process::getrlimit(resource).maximum;
-        let value = Some(hard.map_or(value, |hard| value.min(hard)));
-        rustix::process::setrlimit(resource, Rlimit { current: value, maximum: value })
-    };
-    set(Resource::Core, 0)?;
-    set(Resource::Nofile, spec.nofile)?;
-    if spec.nproc > 0 {
-        set(Resource::Nproc, spec.nproc)?;
+/// Puts the sandbox into force, for good. What needs to be opened is opened while this process still may.
+fn confine(sandbox: &Sandbox) -> Result<(), (&'static str, String)> {
+    let rules = landlock::rules(sandbox).map_err(|error| ("make the rules of Landlock", error.to_string()))?;
+    let filters = seccomp::filters(!sandbox.outbound.is_empty());
+    let filters = filters.map_err(|error| ("make the filters of seccomp", error.to_string()))?;
+    if let Some(user) = sandbox.user {
+        uid::become_user(user).map_err(|error| ("become the tenant's user", error.to_string()))?;
     }
-    if spec.data_bytes > 0 {
-        set(Resource::Data, spec.data_bytes)?;
-    }
-    Ok(())
+    uid::drop_capabilities().map_err(|error| ("give up capabilities", error.to_string()))?;
+    landlock::enforce(rules).map_err(|error| ("put Landlock into force", error.to_string()))?;
+    seccomp::enforce(&filters).map_err(|error| ("put seccomp into force", error.to_string()))
 }
 
 /// No new privileges, and nothing inherited but the standard streams: a concurrent start in the parent may have
 /// had descriptors open that were not meant for us.
 fn seal() -> std::io::Result<()> {
     nix::sys::prctl::set_no_new_privs()?;
-    let mut open = Vec::new();
-    for entry in std::fs::read_dir("/proc/self/fd")? {
-        if let Some(fd) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) {
-            open.push(fd);
-        }
-    }
-    for fd in open.into_iter().filter(|fd| *fd > 2) {
-        #[expect(unsafe_code, reason = "a number from /proc/self/fd has no safe owner")]
-        // SAFETY: the number was listed by the kernel a moment ago in this single-threaded process and is only used
-        // to set a flag; if it was the directory stream's own descriptor, now closed, the call answers EBADF.
-        let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
-        match rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC) {
-            Ok(()) | Err(rustix::io::Errno::BADF) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
+    #[expect(unsafe_code, reason = "no crate at hand has a safe form of close_range")]
+    // SAFETY: the call takes three numbers and sets a flag on descriptors of this single-threaded process.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 fn failed(code: u8, step: &str, error: &dyn std::fmt::Display) -> u8 {
@@ -162,19 +186,4 @@ pub fn is_locked(lock: &std::path::Path) -> std::io::Result<bool> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lock_is_seen_while_another_descriptor_holds_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("lock");
-        assert!(!is_locked(&path).unwrap(), "a missing file is not locked");
-        let holder = File::create(&path).unwrap();
-        assert!(!is_locked(&path).unwrap());
-        rustix::fs::flock(holder.as_fd(), FlockOperation::NonBlockingLockExclusive).unwrap();
-        assert!(is_locked(&path).unwrap());
-        drop(holder);
-        assert!(!is_locked(&path).unwrap());
-    }
-}
+mod tests;

@@ -1,0 +1,59 @@
+"""The sandbox's part of scripts/bench: what a wake costs at each level of isolation.
+
+Level 0 takes a program with the feature `testing` (cargo build --release --features testing), level 2 takes root; a level
+that the program does not reach is left out."""
+
+import json
+import os
+import urllib.request
+
+LEVELS = (0, 1, 2)
+SETTING = "POCKETFLEET_ISOLATION__LEVEL"
+
+
+def reached(address):
+    with urllib.request.urlopen(f"http://{address}/health/pb", timeout=10) as answer:
+        return json.load(answer)["isolation_level"]
+
+
+def isolation(tools, bench):
+    fleets = {}
+    for level in LEVELS:
+        os.environ[SETTING] = str(level)
+        fleet = tools.Fleet(bench, f"isolation-{level}")
+        try:
+            fleet.start()
+        except SystemExit as refused:
+            tools.say(f"isolation: level {level} is left out: {str(refused).splitlines()[0]}")
+            continue
+        finally:
+            del os.environ[SETTING]
+        if reached(fleet.address) != level:
+            tools.say(f"isolation: level {level} is left out: the program does not reach it here")
+            fleet.stop()
+            continue
+        tenant, token = fleet.user("ada")
+        client = tools.Client(fleet.address, token)
+        note, _ = client.call("POST", "/api/collections/notes/records", {"title": "a note"})
+        fleets[level] = (fleet, tenant, client, f"/api/collections/notes/records/{note['id']}")
+    times = {level: [] for level in fleets}
+    rounds = 5 if bench.quick else 60
+    for number in range(rounds + 1):
+        for level in tools.shuffled(fleets):
+            fleet, tenant, client, record = fleets[level]
+            fleet.sleep(tenant)
+            _, took = client.call("GET", record)
+            if number > 0:
+                times[level].append(took)
+    for fleet, _, client, _ in fleets.values():
+        client.close()
+        fleet.stop()
+    return {str(level): tools.spread(found) for level, found in times.items()}
+
+
+def report(found, tools):
+    base = found.get("0") or next(iter(found.values()))
+    rows = [[f"level {level}", tools.ms(r["p50"]), tools.ms(r["p90"]), tools.ratio(r["p50"], base["p50"])]
+            for level, r in found.items()]
+    return ("### A wake at each level of isolation\n\nMilliseconds from a request to a sleeping instance to its answer, "
+            f"{base['n']} rounds.\n\n" + tools.table(["", "p50", "p90", "of the first"], rows))

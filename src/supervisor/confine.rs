@@ -1,0 +1,78 @@
+//! What the process of one instance is put under: its user, its limits, where it may connect to.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::path::PathBuf;
+
+use crate::ids::TenantId;
+use crate::supervisor::fleet::Fleet;
+use crate::supervisor::jail;
+use crate::supervisor::jail::Limits;
+use crate::supervisor::jail::Sandbox;
+use crate::supervisor::launch::outside;
+use crate::supervisor::manifest;
+use crate::supervisor::state::Failure;
+
+/// Everything that the sandbox of an instance depends on, and does not change from one start to the next.
+#[derive(Debug, Clone)]
+pub(crate) struct Confinement {
+    level: u8,
+    /// The tenant's user, at level 2.
+    pub(crate) user: Option<u32>,
+    pub(crate) limits: Limits,
+    outbound: Vec<u16>,
+    /// All of it in short, for the record of the process.
+    pub(crate) profile: String,
+}
+
+impl Fleet {
+    /// What an instance of this template is put under. Gives the tenant a user when it needs one and has none.
+    pub(crate) async fn confinement(&self, tenant: &TenantId, template: &str) -> Result<Confinement, Failure> {
+        let user = match self.isolation.users() {
+            None => None,
+            Some(users) => {
+                // The first is the one that templates are baked as.
+                let range = users.base + 1..users.base + users.count;
+                let user = self.uids.of(tenant, range).await;
+                let user = user.map_err(|error| outside(format!("the control database: {error}")))?;
+                Some(user.ok_or_else(|| outside("no user is left for it: raise isolation.uid_count"))?)
+            }
+        };
+        let config = &self.config;
+        let configured = Limits {
+            nofile: config.nofile,
+            nproc: config.nproc,
+            data_bytes: config.data_bytes,
+            file_bytes: config.file_bytes,
+        };
+        let limits = self.isolation.limits(configured);
+        let mut outbound = manifest::ports(self.templates.traits(template).as_deref());
+        if tenant.is_global() {
+            outbound.extend(&self.global_outbound);
+        }
+        outbound.sort_unstable();
+        outbound.dedup();
+        let profile = self.isolation.profile(&limits, &outbound, user);
+        Ok(Confinement { level: self.isolation.level, user, limits, outbound, profile })
+    }
+}
+
+impl Confinement {
+    /// The sandbox of a process in the instance's folder; none at level 0.
+    pub(crate) fn sandbox(
+        &self,
+        program: &Path,
+        folder: &Path,
+        read: Vec<PathBuf>,
+        listens: Option<SocketAddr>,
+    ) -> Option<Sandbox> {
+        (self.level > 0).then(|| Sandbox {
+            program: program.to_owned(),
+            write: vec![folder.join("pb_data"), folder.join(jail::TMP)],
+            read,
+            bind: listens.map(|address| address.port()),
+            outbound: self.outbound.clone(),
+            user: self.user,
+        })
+    }
+}
