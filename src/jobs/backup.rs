@@ -166,6 +166,7 @@ pub async fn begin(backups: &Backups, tenants: &Tenants, queue: &Queue) -> Resul
         title: task.title(),
         payload: serde_json::to_value(&task).unwrap_or_default(),
         priority: PRIORITY,
+        urgency: 0,
         missed: Missed::Once,
     };
     queue.add_schedule(schedule, OffsetDateTime::now_utc()).await.map(drop)

@@ -367,7 +367,7 @@ mod tests {
     fn a_file_that_can_be_gone_on_with_gives_way() {
         let at = |offset| Upload { offset, ..Upload::default() };
         assert!(gives_way(true, TURN, &at(5), 10));
-        assert!(!gives_way(true, TURN - NEXT_TURN, &at(5), 10));
+        assert!(!gives_way(true, Duration::from_mins(29), &at(5), 10));
         assert!(!gives_way(true, TURN, &at(10), 10), "what is left is to finish it");
         assert!(!gives_way(false, TURN, &at(5), 10));
     }

@@ -27,6 +27,7 @@ use super::Upload;
 use super::error::Error;
 use super::parts;
 use super::registry::Credential;
+use crate::jobs::deliver::staging::hex;
 use crate::outbound::Guard;
 
 /// A base address that takes files.
@@ -79,7 +80,7 @@ impl HttpPut {
 /// The same for every attempt at the same bytes in the same place.
 fn idempotency_key(file: &Outgoing) -> String {
     let digest = Sha256::digest([file.folder.as_str(), &file.name, &file.sha256].join("\0"));
-    digest.iter().take(16).fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+    hex(&digest[..16])
 }
 
 /// An address with more names at its end, each encoded.

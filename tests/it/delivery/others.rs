@@ -63,8 +63,8 @@ async fn tarpit() -> (String, Arc<Mutex<Vec<String>>>) {
             }
             let method = String::from_utf8_lossy(&request).split(' ').next().unwrap_or_default().to_owned();
             if method == "POST" {
-                let head = "HTTP/1.1 201 Created\r\ncontent-length: 0\r\nconnection: close\r\nlocation: ";
-                let _ = stream.write_all(format!("{head}{location}\r\n\r\n").as_bytes()).await;
+                let answer = "HTTP/1.1 201 Created\r\ncontent-length: 0\r\nconnection: close\r\nlocation: ";
+                let _ = stream.write_all(format!("{answer}{location}\r\n\r\n").as_bytes()).await;
             } else {
                 held.push(stream);
             }
