@@ -342,5 +342,6 @@ fn is_same(found: &Job, wish: &Job) -> bool {
 fn hash_of(wish: &Job) -> String {
     let payload = wish.payload.to_string();
     let digest = Sha256::new().chain_update(wish.kind.as_bytes()).chain_update([0]).chain_update(payload).finalize();
-    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    let bits = digest.iter().take(16).fold(0_u128, |bits, byte| (bits << 8) | u128::from(*byte));
+    format!("{bits:032x}")
 }
