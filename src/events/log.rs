@@ -414,7 +414,7 @@ mod tests {
             prefix: &'a str,
             after: &'a str,
             most: usize,
-        ) -> BoxFuture<'a, Result<Vec<(Arc<str>, Revision)>, store::Error>> {
+        ) -> BoxFuture<'a, Result<Vec<store::Name>, store::Error>> {
             // Small pages, so that topics lie across them.
             self.unless_away(self.database.names(prefix, after, most.min(2)))
         }

@@ -20,7 +20,7 @@ use crate::store::Revision;
 const PAGE: usize = 1_000;
 
 /// Records of one topic, in order, that are known by name only.
-type Named = Vec<(Arc<str>, Revision)>;
+type Named = Vec<store::Name>;
 
 impl Log {
     /// Forgets what is older than the retention, on disk and in memory, and topics that nobody holds. The newest event

@@ -71,6 +71,9 @@ pub struct Entry {
     pub revision: Revision,
 }
 
+/// The key of a record, and when it was written last.
+pub type Name = (Arc<str>, Revision);
+
 impl fmt::Debug for Entry {
     // Values hold tokens' hashes, addresses and sealed secrets; none of them belongs in a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -128,12 +131,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// The names and revisions of the first `most` records under a prefix that come behind `after` (a key, or nothing),
     /// in key order, as of one moment: to go through many records without having them all in memory.
-    fn names<'a>(
-        &'a self,
-        prefix: &'a str,
-        after: &'a str,
-        most: usize,
-    ) -> BoxFuture<'a, Result<Vec<(Arc<str>, Revision)>, Error>> {
+    fn names<'a>(&'a self, prefix: &'a str, after: &'a str, most: usize) -> BoxFuture<'a, Result<Vec<Name>, Error>> {
         Box::pin(async move {
             let entries = self.list(prefix).await?;
             let names = entries.into_iter().map(|entry| (entry.key, entry.revision));

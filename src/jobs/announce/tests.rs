@@ -144,12 +144,12 @@ async fn positions_are_told_to_listeners_and_to_others_when_they_are_back() {
     note_all(&mut announcer, &mut changes);
     announcer.tell().await;
     let added = ("meeting_added".to_owned(), json!(hers), json!(1), json!(2));
-    assert_eq!(bench.told("ada").await, [added.clone()]);
+    assert_eq!(bench.told("ada").await, std::slice::from_ref(&added));
     bench.claim("bob").await;
     for _ in 0..3 {
         look(&mut announcer).await;
     }
-    assert_eq!(bench.told("ada").await, [added.clone()], "nobody listens");
+    assert_eq!(bench.told("ada").await, std::slice::from_ref(&added), "nobody listens");
     let held = bench.events.hold(&Topic::Queue(user("ada"))).await;
     for _ in 0..3 {
         look(&mut announcer).await;

@@ -35,6 +35,7 @@ use self::writer::Writer;
 use super::BoxFuture;
 use super::Entry;
 use super::Error;
+use super::Name;
 use super::Revision;
 use super::Store;
 use super::keys;
@@ -168,12 +169,7 @@ impl Store for ControlDatabase {
         })
     }
 
-    fn names<'a>(
-        &'a self,
-        prefix: &'a str,
-        after: &'a str,
-        most: usize,
-    ) -> BoxFuture<'a, Result<Vec<(Arc<str>, Revision)>, Error>> {
+    fn names<'a>(&'a self, prefix: &'a str, after: &'a str, most: usize) -> BoxFuture<'a, Result<Vec<Name>, Error>> {
         Box::pin(async move {
             keys::check_prefix(prefix)?;
             let (reply, names) = oneshot::channel();

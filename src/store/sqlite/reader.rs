@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use super::schema;
 use crate::store::Entry;
 use crate::store::Error;
+use crate::store::Name;
 use crate::store::Revision;
 
 /// Connections for single reads: as many threads can read at once without waiting for each other.
@@ -76,7 +77,7 @@ impl Pool {
 pub(super) type Listing = Result<(Vec<Entry>, Revision), Error>;
 
 /// Some names and their revisions.
-pub(super) type Names = Result<Vec<(Arc<str>, Revision)>, Error>;
+pub(super) type Names = Result<Vec<Name>, Error>;
 
 #[derive(Debug)]
 pub(super) enum Query {
@@ -102,12 +103,7 @@ pub(super) fn serve_lists(mut connection: Connection, path: &Path, mut queries: 
     }
 }
 
-fn names(
-    connection: &Connection,
-    prefix: &str,
-    after: &str,
-    most: usize,
-) -> rusqlite::Result<Vec<(Arc<str>, Revision)>> {
+fn names(connection: &Connection, prefix: &str, after: &str, most: usize) -> rusqlite::Result<Vec<Name>> {
     let sql = "SELECT key, revision FROM records WHERE key > ?1 AND key < ?2 ORDER BY key LIMIT ?3";
     let mut statement = connection.prepare_cached(sql)?;
     // No key is a prefix, which ends with a dot.
