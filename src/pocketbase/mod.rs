@@ -5,6 +5,7 @@
 pub mod client;
 pub mod database;
 mod edit;
+mod locate;
 pub mod roster;
 pub mod routes;
 pub mod schema;
