@@ -5,6 +5,7 @@
 //! instance stops, the control database closes.
 
 mod delivery;
+mod isolation;
 mod meetings;
 mod process;
 pub mod services;
@@ -23,7 +24,6 @@ use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::anyhow;
-use anyhow::bail;
 use rustix::fs::FlockOperation;
 use time::OffsetDateTime;
 use tokio::sync::broadcast::error::RecvError;
@@ -46,7 +46,6 @@ use crate::auth::accounts;
 use crate::auth::accounts::Accounts;
 use crate::config::Config;
 use crate::gateway;
-use crate::gateway::DashboardMode;
 use crate::gateway::Dashboards;
 use crate::gateway::Gateway;
 use crate::ids::TenantId;
@@ -82,7 +81,6 @@ use crate::supervisor::config::Binary;
 use crate::supervisor::config::Layout;
 use crate::supervisor::config::Rosters;
 use crate::supervisor::jail::Isolation;
-use crate::supervisor::jail::config::Wanted;
 use crate::supervisor::template::Locations;
 use crate::supervisor::template::Templates;
 use crate::telemetry::Metrics;
@@ -259,7 +257,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
         tracing::info!(file = %made.display(), "made the master key of the vault; without this file stored secrets cannot be read");
     }
     let binary = find_pocketbase(config, folders).await?;
-    let isolation = isolate(config, folders, &binary)?;
+    let isolation = isolation::reach(config, &folders.root, &binary)?;
     let templates = bake(config, folders, &binary, &isolation).await?;
     let tenants = Tenants::open(Arc::clone(&store)).await?;
     let incarnation = incarnation();
@@ -290,7 +288,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
         public_url: config.public_url(listen),
         isolation,
         uids: Uids::open(Arc::clone(&store)).await?,
-        global_outbound: outbound_ports(config),
+        global_outbound: accounts::config::outbound_ports(&config.mail, &config.accounts),
         metrics: Arc::clone(&metrics),
     });
     let (verifier, keeper) = Verifier::new(&config.auth, global_db, sessions.clone());
@@ -452,49 +450,6 @@ fn relay(
 async fn find_pocketbase(config: &Config, folders: &Folders) -> anyhow::Result<Binary> {
     let path = binary::find(&config.pocketbase.binary, &config.pocketbase.version, &config.search_path)?;
     Ok(binary::verify(&path, &config.pocketbase.version, &config.pocketbase.sha256, &folders.at("staging")).await?)
-}
-
-/// How far processes will be kept from each other, and whether that is enough.
-fn isolate(config: &Config, folders: &Folders, binary: &Binary) -> anyhow::Result<Isolation> {
-    let isolation = Isolation::detect(&config.isolation, &folders.root, &binary.path).with_groups(&config.isolation);
-    let report = isolation.report();
-    let missing = report.missing.join("; ");
-    let (level, required) = (isolation.level, config.isolation.require);
-    if level < required {
-        bail!("isolation.require = {required}, but this start reaches level {level} only: {missing}");
-    }
-    if config.server.dashboard == DashboardMode::Isolated && level < 2 {
-        bail!(
-            "server.dashboard = isolated: \"off\" here, because processes are not isolated from each other (level 2 \
-             is needed, this start reaches level {level}: {missing})"
-        );
-    }
-    let is_unlimited = config.isolation.has_group_limits() && isolation.groups.is_none();
-    let is_less = matches!(config.isolation.level, Wanted::Level(wanted) if wanted > level) || level == 0;
-    if is_unlimited || is_less && config.isolation.level != Wanted::Level(0) {
-        tracing::warn!(isolation.level = level, missing, "isolation level {level}: {}", report.means);
-    } else {
-        tracing::info!(isolation.level = level, missing, "isolation level {level}: {}", report.means);
-    }
-    if isolation.has_users() {
-        supervisor::owner::open_data(&folders.root).context("open the data directory to the users of tenants")?;
-    }
-    Ok(isolation)
-}
-
-/// Where the global instance has to connect to.
-fn outbound_ports(config: &Config) -> Vec<u16> {
-    let mut ports = Vec::new();
-    if config.mail.is_on() {
-        ports.extend([config.mail.smtp_port, 53]);
-    }
-    for provider in config.accounts.oauth2.values() {
-        let urls = [&provider.token_url, &provider.user_info_url];
-        // The services that PocketBase knows itself are at 443.
-        let of = |url: &String| reqwest::Url::parse(url).ok().and_then(|url| url.port_or_known_default());
-        ports.extend(urls.into_iter().filter_map(of).chain([443, 53]));
-    }
-    ports
 }
 
 /// The templates, baked.

@@ -35,6 +35,7 @@ pub use crate::pocketbase::edit::Edit;
 pub use crate::pocketbase::edit::EditError;
 pub use crate::pocketbase::edit::Owner;
 use crate::pocketbase::edit::quoted;
+use crate::pocketbase::locate::locate;
 use crate::pocketbase::token::Key;
 use crate::pocketbase::token::Signer;
 
@@ -339,28 +340,6 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Connection, Error> {
 /// `SQLite` itself refuses a link in the file's place, at the moment when it opens it.
 const NO_MUTEX: OpenFlags = OpenFlags::SQLITE_OPEN_NO_MUTEX.union(OpenFlags::SQLITE_OPEN_NOFOLLOW);
 
-/// The file where it really is. The process that serves a data directory may put anything into it: a link to somebody
-/// else's database would make us read their keys as its own, and a pipe would keep us waiting for ever. The folders
-/// above belong to us, and may be reached by links.
-fn locate(path: &Path) -> Result<PathBuf, Error> {
-    let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => Error::NoFile { path: path.to_owned() },
-        _ => Error::Io { path: path.to_owned(), source },
-    };
-    let (folder, name) = match (path.parent(), path.file_name()) {
-        (Some(folder), Some(name)) => (folder, name),
-        _ => return Err(Error::NoFile { path: path.to_owned() }),
-    };
-    if folder.symlink_metadata().map_err(failed)?.is_symlink() {
-        return Err(Error::NotADatabase { path: path.to_owned() });
-    }
-    let found = path.symlink_metadata().map_err(failed)?;
-    if !found.is_file() {
-        return Err(Error::NotADatabase { path: path.to_owned() });
-    }
-    Ok(folder.canonicalize().map_err(failed)?.join(name))
-}
-
 pub(super) fn has_wal(path: &Path) -> bool {
     let mut wal = path.as_os_str().to_owned();
     wal.push("-wal");
@@ -392,37 +371,6 @@ mod tests {
 
     use super::*;
     use crate::pocketbase::schema;
-
-    #[test]
-    fn what_is_no_plain_file_is_refused_and_not_followed() {
-        let dir = tempfile::tempdir().unwrap();
-        let real = dir.path().join("theirs");
-        fs::create_dir(&real).unwrap();
-        let target = fixture(&real);
-        let at = |name: &str| dir.path().join(name);
-        std::os::unix::fs::symlink(&target, at("link.db")).unwrap();
-        std::os::unix::fs::symlink(&real, at("folder")).unwrap();
-        fs::create_dir(at("directory.db")).unwrap();
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            at("pipe.db"),
-            rustix::fs::FileType::Fifo,
-            rustix::fs::Mode::from_raw_mode(0o600),
-            0,
-        )
-        .unwrap();
-        let inside = at("folder").join(target.file_name().unwrap());
-        for path in [at("link.db"), at("directory.db"), at("pipe.db"), inside] {
-            for access in [Access::Read, Access::Write] {
-                let refused = open(&path, access).err();
-                assert!(matches!(refused, Some(Error::NotADatabase { .. })), "{}: {refused:?}", path.display());
-            }
-        }
-        quick_check(&target).unwrap();
-        // A link above the data directory is the operator's.
-        std::os::unix::fs::symlink(dir.path(), at("above")).unwrap();
-        quick_check(&at("above").join("theirs").join(target.file_name().unwrap())).unwrap();
-    }
 
     /// The tables that matter, as `PocketBase` 0.40 makes them; WAL, stopped cleanly. The tests of
     /// `supervisor::provision` do the same with files of the real one.

@@ -6,6 +6,7 @@ pub mod client;
 pub mod copy;
 pub mod database;
 mod edit;
+mod locate;
 pub mod roster;
 pub mod routes;
 pub mod schema;

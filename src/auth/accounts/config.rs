@@ -213,6 +213,22 @@ pub fn resolve(mail: &mut Mail, accounts: &mut Settings) -> Result<(), Unusable>
     Ok(())
 }
 
+/// TCP ports that the accounts instance connects to: the mail server's, and those of the services that people sign in with.
+pub fn outbound_ports(mail: &Mail, accounts: &Settings) -> Vec<u16> {
+    const NAMES: u16 = 53;
+    let mut ports = Vec::new();
+    if mail.is_on() {
+        ports.extend([mail.smtp_port, NAMES]);
+    }
+    for provider in accounts.oauth2.values() {
+        let urls = [&provider.token_url, &provider.user_info_url];
+        let of = |url: &String| reqwest::Url::parse(url).ok().and_then(|url| url.port_or_known_default());
+        // The services that PocketBase knows itself are at 443.
+        ports.extend(urls.into_iter().filter_map(of).chain([443, NAMES]));
+    }
+    ports
+}
+
 fn read_secret(key: &str, secret: &mut Secret, path: &PathBuf) -> Result<(), Unusable> {
     if path.as_os_str().is_empty() {
         return Ok(());
@@ -358,6 +374,20 @@ pub(super) mod tests {
         assert_eq!(key_of(|_, a| a.verify_url = "https://app.example.com/#/verify/{TOKEN}".into()), None);
         let key = key_of(|_, a| drop(a.oauth2.insert("github".into(), Provider::default())));
         assert_eq!(key.as_deref(), Some("accounts.oauth2.github.client_id"));
+    }
+
+    #[test]
+    fn the_ports_of_mail_server_and_services_are_known() {
+        let (mail, accounts) = sections(|mail, accounts| {
+            mail.smtp_host = "mail.example.com".into();
+            mail.smtp_port = 2525;
+            let own = Provider { token_url: "http://id.example.com:8081/token".into(), ..provider() };
+            accounts.oauth2.insert("oidc".into(), own);
+        });
+        let ports = outbound_ports(&mail, &accounts);
+        assert!([2525, 53, 8081, 443].iter().all(|port| ports.contains(port)), "{ports:?}");
+        let (mail, accounts) = sections(|_, _| {});
+        assert!(outbound_ports(&mail, &accounts).is_empty());
     }
 
     #[test]

@@ -51,14 +51,16 @@ impl<'de> Deserialize<'de> for Wanted {
         let allowed = || D::Error::custom("write \"auto\", 1, 2 or 3");
         match Written::deserialize(deserializer).map_err(|_| allowed())? {
             Written::Text(text) if text == "auto" => Ok(Self::Auto),
-            Written::Text(text) => text.parse().ok().filter(is_level).map(Self::Level).ok_or_else(allowed),
-            Written::Number(level) => Some(level).filter(is_level).map(Self::Level).ok_or_else(allowed),
+            Written::Text(text) => {
+                text.parse().ok().filter(|level| is_level(*level)).map(Self::Level).ok_or_else(allowed)
+            }
+            Written::Number(level) => Some(level).filter(|level| is_level(*level)).map(Self::Level).ok_or_else(allowed),
         }
     }
 }
 
-fn is_level(level: &u8) -> bool {
-    (LOWEST..=3).contains(level)
+fn is_level(level: u8) -> bool {
+    (LOWEST..=3).contains(&level)
 }
 
 impl Config {

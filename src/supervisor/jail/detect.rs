@@ -144,8 +144,8 @@ impl Isolation {
     pub(crate) fn profile(&self, limits: &Limits, outbound: &[u16], user: Option<u32>) -> String {
         let text = format!("{FORMAT}|{}|{limits:?}|{outbound:?}|{user:?}|{:?}", self.level, self.groups);
         let hash = Sha256::digest(text.as_bytes());
-        let hex: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        format!("{}-{hex}", self.level)
+        let short = hash.iter().take(8).fold(0_u64, |short, byte| short << 8 | u64::from(*byte));
+        format!("{}-{short:016x}", self.level)
     }
 }
 

@@ -17,6 +17,15 @@ use seccompiler::SeccompRule;
 use seccompiler::TargetArch;
 use seccompiler::sock_filter;
 
+/// What this is built for: the numbers of calls are this architecture's, and calls of any other end the process.
+const ARCH: TargetArch = if cfg!(target_arch = "x86_64") {
+    TargetArch::x86_64
+} else if cfg!(target_arch = "aarch64") {
+    TargetArch::aarch64
+} else {
+    TargetArch::riscv64
+};
+
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// Refused with EPERM, whatever the arguments.
@@ -118,7 +127,6 @@ const NETLINK: u64 = 16;
 /// Builds the filters: what is refused with EPERM, with EPROTONOSUPPORT, with ENOSYS. `datagrams` says whether UDP is
 /// left open; nothing can say where to.
 pub(super) fn filters(datagrams: bool) -> Result<Vec<BpfProgram>, seccompiler::Error> {
-    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     let mut programs = Vec::new();
     for (rules, errno) in [
         (forbidden()?, libc::EPERM),
@@ -128,10 +136,10 @@ pub(super) fn filters(datagrams: bool) -> Result<Vec<BpfProgram>, seccompiler::E
         (Rules::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS),
     ] {
         let errno = u32::try_from(errno).unwrap_or(1);
-        let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(errno), arch)?;
+        let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(errno), ARCH)?;
         programs.push(BpfProgram::try_from(filter)?);
     }
-    programs.push(no_x32(arch));
+    programs.push(no_x32());
     Ok(programs)
 }
 
@@ -181,10 +189,10 @@ fn sockets(datagrams: bool) -> Result<Rules, seccompiler::Error> {
 }
 
 /// Refuses the x32 kinds of calls with ENOSYS, as a kernel without them does.
-fn no_x32(arch: TargetArch) -> BpfProgram {
+fn no_x32() -> BpfProgram {
     let line = |code: u32, jt, jf, k| sock_filter { code: u16::try_from(code).unwrap_or(0), jt, jf, k };
     let allow = line(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW);
-    if arch != TargetArch::x86_64 {
+    if ARCH != TargetArch::x86_64 {
         return vec![allow];
     }
     let errno = u32::try_from(libc::ENOSYS).unwrap_or(1);

@@ -1,3 +1,5 @@
+//! What the sandbox refuses, tried from inside; and the lock.
+
 use super::*;
 
 #[test]

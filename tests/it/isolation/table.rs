@@ -53,7 +53,7 @@ impl Found {
                 }
             });
             let cells: Vec<String> = cells.collect();
-            text.push_str(&format!("| {name} | {} |\n", cells.join(" | ")));
+            text.extend(["| ", name, " | ", &cells.join(" | "), " |\n"]);
         }
         text
     }
