@@ -125,9 +125,8 @@ async fn begin(
 }
 
 fn moment(text: &str) -> Result<OffsetDateTime, Problem> {
-    OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).map_err(|_| {
-        Problem::new(Code::InvalidRequest).message("a time looks like 2026-11-21T13:30:00Z")
-    })
+    OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339)
+        .map_err(|_| Problem::new(Code::InvalidRequest).message("a time looks like 2026-11-21T13:30:00Z"))
 }
 
 /// The snapshot of an id, looked for among everybody's when its tenant is not said.

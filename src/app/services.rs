@@ -15,10 +15,10 @@ use crate::app::delivery::Delivery;
 use crate::app::meetings;
 use crate::audit::Audit;
 use crate::auth::Verifier;
+use crate::auth::api_keys::ApiKeys;
 use crate::backup;
 use crate::backup::Backups;
 use crate::backup::Repository;
-use crate::auth::api_keys::ApiKeys;
 use crate::config::Config;
 use crate::events;
 use crate::events::Events;
@@ -173,7 +173,8 @@ fn backups(
     tenants: &Tenants,
     shutdown: &Shutdown,
 ) -> Result<Backups, backup::Error> {
-    let place = backup::repository::open_place(&config.backup, &config.backup.store, &config.outbound, backup::Use::Write)?;
+    let place =
+        backup::repository::open_place(&config.backup, &config.backup.store, &config.outbound, backup::Use::Write)?;
     Ok(Backups::new(backup::Parts {
         config: config.backup.clone(),
         repository: place.map(|blobs| Repository::new(blobs, Arc::new(vault.clone()))),

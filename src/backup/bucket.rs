@@ -52,7 +52,8 @@ impl Bucket {
         };
         // The operator's own word is enough for the one address that it names.
         let allowed = outbound::Config { allow: vec![endpoint.clone()], ..outbound.clone() };
-        let guard = Guard::new(&allowed).map_err(|_| failed("backup.s3_endpoint is not an origin such as https://s3.example.com"))?;
+        let guard = Guard::new(&allowed)
+            .map_err(|_| failed("backup.s3_endpoint is not an origin such as https://s3.example.com"))?;
         let store = AmazonS3Builder::new()
             .with_http_connector(Guarded::new(guard, MOST))
             .with_access_key_id(&config.s3_access_key_id)
@@ -62,11 +63,7 @@ impl Bucket {
             .with_virtual_hosted_style_request(false)
             .with_allow_http(endpoint.starts_with("http://"))
             .with_endpoint(endpoint)
-            .with_retry(RetryConfig {
-                max_retries: 4,
-                retry_timeout: Duration::from_mins(2),
-                ..RetryConfig::default()
-            })
+            .with_retry(RetryConfig { max_retries: 4, retry_timeout: Duration::from_mins(2), ..RetryConfig::default() })
             .build()
             .map_err(|_| failed("the bucket cannot be addressed like this"))?;
         Ok(Self { store, prefix: Path::from(prefix), name: name.to_owned() })

@@ -70,7 +70,9 @@ mod tests {
     }
 
     fn pages(count: u64) -> Vec<u8> {
-        let page = |n: u64| (0..PAGE as u64 / 8).flat_map(move |at| (n * 7_919 + at).wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
+        let page = |n: u64| {
+            (0..PAGE as u64 / 8).flat_map(move |at| (n * 7_919 + at).wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes())
+        };
         (0..count).flat_map(page).collect()
     }
 

@@ -67,7 +67,9 @@ pub enum Unusable {
     #[error("backup.store: empty, \"dir:/absolute/path\" or \"s3:bucket/prefix\"")]
     Store,
     /// A bucket without a key.
-    #[error("backup.store is a bucket: set backup.s3_access_key_id, and POCKETFLEET_BACKUP__S3_SECRET_KEY in the environment")]
+    #[error(
+        "backup.store is a bucket: set backup.s3_access_key_id, and POCKETFLEET_BACKUP__S3_SECRET_KEY in the environment"
+    )]
     Key,
     /// Out of range.
     #[error("backup.{0}: {1}")]

@@ -134,7 +134,9 @@ pub async fn restore_fleet(order: &Order<'_>, mut report: impl FnMut(usize, usiz
                 restored.push((tenant, manifest.epoch));
             }
             // One damaged backup must not keep everybody else away.
-            Err(error @ (Error::Damaged(_) | Error::Failed(_) | Error::Sealed)) => failed.push((tenant, error.to_string())),
+            Err(error @ (Error::Damaged(_) | Error::Failed(_) | Error::Sealed)) => {
+                failed.push((tenant, error.to_string()))
+            }
             Err(error) => return Err(error),
         }
         report(restored.len() + failed.len(), total);
@@ -191,7 +193,8 @@ async fn settle(control: &Path, restored: &[(TenantId, u64)]) -> Result<Vec<Tena
             after = Some(last.id.clone());
             for tenant in page {
                 let is_restored = restored.iter().any(|(id, _)| *id == tenant.id);
-                let Some(placement) = placements.find(&tenant.id).filter(|found| !is_restored && found.epoch > 0) else {
+                let Some(placement) = placements.find(&tenant.id).filter(|found| !is_restored && found.epoch > 0)
+                else {
                     continue;
                 };
                 if placement.occupancy != Occupancy::Idle {

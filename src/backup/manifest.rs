@@ -186,7 +186,14 @@ mod tests {
         let id = SnapshotId::new(at);
         assert_eq!(id.at(), at);
         assert_eq!(SnapshotId::parse(id.as_str()).unwrap(), id);
-        for bad in ["", "latest", "../../x", "20261321T000000000-00000000", "20261121T133701042-0000000g", "20261121T133701042"] {
+        for bad in [
+            "",
+            "latest",
+            "../../x",
+            "20261321T000000000-00000000",
+            "20261121T133701042-0000000g",
+            "20261121T133701042",
+        ] {
             assert!(SnapshotId::parse(bad).is_err(), "{bad}");
         }
     }

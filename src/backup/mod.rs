@@ -128,8 +128,19 @@ impl Backups {
         let asked = Mutex::new(Keyed::new(config.requests_per_hour.get(), hour, LIMITED));
         let locks = std::iter::repeat_with(Default::default).take(LOCKS).collect();
         let (written, fingerprints) = (Mutex::default(), Mutex::default());
-        let inner =
-            Inner { config, repository, vault, supervisor, tenants, control, locks, written, fingerprints, asked, shutdown };
+        let inner = Inner {
+            config,
+            repository,
+            vault,
+            supervisor,
+            tenants,
+            control,
+            locks,
+            written,
+            fingerprints,
+            asked,
+            shutdown,
+        };
         Self { inner: Arc::new(inner) }
     }
 

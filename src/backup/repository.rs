@@ -134,7 +134,8 @@ impl Repository {
     pub(super) async fn key(&self, tenant: &TenantId, id: &str) -> Result<BackupKey, Error> {
         let prefix = format!("keys/{tenant}/");
         for info in self.blobs.list(&prefix).await? {
-            let is_wanted = info.key.strip_prefix(&prefix).and_then(|name| name.split_once('.')).is_some_and(|(k, _)| k == id);
+            let is_wanted =
+                info.key.strip_prefix(&prefix).and_then(|name| name.split_once('.')).is_some_and(|(k, _)| k == id);
             let Some(text) = (if is_wanted { self.blobs.get(&info.key).await? } else { None }) else { continue };
             let wrapped: WrappedBackupKey =
                 serde_json::from_slice(&text).map_err(|_| Error::Damaged("a key cannot be read".to_owned()))?;
@@ -186,7 +187,8 @@ impl Repository {
     /// Makes a snapshot one. Everything that it names is in the store.
     pub(super) async fn put_manifest(&self, key: &BackupKey, manifest: &Manifest) -> Result<(), Error> {
         let object = snapshot_object(&manifest.tenant, &manifest.id);
-        let text = serde_json::to_vec(manifest).map_err(|_| Error::Damaged("a manifest cannot be written".to_owned()))?;
+        let text =
+            serde_json::to_vec(manifest).map_err(|_| Error::Damaged("a manifest cannot be written".to_owned()))?;
         let mut content = format!("{}\n", key.id()).into_bytes();
         content.extend(key.seal(&object, &text)?);
         failpoint::hit("backup.manifest");
@@ -194,7 +196,11 @@ impl Repository {
     }
 
     /// A snapshot and the key of its objects.
-    pub(super) async fn manifest(&self, tenant: &TenantId, id: &SnapshotId) -> Result<(Manifest, Arc<BackupKey>), Error> {
+    pub(super) async fn manifest(
+        &self,
+        tenant: &TenantId,
+        id: &SnapshotId,
+    ) -> Result<(Manifest, Arc<BackupKey>), Error> {
         let object = snapshot_object(tenant, id);
         let content = self.blobs.get(&object).await?.ok_or(Error::NotFound)?;
         let damaged = || Error::Damaged(format!("the manifest {id} was changed"));

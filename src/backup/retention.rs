@@ -40,8 +40,7 @@ pub(super) fn kept<'a>(config: &Config, ids: &'a [SnapshotId], now: OffsetDateTi
     let mut kept: BTreeSet<&SnapshotId> = sorted.first().copied().into_iter().collect();
     // What somebody asked for a moment ago is there tomorrow, however many others there are.
     kept.extend(sorted.iter().filter(|id| id.at() + config.grace > now));
-    for (seconds, count) in
-        [(3_600, config.keep_hourly), (86_400, config.keep_daily), (7 * 86_400, config.keep_weekly)]
+    for (seconds, count) in [(3_600, config.keep_hourly), (86_400, config.keep_daily), (7 * 86_400, config.keep_weekly)]
     {
         let mut periods = BTreeSet::new();
         for id in &sorted {

@@ -167,7 +167,8 @@ impl Stored {
         let tree = blocking(move || Tree::open(&path)).await?.map_err(Error::io("open its data directory"))?;
         let tree = Arc::new(tree);
         let looking = Arc::clone(&tree);
-        stored.fingerprint = blocking(move || looking.fingerprint()).await?.map_err(Error::io("look at its database"))?;
+        stored.fingerprint =
+            blocking(move || looking.fingerprint()).await?.map_err(Error::io("look at its database"))?;
         stored.files(writer, &tree).await?;
         failpoint::hit("backup.files");
         let supervisor = &writer.backups.inner.supervisor;
@@ -220,7 +221,8 @@ impl Backups {
     async fn writer(&self, tenant: &TenantId) -> Result<Writer<'_>, Error> {
         let repository = self.repository()?;
         let (key, wrapped) = self.inner.vault.backup_key(tenant).await?;
-        let is_written = self.lock_written().contains(&(wrapped.tenant.clone(), wrapped.id.clone(), wrapped.kek.clone()));
+        let is_written =
+            self.lock_written().contains(&(wrapped.tenant.clone(), wrapped.id.clone(), wrapped.kek.clone()));
         if !is_written {
             repository.put_key(&wrapped, &self.inner.vault.public_masters().await?).await?;
             self.lock_written().insert((wrapped.tenant.clone(), wrapped.id.clone(), wrapped.kek.clone()));
@@ -295,7 +297,8 @@ impl Backups {
     async fn finish(&self, mut writer: Writer<'_>, stored: Stored, of: Description) -> Result<Manifest, Error> {
         let items: Vec<Item> = stored.items.into_values().collect();
         let (files, bytes) = (items.len() as u64, items.iter().map(|item| item.content.bytes).sum());
-        let lines = blocking(move || manifest::encode(&items)).await?.map_err(|error| Error::Store(error.to_string()))?;
+        let lines =
+            blocking(move || manifest::encode(&items)).await?.map_err(|error| Error::Store(error.to_string()))?;
         // The list is cut like a database, so that most of a long one is stored once as well.
         writer.known.items.clear();
         let (index, new) = writer.content(std::io::Cursor::new(lines), Cut::Pages(writer.seed)).await?;

@@ -65,7 +65,8 @@ impl Tree {
     }
 
     fn beneath(&self, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        let resolve =
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
         rustix::fs::openat2(&self.root, path, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), resolve)
     }
 
@@ -194,7 +195,8 @@ mod tests {
         let listing = tree.storage().unwrap();
         assert_eq!(listing.files, ["storage/c/r/plain.txt"]);
         assert_eq!(listing.skipped, 5);
-        for path in ["storage/c/r/link.txt", "storage/folder/secret", "storage/c/r/second-name.txt", "storage/c/r/pipe"] {
+        for path in ["storage/c/r/link.txt", "storage/folder/secret", "storage/c/r/second-name.txt", "storage/c/r/pipe"]
+        {
             assert!(tree.file(path).unwrap().is_none(), "{path}");
         }
         assert!(tree.file("../secret").is_err() || tree.file("../secret").unwrap().is_none());
@@ -210,7 +212,9 @@ mod tests {
         for good in ["data.db", "storage/a/b/c.png", "storage/a/b/.attrs"] {
             assert!(is_path(good), "{good}");
         }
-        for bad in ["", "/etc/passwd", "storage/../x", "storage//x", "storage/", "hooks/a", "data.db-wal", "storage/a\0b"] {
+        for bad in
+            ["", "/etc/passwd", "storage/../x", "storage//x", "storage/", "hooks/a", "data.db-wal", "storage/a\0b"]
+        {
             assert!(!is_path(bad), "{bad}");
         }
     }

@@ -283,7 +283,8 @@ fn size(value: &Value) -> String {
 
 fn made(result: &Value) -> String {
     let id = result["id"].as_str().unwrap_or("?");
-    let mut text = format!("{id}, {} files, {}, {} new", result["files"], size(&result["bytes"]), size(&result["new_bytes"]));
+    let mut text =
+        format!("{id}, {} files, {}, {} new", result["files"], size(&result["bytes"]), size(&result["new_bytes"]));
     if result["missing"].as_u64().is_some_and(|count| count > 0) {
         text.push_str(&format!("; {} files that records name are not there", result["missing"]));
     }

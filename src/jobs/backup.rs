@@ -283,7 +283,13 @@ impl Worker {
     }
 
     async fn verify_all(&self, run: &Run) -> Result<Value, Error> {
-        let newest: Vec<_> = self.backups.everything().await?.into_iter().filter_map(|(t, ids)| Some((t, ids.last()?.clone()))).collect();
+        let newest: Vec<_> = self
+            .backups
+            .everything()
+            .await?
+            .into_iter()
+            .filter_map(|(t, ids)| Some((t, ids.last()?.clone())))
+            .collect();
         let total = newest.len() as u64;
         let mut tally = Tally::default();
         for (tenant, id) in newest {
@@ -347,8 +353,11 @@ mod tests {
     fn an_owners_job_is_about_their_own_data_and_nothing_else() {
         let [ada, bob] = ["ada", "bob"].map(|id| TenantId::parse(id).unwrap());
         let id = SnapshotId::parse("20261121T133701042-0a1b2c3d").unwrap();
-        let restore =
-            |tenant: &TenantId, from: &TenantId| Task::Restore { tenant: tenant.clone(), from: from.clone(), id: id.clone() };
+        let restore = |tenant: &TenantId, from: &TenantId| Task::Restore {
+            tenant: tenant.clone(),
+            from: from.clone(),
+            id: id.clone(),
+        };
         let take = |tenant: &TenantId| Task::Tenant { tenant: tenant.clone(), reason: Reason::Owner };
         assert!(take(&ada).is_for(&ada) && restore(&ada, &ada).is_for(&ada));
         for task in [

@@ -63,8 +63,10 @@ impl HttpService for Guarded {
     {
         Box::pin(async move {
             let (head, body) = request.into_parts();
-            let url =
-                self.guard.parse(&head.uri.to_string()).map_err(|error| HttpError::new(HttpErrorKind::Decode, error))?;
+            let url = self
+                .guard
+                .parse(&head.uri.to_string())
+                .map_err(|error| HttpError::new(HttpErrorKind::Decode, error))?;
             let length = body.content_length() as u64;
             let is_head = head.method == Method::HEAD;
             let mut outgoing = reqwest::Request::new(head.method, url);

@@ -122,7 +122,8 @@ pub fn named_files(path: &Path, mut each: impl FnMut(&str) -> bool) -> Result<()
         for (id, table, fields) in collections {
             let fields: Vec<Field> = serde_json::from_str(&fields).unwrap_or_default();
             for field in fields.iter().filter(|field| field.kind == "file") {
-                let sql = format!("SELECT id, {0} FROM {1} WHERE {0} NOT IN ('', '[]')", quoted(&field.name), quoted(&table));
+                let sql =
+                    format!("SELECT id, {0} FROM {1} WHERE {0} NOT IN ('', '[]')", quoted(&field.name), quoted(&table));
                 // A collection whose table has gone is PocketBase's affair.
                 let Ok(mut statement) = connection.prepare(&sql) else { continue };
                 let mut rows = statement.query([])?;

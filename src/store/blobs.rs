@@ -329,7 +329,9 @@ fn collect(folder: &OwnedFd, prefix: &str, depth: usize, found: &mut Vec<BlobInf
                 found.push(BlobInfo {
                     key: format!("{prefix}{word}"),
                     bytes: stat.st_size.cast_unsigned(),
-                    modified: u64::try_from(stat.st_mtime).ok().map(|s| SystemTime::UNIX_EPOCH + Duration::from_secs(s)),
+                    modified: u64::try_from(stat.st_mtime)
+                        .ok()
+                        .map(|s| SystemTime::UNIX_EPOCH + Duration::from_secs(s)),
                 });
             }
             FileType::Directory if depth > 1 => match rustix::fs::openat(folder, word, FOLDER, Mode::empty()) {

@@ -156,7 +156,8 @@ impl Masters {
             Given::Nothing(path) => return Err(Locked::Missing { path, wanted }),
         };
         let found = candidates.first().map_or_else(|| "a passphrase".to_owned(), kek::id);
-        let fits = |key: &Key| records.iter().any(|record| record.id == kek::id(key) && record.check == kek::check(key));
+        let fits =
+            |key: &Key| records.iter().any(|record| record.id == kek::id(key) && record.check == kek::check(key));
         let Some(key) = candidates.into_iter().find(fits) else {
             return Err(Locked::Wrong { wanted, found, source_word: source });
         };

@@ -30,7 +30,11 @@ async fn nothing_is_readable_in_the_store_and_every_change_is_noticed() {
     }
     // Equal files of two tenants have different names and different contents.
     let names = |tenant: &str| -> Vec<String> {
-        bench.objects(&format!("chunks/{tenant}")).iter().map(|path| path.file_name().unwrap().to_string_lossy().into()).collect()
+        bench
+            .objects(&format!("chunks/{tenant}"))
+            .iter()
+            .map(|path| path.file_name().unwrap().to_string_lossy().into())
+            .collect()
     };
     assert!(names(&ada.id).iter().all(|name| !names(&bob.id).contains(name)));
 
@@ -116,14 +120,16 @@ async fn a_kill_leaves_objects_that_a_prune_removes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_store_fails_the_backup_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
-    let mounted = command("mount").args(["-t", "tmpfs", "-o", "size=256k", "none"]).arg(folder.path()).status().unwrap();
+    let mounted =
+        command("mount").args(["-t", "tmpfs", "-o", "size=256k", "none"]).arg(folder.path()).status().unwrap();
     if !mounted.success() {
         eprintln!("skipped: this user cannot mount a tmpfs");
         return;
     }
     let store = folder.path().join("store");
     std::fs::create_dir(&store).unwrap();
-    let mut app = TestApp::with(&format!("{}queue.poll = \"1s\"\n", keys_of(&store)).replace("queue.poll = \"1s\"\n", "")).await;
+    let mut app =
+        TestApp::with(&format!("{}queue.poll = \"1s\"\n", keys_of(&store)).replace("queue.poll = \"1s\"\n", "")).await;
     app.expect_log("a backup failed");
     let ada = app.user("ada").await;
     note_with_file(&ada, "large", &[9; 600_000]).await;

@@ -147,11 +147,8 @@ async fn a_restored_fleet_leaves_the_processes_of_the_one_that_still_runs_alone(
             .success()
     );
     let from = format!("dir:{}", bench.store.path().display());
-    let output = pocketfleet()
-        .args(["backup", "restore-fleet", "--from", &from, "--data"])
-        .arg(copy.data())
-        .output()
-        .unwrap();
+    let output =
+        pocketfleet().args(["backup", "restore-fleet", "--from", &from, "--data"]).arg(copy.data()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     copy.launch().await;
     let there = ada.at(&copy);

@@ -63,7 +63,10 @@ async fn owners_take_download_and_go_back_and_nobody_else_does() {
 
     // The archive is a plain directory without anything of ours.
     let answer = ada.get(&format!("/api/v1/backups/{id}/download")).await;
-    assert_eq!((answer.status().as_u16(), &answer.headers()["content-type"]), (200, &"application/x-tar".parse().unwrap()));
+    assert_eq!(
+        (answer.status().as_u16(), &answer.headers()["content-type"]),
+        (200, &"application/x-tar".parse().unwrap())
+    );
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("a.tar"), answer.bytes().await.unwrap()).unwrap();
     let unpacked = command("tar").arg("-xf").arg("a.tar").current_dir(folder.path()).status().unwrap();

@@ -100,7 +100,10 @@ async fn killed_at(step: &'static str) -> Vec<String> {
     })
     .await;
     assert_eq!(job["state"], "done", "{step}: {job}");
-    assert!(matches!(titles.iter().map(String::as_str).collect::<Vec<_>>()[..], ["old"] | ["new", "old"]), "{titles:?}");
+    assert!(
+        matches!(titles.iter().map(String::as_str).collect::<Vec<_>>()[..], ["old"] | ["new", "old"]),
+        "{titles:?}"
+    );
     whole(&bench, &ada).await;
     ada.titles().await
 }
