@@ -243,6 +243,7 @@ fn no_other_file_routes_past_the_document() {
                     &*name,
                     "control.rs"
                         | "control_api_keys.rs"
+                        | "control_backups.rs"
                         | "control_jobs.rs"
                         | "control_life.rs"
                         | "control_templates.rs"
