@@ -26,6 +26,7 @@ use crate::lifecycle;
 use crate::meetings;
 use crate::outbound;
 use crate::queue;
+use crate::quota;
 use crate::realtime;
 use crate::supervisor;
 use crate::telemetry;
@@ -95,6 +96,8 @@ pub struct Config {
     pub auth: auth::Config,
     /// `[workspaces]`
     pub workspaces: tenancy::Config,
+    /// `[quota]`
+    pub quota: quota::Config,
     /// `[tenancy]`
     pub tenancy: lifecycle::Config,
     /// `[mail]`
@@ -302,6 +305,7 @@ impl Config {
             let (key, value) = ("meetings.max_hook_bytes", self.meetings.max_hook_bytes);
             return Err(rule(key, value, "not above server.max_account_bytes, which no request of ours may exceed"));
         }
+        self.quota.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.tenancy.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.vault.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.delivery.validate().map_err(|error| Error::Invalid(error.to_string()))?;

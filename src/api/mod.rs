@@ -47,6 +47,7 @@ pub mod openapi;
 mod page;
 pub mod pocketbase;
 pub mod queue;
+pub mod quotas;
 pub mod router;
 mod services;
 pub(crate) mod session_cookie;
@@ -70,6 +71,7 @@ use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
 use crate::gateway::Dashboards;
 use crate::lifecycle::Lifecycle;
+use crate::quota::Quotas;
 use crate::shutdown::Shutdown;
 use crate::store::sessions::Sessions;
 use crate::store::tenants::Tenants;
@@ -161,6 +163,8 @@ pub struct Parts {
     pub supervisor: Supervisor,
     /// What serves users beyond their instances.
     pub services: Services,
+    /// How much each tenant may have.
+    pub quotas: Quotas,
     /// The end of tenants.
     pub lifecycle: Lifecycle,
     /// The tenants' records.

@@ -307,6 +307,9 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         shutdown: shutdown.clone(),
     })
     .await?;
+    let (quotas, sweep) =
+        services::quotas(config, &folders.root, tenants.clone(), &supervisor, &services.events, Arc::clone(&metrics));
+    shutdown.spawn(sweep.run(shutdown.clone()));
     let ended = Ended {
         config,
         store,
@@ -326,6 +329,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         supervisor: supervisor.clone(),
         tenancy: tenancy.clone(),
         services,
+        quotas: quotas.clone(),
         lifecycle,
         tenants,
         sessions,
@@ -344,6 +348,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         tenancy,
         hub,
         dashboards,
+        quotas,
         metrics,
         slow_request: config.log.slow_request,
     };

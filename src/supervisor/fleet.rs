@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
@@ -28,6 +29,7 @@ use crate::supervisor::backoff::Policy;
 use crate::supervisor::config::Binary;
 use crate::supervisor::config::Config;
 use crate::supervisor::config::Layout;
+use crate::supervisor::config::Memory;
 use crate::supervisor::config::Rosters;
 use crate::supervisor::instance::Instance;
 use crate::supervisor::rollout::Rollouts;
@@ -78,6 +80,8 @@ pub(crate) struct Fleet {
     /// The global instance may go down too.
     pub(crate) stopping_global: CancellationToken,
     pub(crate) awakenings: broadcast::Sender<Awakening>,
+    /// Bytes of data that a tenant's process may have, where somebody says so.
+    pub(crate) memory: OnceLock<Memory>,
     awake: AtomicUsize,
     room: Notify,
 }
@@ -123,6 +127,7 @@ impl Fleet {
             stopping: CancellationToken::new(),
             stopping_global: CancellationToken::new(),
             awakenings: broadcast::Sender::new(AWAKENINGS),
+            memory: OnceLock::new(),
             awake: AtomicUsize::new(0),
             room: Notify::new(),
         })
@@ -136,6 +141,12 @@ impl Fleet {
             failures: self.config.quarantine_failures,
             window: self.config.quarantine_window,
         }
+    }
+
+    /// Bytes of data that the process of a tenant may have.
+    pub(crate) fn data_bytes(&self, tenant: &TenantId) -> u64 {
+        let own = self.memory.get().and_then(|memory| (memory.0)(tenant));
+        own.unwrap_or(self.config.data_bytes)
     }
 
     /// Folder of an instance.

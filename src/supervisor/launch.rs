@@ -229,7 +229,7 @@ async fn attempt(
     let epoch = epoch.map_err(store)?;
     let log_start = logs::length(&folder);
     let started = signers.and_then(|signers| {
-        let started = spawn(fleet, &folder, golden);
+        let started = spawn(fleet, tenant, &folder, golden);
         Ok((signers, started.map_err(|error| outside(format!("start the jailer: {error}")))?))
     });
     let (signers, (process, announcement)) = match started {
@@ -269,7 +269,7 @@ async fn attempt(
     Err(failure)
 }
 
-fn spawn(fleet: &Fleet, folder: &Path, golden: &Golden) -> std::io::Result<(Process, Announcement)> {
+fn spawn(fleet: &Fleet, tenant: &TenantId, folder: &Path, golden: &Golden) -> std::io::Result<(Process, Announcement)> {
     let log = logs::open(folder)?;
     let address = random_address();
     let path = |path: &Path| path.display().to_string();
@@ -296,7 +296,7 @@ fn spawn(fleet: &Fleet, folder: &Path, golden: &Golden) -> std::io::Result<(Proc
         lock: folder.join("lock"),
         nofile: fleet.config.nofile,
         nproc: fleet.config.nproc,
-        data_bytes: fleet.config.data_bytes,
+        data_bytes: fleet.data_bytes(tenant),
     };
     let announcement = Announcement::of(&logs::path(folder));
     let process = Process::spawn(&process::own_program(), &spec, &log, address, &fleet.binary.sha256)?;

@@ -172,6 +172,7 @@ impl Template {
             identity: manifest.identity,
             public_read: manifest.public_read,
             routes: manifest.routes,
+            quota: manifest.quota,
             has_public: part(PUBLIC).is_some(),
             has_hooks: part(HOOKS).is_some(),
             hash: hash.clone(),

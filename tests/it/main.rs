@@ -34,6 +34,7 @@ mod operators;
 mod python;
 mod queue;
 mod queue_api;
+mod quota;
 mod raw_http;
 mod realtime;
 mod realtime_limits;
