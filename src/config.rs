@@ -30,6 +30,7 @@ use crate::lifecycle;
 use crate::meetings;
 use crate::outbound;
 use crate::queue;
+use crate::quota;
 use crate::realtime;
 use crate::reload;
 use crate::supervisor;
@@ -102,6 +103,8 @@ pub struct Config {
     pub auth: auth::Config,
     /// `[workspaces]`
     pub workspaces: tenancy::Config,
+    /// `[quota]`
+    pub quota: quota::Config,
     /// `[tenancy]`
     pub tenancy: lifecycle::Config,
     /// `[mail]`
@@ -313,6 +316,7 @@ impl Config {
             let (key, value) = ("meetings.max_hook_bytes", self.meetings.max_hook_bytes);
             return Err(rule(key, value, "not above server.max_account_bytes, which no request of ours may exceed"));
         }
+        self.quota.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.tenancy.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.vault.validate().map_err(|error| Error::Invalid(error.to_string()))?;
         self.backup.validate().map_err(|error| Error::Invalid(error.to_string()))?;

@@ -140,6 +140,10 @@ codes! {
     TenantSuspended = "TENANT_SUSPENDED", 403, Client, "this instance is suspended; ask the operator";
     /// Deleted by its owner or an admin; everything of it is kept for a while.
     TenantDeleted = "TENANT_DELETED", 410, Client, "this was deleted; until it is erased it can be brought back: POST /api/v1/tenants/{id}/undelete";
+    /// The tenant has as much on the disk as it may; deleting and reading go on.
+    QuotaExceeded = "QUOTA_EXCEEDED", 507, Client, "there is no room left for this; delete something, or ask the operator for more";
+    /// The disk of the server is down to its reserve.
+    ServerFull = "SERVER_FULL", 507, Server, "the server has no room left; try again later";
     /// As many instances are awake as may be, and none can sleep.
     CapacityReached = "CAPACITY_REACHED", 503, Limit, "no room for another awake instance; try again soon";
     /// Another service had to be asked and did not answer.

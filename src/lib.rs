@@ -16,6 +16,7 @@ pub mod store;
 
 pub mod audit;
 pub mod queue;
+pub mod quota;
 pub mod vault;
 
 pub mod integrations;

@@ -240,6 +240,12 @@ pub struct Metrics {
     pub deliveries: Family<ReasonLabels, Counter>,
     /// Bytes of recordings, `fetched` and `sent`.
     pub delivery_bytes: Family<ReasonLabels, Counter>,
+    /// Bytes on the disk of all tenants that were measured.
+    pub tenant_bytes: Gauge,
+    /// Tenants beyond a limit of their disk, by limit: `soft` or `hard`.
+    pub over_quota: Family<StateLabels, Gauge>,
+    /// 1 while the disk is down to its reserve and no tenant writes.
+    pub disk_reserved: Gauge,
     /// The job queue.
     pub queue: QueueMetrics,
     /// Open sockets of our own events.
@@ -295,6 +301,9 @@ impl Metrics {
             events: Counter::default(),
             deliveries: Family::default(),
             delivery_bytes: Family::default(),
+            tenant_bytes: Gauge::default(),
+            over_quota: Family::default(),
+            disk_reserved: Gauge::default(),
             queue: QueueMetrics::default(),
             ws_connections: Gauge::default(),
             ws_subscriptions: Gauge::default(),
@@ -336,6 +345,9 @@ impl Metrics {
         r.register("realtime_events", "Events passed on to clients", self.events.clone());
         r.register("deliveries", "Finished deliveries by kind of destination", self.deliveries.clone());
         r.register("delivery_bytes", "Bytes of recordings that were fetched and sent", self.delivery_bytes.clone());
+        r.register("tenant_disk_bytes", "Bytes on the disk of all measured tenants", self.tenant_bytes.clone());
+        r.register("tenants_over_quota", "Tenants beyond a limit of their disk", self.over_quota.clone());
+        r.register("disk_reserved", "1 while the disk is down to its reserve", self.disk_reserved.clone());
         self.queue.register(r);
         r.register("ws_connections", "Open WebSockets", self.ws_connections.clone());
         r.register("ws_subscriptions", "Subscriptions of WebSockets", self.ws_subscriptions.clone());
@@ -347,6 +359,11 @@ impl Metrics {
         r.register("ws_refused", "WebSockets refused before the upgrade", self.ws_refused.clone());
         r.register("ws_recoveries", "Topics that clients resumed", self.ws_recoveries.clone());
         r.register("ws_delivery_seconds", "Publishing to the last write on a worker", self.ws_delivery_seconds.clone());
+    }
+
+    /// Sets how many tenants are beyond a limit of their disk.
+    pub fn over_quota(&self, state: &'static str, count: i64) {
+        self.over_quota.get_or_create(&StateLabels { state }).set(count);
     }
 
     /// Notes how a request came to its instance.

@@ -14,11 +14,14 @@ use time::OffsetDateTime;
 use crate::api::AppState;
 use crate::api::error::ApiError;
 use crate::api::json;
+use crate::api::json::Params;
 use crate::api::lifecycle::DeletedList;
 use crate::api::lifecycle::DeletedTenant;
 use crate::api::lifecycle::ErasureVerdict;
+use crate::api::quotas;
 use crate::api::tenants::to_its_end;
 use crate::audit::Actor;
+use crate::audit::Audit;
 use crate::error::Code;
 use crate::error::Problem;
 use crate::ids::TenantId;
@@ -26,7 +29,9 @@ use crate::ids::UserId;
 use crate::lifecycle::Adoption;
 use crate::lifecycle::Lifecycle;
 use crate::lifecycle::Signed;
+use crate::quota::Quotas;
 use crate::shutdown::Shutdown;
+use crate::store::tenants::Tenants;
 
 /// The routes.
 pub(super) fn routes() -> Router<AppState> {
@@ -35,6 +40,8 @@ pub(super) fn routes() -> Router<AppState> {
         .route("/tenants/{id}/delete", post(delete))
         .route("/tenants/{id}/undelete", post(undelete))
         .route("/tenants/{id}/erase", post(erase))
+        .route("/tenants/{id}/quota", get(quota).put(set_quota))
+        .route("/usage", get(usage))
         .route("/erasures", get(erasures))
         .route("/erasures/verify", post(verify))
         .route("/orphans", get(orphans))
@@ -128,4 +135,32 @@ async fn remove(
 ) -> Result<Json<Value>, ApiError> {
     let removed = async move { Ok(lifecycle.remove_orphan(&id).await.map_err(Problem::from)?) };
     Ok(Json(value!(to_its_end(&shutdown, removed).await?)))
+}
+
+async fn usage(
+    State(tenants): State<Tenants>,
+    State(quotas): State<Quotas>,
+    Params(page): Params<quotas::Page>,
+) -> Json<quotas::UsageList> {
+    Json(quotas::UsageList::of(&tenants, &quotas, page.after.as_ref(), page.limit))
+}
+
+async fn quota(
+    State(tenants): State<Tenants>,
+    State(quotas): State<Quotas>,
+    Path(id): Path<String>,
+) -> Result<Json<quotas::UsageView>, ApiError> {
+    let unknown = || Problem::new(Code::NotFound).message("there is no such tenant");
+    let tenant = tenants.find(&parse(&id)?).ok_or_else(unknown)?;
+    Ok(Json(quotas::measured(&quotas, tenant).await?))
+}
+
+async fn set_quota(
+    State(tenants): State<Tenants>,
+    State(quotas): State<Quotas>,
+    State(audit): State<Audit>,
+    Path(id): Path<String>,
+    json::Json(body): json::Json<quotas::QuotaBody>,
+) -> Result<Json<quotas::UsageView>, ApiError> {
+    Ok(Json(quotas::change(&tenants, &quotas, &audit, Actor::Operator, &parse(&id)?, body).await?))
 }

@@ -49,6 +49,7 @@ pub mod openapi;
 mod page;
 pub mod pocketbase;
 pub mod queue;
+pub mod quotas;
 pub mod router;
 pub mod schedules;
 mod services;
@@ -73,6 +74,7 @@ use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
 use crate::gateway::Dashboards;
 use crate::lifecycle::Lifecycle;
+use crate::quota::Quotas;
 use crate::reload::Reloads;
 use crate::shutdown::Shutdown;
 use crate::store::sessions::Sessions;
@@ -165,6 +167,8 @@ pub struct Parts {
     pub supervisor: Supervisor,
     /// What serves users beyond their instances.
     pub services: Services,
+    /// How much each tenant may have.
+    pub quotas: Quotas,
     /// The end of tenants.
     pub lifecycle: Lifecycle,
     /// The tenants' records.

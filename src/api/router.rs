@@ -39,6 +39,7 @@ use crate::api::openapi::alias;
 use crate::api::page;
 use crate::api::pocketbase;
 use crate::api::queue;
+use crate::api::quotas;
 use crate::api::schedules;
 use crate::api::sessions;
 use crate::api::tenants;
@@ -65,7 +66,14 @@ fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(openapi::base())
         .nest(AUTH, auth())
         .nest("/auth", alias(auth(), "alias", AUTH))
-        .nest(V1, tenants::router().merge(members::router()).merge(invitations::router()).merge(lifecycle::router()))
+        .nest(
+            V1,
+            tenants::router()
+                .merge(members::router())
+                .merge(invitations::router())
+                .merge(lifecycle::router())
+                .merge(quotas::router()),
+        )
         .nest(V1, meetings().merge(fathom::router()))
         .nest("/api", alias(meetings(), "alias", V1))
         .nest(V1, audit::router())

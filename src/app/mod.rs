@@ -322,6 +322,9 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
         shutdown: shutdown.clone(),
     })
     .await?;
+    let (quotas, sweep) =
+        services::quotas(config, &folders.root, tenants.clone(), &supervisor, &services.events, Arc::clone(&metrics));
+    shutdown.spawn(sweep.run(shutdown.clone()));
     let ended = Ended {
         config,
         store,
@@ -341,6 +344,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
         supervisor: supervisor.clone(),
         tenancy: tenancy.clone(),
         services,
+        quotas: quotas.clone(),
         lifecycle,
         tenants,
         sessions,
@@ -360,6 +364,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
         tenancy,
         hub,
         dashboards,
+        quotas,
         metrics,
         slow_request: config.log.slow_request,
     };

@@ -41,6 +41,9 @@ use crate::lifecycle::Lifecycle;
 use crate::outbound::Guard;
 use crate::queue;
 use crate::queue::Queue;
+use crate::quota;
+use crate::quota::Quotas;
+use crate::quota::Sweep;
 use crate::records::Records;
 use crate::records::Settle;
 use crate::shutdown::Shutdown;
@@ -48,6 +51,7 @@ use crate::store;
 use crate::store::Store;
 use crate::store::tenants::Tenants;
 use crate::supervisor::Supervisor;
+use crate::supervisor::config::Memory;
 use crate::telemetry::Metrics;
 use crate::tenancy::MemberRole;
 use crate::tenancy::Tenancy;
@@ -269,5 +273,51 @@ pub fn lifecycle(given: Ended<'_>, services: &Services) -> Lifecycle {
         erasers: Vec::new(),
         audit: services.audit.clone(),
         shutdown,
+    })
+}
+
+/// Builds what counts and limits what tenants have, and the task that measures.
+pub fn quotas(
+    config: &Config,
+    data: &Path,
+    tenants: Tenants,
+    supervisor: &Supervisor,
+    events: &Events,
+    metrics: Arc<Metrics>,
+) -> (Quotas, Sweep) {
+    let (measured, templates) = (supervisor.clone(), supervisor.clone());
+    let (quotas, sweep) = Quotas::new(quota::Parts {
+        config: config.quota.clone(),
+        tenants,
+        data: data.to_owned(),
+        measure: Arc::new(move |id| measured.measure(id).map(|usage| usage.bytes)),
+        of_template: Arc::new(move |name| {
+            templates.templates().traits(name).map(|found| found.quota).unwrap_or_default()
+        }),
+        tell: tell(events.clone()),
+        metrics,
+    });
+    let limits = quotas.clone();
+    supervisor.limit_memory(Memory(Arc::new(move |id| limits.memory(id))));
+    (quotas, sweep)
+}
+
+/// How the owner of a tenant hears that it crossed a limit of its disk.
+fn tell(events: Events) -> quota::Tell {
+    let runtime = tokio::runtime::Handle::current();
+    Arc::new(move |tenant, crossing| {
+        let Some(owner) = tenant.owner.clone() else { return };
+        let data = serde_json::json!({
+            "tenant_id": tenant.id,
+            "level": crossing.level.as_str(),
+            "used": crossing.used,
+            "disk_soft": crossing.limits.disk_soft,
+            "disk_hard": crossing.limits.disk_hard,
+        });
+        let (events, message) = (events.clone(), Message::new("DiskUsage".to_owned(), data));
+        // Bounded by the time limit of publishing; the measuring thread is not a task and waits for it.
+        if let Err(error) = runtime.block_on(events.publish(Topic::User(owner), message)) {
+            tracing::debug!(tenant.id = %tenant.id, %error, "nobody is told of a limit that was crossed");
+        }
     })
 }

@@ -50,3 +50,5 @@ pub const TENANT_ERASED: &str = "tenant.erased";
 pub const ORPHAN_ADOPTED: &str = "orphan.adopted";
 /// A folder that no record named was removed.
 pub const ORPHAN_REMOVED: &str = "orphan.removed";
+/// A tenant's own limits were changed; the particulars are the new ones.
+pub const QUOTA_CHANGED: &str = "quota.changed";

@@ -41,8 +41,54 @@ pub enum Command {
     Undelete(Target),
     /// List those that were deleted and are not erased yet.
     Deleted,
+    /// Show what a tenant has and may have, or change its own limits.
+    Quota(Quota),
+    /// List what tenants have and may have.
+    Usage(Usage),
     /// List folders without a record, and records without a folder; take one in again, or remove it.
     Orphans(Orphans),
+}
+
+/// Limits of one tenant; 0 is no limit. What is not given stays as it is.
+#[derive(Debug, Args)]
+pub struct Quota {
+    #[command(flatten)]
+    target: Target,
+    /// Bytes on the disk from which on it is told.
+    #[arg(long, value_name = "BYTES")]
+    disk_soft: Option<u64>,
+    /// Bytes on the disk from which on its writes are refused.
+    #[arg(long, value_name = "BYTES")]
+    disk_hard: Option<u64>,
+    /// Largest body of one request.
+    #[arg(long, value_name = "BYTES")]
+    file_size: Option<u64>,
+    /// Memory of its process, from its next start on.
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<u64>,
+    /// Requests at work at once.
+    #[arg(long, value_name = "N")]
+    in_flight: Option<u64>,
+    /// Requests in a minute.
+    #[arg(long, value_name = "N")]
+    requests_per_minute: Option<u64>,
+    /// Requests with files in an hour.
+    #[arg(long, value_name = "N")]
+    uploads_per_hour: Option<u64>,
+    /// Take its own limits away first, so that its template's and the server's hold.
+    #[arg(long)]
+    clear: bool,
+}
+
+/// What to list.
+#[derive(Debug, Args)]
+pub struct Usage {
+    /// Most tenants to print, 1 to 500.
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    limit: usize,
+    /// Begin after this tenant.
+    #[arg(long, value_name = "ID", value_parser = id)]
+    after: Option<TenantId>,
 }
 
 /// What to delete.
@@ -149,6 +195,16 @@ pub async fn run(command: Command, control: &Control, output: Output) -> anyhow:
             let record = control.call("POST", &format!("/tenants/{}/erase", target.tenant), None).await?;
             output.done(&record, &serde_json::to_string_pretty(&record)?)
         }
+        Command::Quota(wanted) => quota(&wanted, control, output).await,
+        Command::Usage(Usage { limit, after }) => {
+            let after = after.map(|after| format!("&after={after}")).unwrap_or_default();
+            let found = control.call("GET", &format!("/usage?limit={limit}{after}"), None).await?;
+            let items: Vec<&Value> = found["items"].as_array().into_iter().flatten().collect();
+            let rows: Vec<_> = items.iter().map(|item| usage_row(item)).collect();
+            let more = found["next"].as_str().map(|next| format!("\nmore: --after {next}"));
+            let table = output::table(["TENANT", "DISK", "LEVEL", "SOFT", "HARD", "IN FLIGHT"], &rows);
+            output.done(&found, &(table + more.as_deref().unwrap_or_default()))
+        }
         Command::Orphans(wanted) => orphans(wanted, control, output).await,
         Command::Delete(Delete { target, now: false }) => {
             let deleted = control.call("POST", &format!("/tenants/{}/delete", target.tenant), None).await?;
@@ -193,6 +249,43 @@ async fn list(wanted: &List, control: &Control, output: Output) -> anyhow::Resul
     }
     let text = listing(&items, after.as_ref());
     output.done(&json!({ "items": items, "next": after }), &text)
+}
+
+async fn quota(wanted: &Quota, control: &Control, output: Output) -> anyhow::Result<ExitCode> {
+    let path = format!("/tenants/{}/quota", wanted.target.tenant);
+    let given = [
+        ("disk_soft", wanted.disk_soft),
+        ("disk_hard", wanted.disk_hard),
+        ("file_size", wanted.file_size),
+        ("memory", wanted.memory),
+        ("in_flight", wanted.in_flight),
+        ("requests_per_minute", wanted.requests_per_minute),
+        ("uploads_per_hour", wanted.uploads_per_hour),
+    ];
+    let mut shown = control.call("GET", &path, None).await?;
+    if wanted.clear || given.iter().any(|(_, value)| value.is_some()) {
+        let mut body = if wanted.clear { json!({}) } else { shown["own"].clone() };
+        for (name, value) in given {
+            if let Some(value) = value {
+                body[name] = json!(value);
+            }
+        }
+        shown = control.call("PUT", &path, Some(&body)).await?;
+    }
+    let rows = [usage_row(&shown)];
+    output.done(&shown, &output::table(["TENANT", "DISK", "LEVEL", "SOFT", "HARD", "IN FLIGHT"], &rows))
+}
+
+fn usage_row(item: &Value) -> [String; 6] {
+    let size = |value: &Value| value.as_u64().filter(|bytes| *bytes > 0).map_or_else(|| "-".to_owned(), output::bytes);
+    [
+        text(&item["tenant"]),
+        size(&item["disk_used"]),
+        text(&item["disk_level"]),
+        size(&item["quota"]["disk_soft"]),
+        size(&item["quota"]["disk_hard"]),
+        text(&item["in_flight"]),
+    ]
 }
 
 async fn orphans(wanted: Orphans, control: &Control, output: Output) -> anyhow::Result<ExitCode> {

@@ -34,6 +34,8 @@ use crate::error::Code;
 use crate::error::Problem;
 use crate::ids::TenantId;
 use crate::ids::UserId;
+use crate::quota::Place;
+use crate::quota::Quotas;
 use crate::realtime::Hub;
 use crate::store::tenants::Tenant;
 use crate::supervisor::Lease;
@@ -59,9 +61,16 @@ pub(crate) enum Guest {
 pub(crate) struct Hold {
     lease: Lease,
     _guest: Option<Guest>,
+    /// Its place among the tenant's requests at work.
+    place: Option<Place>,
 }
 
 impl Hold {
+    /// Keeps a place as long as the rest.
+    pub(crate) fn keep(&mut self, place: Option<Place>) {
+        self.place = place;
+    }
+
     /// The instance answered something.
     pub(crate) fn answered(&self) {
         self.lease.answered();
@@ -123,6 +132,7 @@ pub(crate) struct Instances {
     pub(crate) visitors: Visitors,
     pub(crate) hub: Hub,
     pub(crate) dashboards: Dashboards,
+    pub(crate) quotas: Quotas,
 }
 
 impl Admission {
@@ -134,7 +144,7 @@ impl Admission {
         warm_after: Option<Duration>,
     ) -> Self {
         let (address, epoch) = (lease.address(), lease.epoch());
-        let target = Target { address, epoch, hold: Some(Hold { lease, _guest: guest }) };
+        let target = Target { address, epoch, hold: Some(Hold { lease, _guest: guest, place: None }) };
         let is_private = matches!(credential, Credential::Exchanged(_) | Credential::Superuser(_));
         Self { target, tenant: tenant.clone(), credential, file_token: None, is_private, warm_after }
     }
@@ -173,11 +183,22 @@ impl Instances {
         tenancy: Tenancy,
         hub: Hub,
         dashboards: Dashboards,
+        quotas: Quotas,
         config: &Config,
     ) -> Self {
         let guests = Arc::new(Semaphore::new(GUESTS));
         let strangers = Guests::new(config.public_wakes, config.hosted_sign_ins_per_ip);
-        Self { supervisor, verifier, tenancy, guests, strangers, visitors: Visitors::default(), hub, dashboards }
+        Self {
+            supervisor,
+            verifier,
+            tenancy,
+            guests,
+            strangers,
+            visitors: Visitors::default(),
+            hub,
+            dashboards,
+            quotas,
+        }
     }
 }
 
@@ -196,6 +217,16 @@ impl Access {
     pub(crate) async fn settle(&self, admission: &Admission) {
         if let (Self::Instances(instances), Some(hold)) = (self, &admission.target.hold) {
             instances.hub.settle(&hold.lease).await;
+        }
+    }
+
+    /// What the tenant's quota says of a request; nothing where there are no tenants.
+    pub(crate) fn quotas(&self) -> Option<&Quotas> {
+        match self {
+            Self::Instances(instances) => Some(&instances.quotas),
+            Self::Nothing => None,
+            #[cfg(test)]
+            Self::Fixed(_) => None,
         }
     }
 

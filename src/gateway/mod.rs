@@ -37,6 +37,7 @@ mod place;
 mod pool;
 mod preface;
 mod query;
+mod quotas;
 mod realtime;
 mod reply;
 mod request_id;
@@ -75,6 +76,7 @@ use self::client_addr::TrustedProxies;
 use self::service::Blueprint;
 use self::worker::Worker;
 use crate::auth::Verifier;
+use crate::quota::Quotas;
 use crate::realtime::Hub;
 use crate::shutdown::Shutdown;
 use crate::supervisor::Supervisor;
@@ -107,6 +109,8 @@ pub struct Parts {
     pub hub: Hub,
     /// Dashboards that owners opened.
     pub dashboards: Dashboards,
+    /// How much each tenant may have.
+    pub quotas: Quotas,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// Requests that take this long or longer get a log line.
@@ -124,8 +128,8 @@ impl Gateway {
     /// Handlers of `router` find [`ClientIp`] and [`RequestId`] in the request's extensions. They run on a worker's
     /// event loop, which ends with the gateway: tasks that must outlive it belong on another runtime.
     pub fn new(parts: Parts, router: axum::Router) -> Self {
-        let Parts { config, supervisor, verifier, tenancy, hub, dashboards, metrics, slow_request } = parts;
-        let access = Access::Instances(Instances::new(supervisor, verifier, tenancy, hub, dashboards, &config));
+        let Parts { config, supervisor, verifier, tenancy, hub, dashboards, quotas, metrics, slow_request } = parts;
+        let access = Access::Instances(Instances::new(supervisor, verifier, tenancy, hub, dashboards, quotas, &config));
         Self::with_access(config, access, metrics, slow_request, router)
     }
 

@@ -42,6 +42,7 @@ use super::path;
 use super::place::Domain;
 use super::place::Place;
 use super::query::with_token;
+use super::quotas;
 use super::reply::reply;
 use super::request_id::Tag;
 use super::request_id::X_REQUEST_ID;
@@ -335,12 +336,20 @@ impl Service {
         passage: Passage,
         seen: &mut Seen,
     ) -> Result<Response<Body>, Problem> {
-        let Passage { admission, cut, may_write } = passage;
+        let Passage { mut admission, cut, may_write } = passage;
+        let leave = quotas::admit(&self.access, &admission.tenant, request.method(), request.uri(), request.headers())?;
+        let (largest, notice) = leave.map_or((None, None), |leave| {
+            if let Some(hold) = &mut admission.target.hold {
+                hold.keep(leave.place);
+            }
+            (leave.largest, leave.notice)
+        });
         if may_write {
             self.access.settle(&admission).await;
         }
         let Admission { target, tenant, credential, file_token, is_private, warm_after } = admission;
         let limit = if tenant.is_global() { self.config.max_account_bytes } else { self.config.max_body_bytes };
+        let limit = largest.map_or(limit, |largest| limit.min(largest));
         // An instance's own tokens in the query are its own affair; ours never reach it.
         let replaces_token = !matches!(credential, Credential::AsSent(_));
         let is_ours = matches!(credential, Credential::Superuser(_));
@@ -373,6 +382,7 @@ impl Service {
         let mut response = self.forwarder.forward(outgoing, target, &peer.alarm).await?;
         let status = response.status();
         headers::strip_response(response.headers_mut());
+        quotas::tell(notice, response.headers_mut());
         if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
             response.headers_mut().remove(header::CONTENT_LENGTH);
         }

@@ -56,6 +56,54 @@ pub enum Stage {
     Erasing,
 }
 
+/// Limits of one tenant. 0 is no limit; none: whatever stands behind says it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Bytes on the disk from which on it is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_soft: Option<u64>,
+    /// Bytes on the disk from which on its writes are refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_hard: Option<u64>,
+    /// Largest body of one request, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_size: Option<u64>,
+    /// Bytes of memory of its process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// Requests at work at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_flight: Option<u64>,
+    /// Requests in a minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_minute: Option<u64>,
+    /// Requests with files in an hour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uploads_per_hour: Option<u64>,
+}
+
+impl Limits {
+    /// These, and where they say nothing the others.
+    #[must_use]
+    pub fn or(self, others: &Self) -> Self {
+        Self {
+            disk_soft: self.disk_soft.or(others.disk_soft),
+            disk_hard: self.disk_hard.or(others.disk_hard),
+            file_size: self.file_size.or(others.file_size),
+            memory: self.memory.or(others.memory),
+            in_flight: self.in_flight.or(others.in_flight),
+            requests_per_minute: self.requests_per_minute.or(others.requests_per_minute),
+            uploads_per_hour: self.uploads_per_hour.or(others.uploads_per_hour),
+        }
+    }
+
+    /// Whether every request has to be counted for them.
+    pub fn counts_requests(&self) -> bool {
+        [self.in_flight, self.requests_per_minute].into_iter().flatten().any(|most| most > 0)
+    }
+}
+
 /// The erasure of a tenant: who had it begun, and what there was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Erasure {
@@ -130,6 +178,9 @@ pub struct Tenant {
     /// Put away by its owner: nobody reaches it, nothing of it is deleted. Workspaces only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub archived: bool,
+    /// Limits of its own, which stand before its template's and the configuration's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Box<Limits>>,
     /// Deleted, and kept for a while; nobody reaches it. Behind a pointer, because few are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted: Option<Box<Deletion>>,
@@ -153,6 +204,7 @@ impl Tenant {
             identity: Identity::Global,
             public_read: Vec::new(),
             archived: false,
+            limits: None,
             deleted: None,
             created_at: time::OffsetDateTime::now_utc(),
         }

@@ -129,6 +129,16 @@ impl Supervisor {
         .await
     }
 
+    /// What lies in a tenant's folder, its log included. Blocks.
+    pub fn measure(&self, tenant: &TenantId) -> io::Result<Usage> {
+        usage::measure(&self.fleet.folder(tenant))
+    }
+
+    /// Says how much memory processes of tenants may have from their next start on. Told once.
+    pub fn limit_memory(&self, memory: super::config::Memory) {
+        drop(self.fleet.memory.set(memory));
+    }
+
     /// What lies in a folder that was put aside.
     pub async fn size_aside(&self, name: &str) -> Result<Usage, Stuck> {
         let folder = self.fleet.layout.deleted.join(name);

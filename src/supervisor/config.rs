@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::ids::TenantId;
 use crate::pocketbase::roster::Roster;
 use crate::store::tenants::Tenant;
 
@@ -86,6 +87,16 @@ pub struct Layout {
     pub staging: PathBuf,
     /// An empty folder for what an instance must not have.
     pub empty: PathBuf,
+}
+
+/// Says how many bytes of data the process of a tenant may have; none: as configured.
+#[derive(Clone)]
+pub struct Memory(pub Arc<dyn Fn(&TenantId) -> Option<u64> + Send + Sync>);
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memory").finish_non_exhaustive()
+    }
 }
 
 /// Who may act in a tenant's instance.

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::AtomicUsize;
@@ -30,6 +31,7 @@ use crate::supervisor::backoff::Policy;
 use crate::supervisor::config::Binary;
 use crate::supervisor::config::Config;
 use crate::supervisor::config::Layout;
+use crate::supervisor::config::Memory;
 use crate::supervisor::config::Rosters;
 use crate::supervisor::directory::Changes;
 use crate::supervisor::instance::Instance;
@@ -88,6 +90,8 @@ pub(crate) struct Fleet {
     pub(crate) stopping_global: CancellationToken,
     pub(crate) awakenings: broadcast::Sender<Awakening>,
     pub(crate) changes: Changes,
+    /// Bytes of data that a tenant's process may have, where somebody says so.
+    pub(crate) memory: OnceLock<Memory>,
     awake: AtomicUsize,
     room: Notify,
 }
@@ -138,6 +142,7 @@ impl Fleet {
             stopping_global: CancellationToken::new(),
             awakenings: broadcast::Sender::new(AWAKENINGS),
             changes: Changes::default(),
+            memory: OnceLock::new(),
             awake: AtomicUsize::new(0),
             room: Notify::new(),
         })
@@ -151,6 +156,12 @@ impl Fleet {
             failures: self.config.quarantine_failures,
             window: self.config.quarantine_window,
         }
+    }
+
+    /// Bytes of data that the process of a tenant may have.
+    pub(crate) fn data_bytes(&self, tenant: &TenantId) -> u64 {
+        let own = self.memory.get().and_then(|memory| (memory.0)(tenant));
+        own.unwrap_or(self.config.data_bytes)
     }
 
     /// Folder of an instance.

@@ -331,7 +331,7 @@ fn spawn(
         args,
         directory: folder.to_owned(),
         lock: folder.join("lock"),
-        limits: confinement.limits,
+        limits: jail::Limits { data_bytes: fleet.data_bytes(tenant), ..confinement.limits },
         cgroup: fleet.isolation.groups.as_ref().map(|groups| groups.leaf(tenant.as_str())).transpose()?,
         sandbox: confinement.sandbox(&fleet.binary.path, folder, read, Some(address)),
     };

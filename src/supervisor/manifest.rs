@@ -12,6 +12,7 @@ use crate::pocketbase::routes::can_be_public;
 use crate::pocketbase::routes::is_hooks;
 use crate::store::tenants::Identity;
 use crate::store::tenants::Kind;
+use crate::store::tenants::Limits;
 use crate::supervisor::launch;
 
 /// Most entries of a list of paths.
@@ -40,6 +41,8 @@ pub struct Traits {
     pub has_public: bool,
     /// Whether it has a folder `pb_hooks`.
     pub has_hooks: bool,
+    /// Limits of its tenants, before the configuration's.
+    pub quota: Limits,
     /// The version: SHA-256 in hex over everything that instances are made from.
     pub hash: String,
 }
@@ -54,6 +57,7 @@ pub(super) struct Manifest {
     pub(super) identity: Identity,
     pub(super) public_read: Vec<String>,
     pub(super) routes: Vec<String>,
+    pub(super) quota: Limits,
     pub(super) outbound: Vec<String>,
 }
 

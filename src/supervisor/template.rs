@@ -177,6 +177,7 @@ impl Template {
             public_read: manifest.public_read,
             routes: manifest.routes,
             outbound: manifest.outbound,
+            quota: manifest.quota,
             has_public: part(PUBLIC).is_some(),
             has_hooks: part(HOOKS).is_some(),
             hash: hash.clone(),

@@ -37,6 +37,7 @@ mod operators;
 mod python;
 mod queue;
 mod queue_api;
+mod quota;
 mod raw_http;
 mod realtime;
 mod realtime_limits;

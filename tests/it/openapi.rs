@@ -152,6 +152,15 @@ pub(crate) async fn state() -> (AppState, TempDir) {
         shutdown: shutdown.clone(),
     };
     let state = AppState::from(pocketfleet::api::Parts {
+        quotas: services::quotas(
+            &config,
+            dir.path(),
+            tenants.clone(),
+            &supervisor,
+            &services.events,
+            Arc::clone(&metrics),
+        )
+        .0,
         lifecycle: services::lifecycle(ended, &services),
         services,
         accounts,

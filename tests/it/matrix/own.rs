@@ -90,6 +90,32 @@ fn calls(world: &World, who: Who) -> Vec<Case> {
             add(Method::POST, backups(&format!("{one}/restore")), None, refused);
         }
     }
+    // What belongs to admins alone; nobody's word ends somebody else's tenant.
+    let admins: &[u16] = if who == Who::Admin { &[200] } else { &[403] };
+    add(Method::GET, "/api/v1/admin/tenants/deleted".to_owned(), None, admins);
+    add(Method::GET, "/api/v1/admin/erasures".to_owned(), None, admins);
+    add(Method::GET, "/api/v1/admin/usage".to_owned(), None, admins);
+    add(Method::GET, format!("/api/v1/admin/tenants/{}/quota", world.owner), None, admins);
+    if who != Who::Admin {
+        add(Method::PUT, format!("/api/v1/admin/tenants/{}/quota", world.owner), Some(json!({})), &[403]);
+    }
+    add(Method::GET, "/api/v1/usage".to_owned(), None, &[200]);
+    for (name, belongs, _) in places {
+        let reads: &[u16] = if belongs { &[200] } else { &[404] };
+        add(Method::GET, format!("/api/v1/usage?tenant={name}"), None, reads);
+    }
+    for (name, belongs, owns) in places {
+        if !owns && who != Who::Admin {
+            let refused: &[u16] = if belongs { &[403] } else { &[404] };
+            add(Method::DELETE, format!("/api/v1/tenants/{name}"), None, refused);
+            add(Method::DELETE, format!("/api/v1/tenants/{name}?now=true"), None, refused);
+            add(Method::POST, format!("/api/v1/tenants/{name}/undelete"), None, refused);
+        }
+    }
+    if who != Who::Owner {
+        let path = format!("/api/collections/users/records/{}", world.owner);
+        add(Method::DELETE, path, None, &[404]);
+    }
     cases.extend(jobs(world, who));
     cases.extend(secrets(world, who));
     cases.extend(deliveries(world, who));
