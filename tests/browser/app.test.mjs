@@ -152,7 +152,7 @@ test('a video for Loom is handed over, and its link delivers it', async () => {
   const field = item.getByLabel('Link of the video in Loom');
   await field.fill('https://evil.example/share/1');
   await item.getByRole('button', { name: 'Done' }).click();
-  await item.locator('.handoff .reason').waitFor();
+  await page.locator('#notice .notice.bad').waitFor();
   // A refused link is an answer with an error's status, which browsers note down, some time.
   await eventually('it is noted', async () => browser.faults.length > 0);
   const noted = browser.faults.splice(0);
