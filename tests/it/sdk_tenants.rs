@@ -24,12 +24,15 @@ const SECRET: &str = "migrate((app) => {
   app.save(notes)
 }, (app) => {})";
 
-/// With the shipped templates, and one more migration in one of them.
-async fn start(keys: &str, template: &str, migration: &str) -> TestApp {
+/// With the shipped templates, and in one of them one more migration and line of the manifest.
+async fn start(keys: &str, template: &str, migration: &str, line: &str) -> TestApp {
     let mut app = TestApp::prepare(keys);
     let folder = app.dir.path().join("pb_templates");
     assert!(command("cp").arg("-r").arg(root().join("pb_templates")).arg(&folder).status().unwrap().success());
     std::fs::write(folder.join(template).join("pb_migrations/1900000001_more.js"), migration).unwrap();
+    let manifest = folder.join(template).join("template.toml");
+    let text = std::fs::read_to_string(&manifest).unwrap_or_default();
+    std::fs::write(manifest, format!("{text}{line}\n")).unwrap();
     app.add_keys(&format!("pocketbase.templates = \"{}\"\n", folder.display()));
     app.launch().await;
     app
@@ -37,7 +40,7 @@ async fn start(keys: &str, template: &str, migration: &str) -> TestApp {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stock_sdk_works_at_tenants_addresses_by_path_and_by_host() {
-    let app = start("server.domain = \"fleet.example\"\n", "workspace", SECRET).await;
+    let app = start("server.domain = \"fleet.example\"\n", "workspace", SECRET, "").await;
     run_tests(&app, "workspaces.test.mjs", Vec::new()).await;
 }
 
@@ -55,7 +58,9 @@ async fn stock_sdk_signs_in_through_another_services_window() {
           app.save(users)
         }}, (app) => {{}})"
     );
-    let app = start(&oidc.keys(), "hosted", &migration).await;
+    // The app's own instance talks to the service.
+    let line = format!("outbound = [\"{}\"]", base.trim_start_matches("http://"));
+    let app = start(&oidc.keys(), "hosted", &migration, &line).await;
     app.configured().await;
     run_tests(&app, "oauth2.test.mjs", Vec::new()).await;
 }
