@@ -95,6 +95,7 @@ pub struct Given<'a> {
 }
 
 /// Builds them.
+#[expect(clippy::too_many_lines, reason = "one list: what is built on what, in order")]
 pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
     let Given {
         config,

@@ -70,7 +70,7 @@ impl Bucket {
     }
 
     fn at(&self, key: &str) -> Path {
-        key.split('/').fold(self.prefix.clone(), |path, word| path.join(word))
+        key.split('/').fold(self.prefix.clone(), Path::join)
     }
 }
 

@@ -135,7 +135,7 @@ pub async fn restore_fleet(order: &Order<'_>, mut report: impl FnMut(usize, usiz
             }
             // One damaged backup must not keep everybody else away.
             Err(error @ (Error::Damaged(_) | Error::Failed(_) | Error::Sealed)) => {
-                failed.push((tenant, error.to_string()))
+                failed.push((tenant, error.to_string()));
             }
             Err(error) => return Err(error),
         }

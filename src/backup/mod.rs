@@ -64,6 +64,8 @@ use manifest::Item;
 
 /// Locks that tenants share.
 const LOCKS: usize = 64;
+/// The file of the control database in its snapshots.
+const CONTROL_FILE: &str = "control.db";
 /// Owners whose requests are counted.
 const LIMITED: usize = 10_000;
 

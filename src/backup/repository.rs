@@ -237,7 +237,9 @@ impl Repository {
                 found.entry(tenant).or_default().push(id);
             }
         }
-        found.values_mut().for_each(|ids| ids.sort_unstable());
+        for ids in found.values_mut() {
+            ids.sort_unstable();
+        }
         Ok(found)
     }
 

@@ -80,7 +80,7 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
 
 impl Writer<'_> {
     fn cut(&self, path: &str) -> Cut {
-        if path.ends_with(".db") { Cut::Pages(self.seed) } else { Cut::Fixed }
+        if DATABASES.contains(&path) || path == super::CONTROL_FILE { Cut::Pages(self.seed) } else { Cut::Fixed }
     }
 
     /// Stores what a reader gives.
@@ -285,11 +285,11 @@ impl Backups {
     async fn take_control(&self, reason: Reason) -> Result<Manifest, Error> {
         let writer = self.writer(&super::control()).await?;
         let scratch = self.inner.supervisor.scratch().map_err(Error::io("make a scratch folder"))?;
-        let (from, to) = (self.inner.control.clone(), scratch.path().join("control.db"));
+        let (from, to) = (self.inner.control.clone(), scratch.path().join(super::CONTROL_FILE));
         let copy = to.clone();
         blocking(move || sqlite::copy(&from, &copy)).await??;
         let mut stored = Stored::default();
-        stored.database(&writer, "control.db", &to).await?;
+        stored.database(&writer, super::CONTROL_FILE, &to).await?;
         let description = Description { template: String::new(), hash: None, epoch: 0, reason };
         self.finish(writer, stored, description).await
     }
@@ -341,15 +341,14 @@ impl Backups {
         // What cannot be looked at is for the copy to complain about.
         let Ok(now) = now else { return Ok(true) };
         let remembered = self.fingerprint(tenant);
-        let then = match remembered {
-            Some(then) => then,
-            None => {
-                let repository = self.repository()?;
-                let Some(newest) = repository.snapshots(tenant).await?.pop() else { return Ok(true) };
-                let Ok((manifest, _)) = repository.manifest(tenant, &newest).await else { return Ok(true) };
-                self.note_fingerprint(&manifest);
-                manifest.fingerprint
-            }
+        let then = if let Some(then) = remembered {
+            then
+        } else {
+            let repository = self.repository()?;
+            let Some(newest) = repository.snapshots(tenant).await?.pop() else { return Ok(true) };
+            let Ok((manifest, _)) = repository.manifest(tenant, &newest).await else { return Ok(true) };
+            self.note_fingerprint(&manifest);
+            manifest.fingerprint
         };
         Ok(then != now)
     }

@@ -4,6 +4,7 @@
 //! is no regular file with a single name is left out and counted: links, pipes, devices, and files that have a second
 //! name somewhere, because that may be somebody else's file.
 
+use std::fmt::Write;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -151,7 +152,8 @@ impl Tree {
             match rustix::fs::statat(&self.root, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => {
                     let moment = (stat.st_mtime, stat.st_mtime_nsec);
-                    text.push_str(&format!("{}.{}.{}.{}/", stat.st_size, stat.st_ino, moment.0, moment.1));
+                    // Writing to a string cannot fail.
+                    let _ = write!(text, "{}.{}.{}.{}/", stat.st_size, stat.st_ino, moment.0, moment.1);
                 }
                 Err(Errno::NOENT) => text.push('/'),
                 Err(error) => return Err(error.into()),

@@ -104,7 +104,7 @@ pub struct Restore {
 /// Where the fleet comes from. Where it goes is --data.
 #[derive(Debug, Args)]
 pub struct RestoreFleet {
-    /// The store, as in `backup.store`: dir:/path or s3:bucket/prefix.
+    /// The store, as in `backup.store`: `dir:/path` or `s3:bucket/prefix`.
     #[arg(long, value_name = "STORE")]
     from: String,
     /// As it was at this time, such as 2026-11-21T13:30:00Z.
@@ -283,15 +283,14 @@ fn size(value: &Value) -> String {
 
 fn made(result: &Value) -> String {
     let id = result["id"].as_str().unwrap_or("?");
-    let mut text =
-        format!("{id}, {} files, {}, {} new", result["files"], size(&result["bytes"]), size(&result["new_bytes"]));
-    if result["missing"].as_u64().is_some_and(|count| count > 0) {
-        text.push_str(&format!("; {} files that records name are not there", result["missing"]));
+    let (files, bytes, new) = (&result["files"], size(&result["bytes"]), size(&result["new_bytes"]));
+    let mut parts = vec![format!("{id}, {files} files, {bytes}, {new} new")];
+    for (name, text) in
+        [("missing", "files that records name are not there"), ("skipped", "links and other things were left out")]
+    {
+        parts.extend(result[name].as_u64().filter(|count| *count > 0).map(|count| format!("{count} {text}")));
     }
-    if result["skipped"].as_u64().is_some_and(|count| count > 0) {
-        text.push_str(&format!("; {} links and other things were left out", result["skipped"]));
-    }
-    text
+    parts.join("; ")
 }
 
 fn summary(result: &Value) -> String {
@@ -331,11 +330,11 @@ fn snapshots(list: &Value) -> String {
             ]
         })
         .collect();
-    let mut table = output::table(["BACKUP", "TAKEN AT", "FOR", "FILES", "SIZE", "NEW"], &rows);
-    if list["unreadable"].as_u64().is_some_and(|count| count > 0) {
-        table.push_str(&format!("\n{} more cannot be read", list["unreadable"]));
+    let table = output::table(["BACKUP", "TAKEN AT", "FOR", "FILES", "SIZE", "NEW"], &rows);
+    match list["unreadable"].as_u64().unwrap_or_default() {
+        0 => table,
+        count => format!("{table}\n{count} more cannot be read"),
     }
-    table
 }
 
 fn tenants(list: &Value) -> String {

@@ -223,15 +223,13 @@ impl Worker {
             Task::Verify { one: Some((tenant, id)) } => Ok(shown(&self.backups.verify(&tenant, &id).await?)),
             Task::Verify { one: None } => self.verify_all(run).await,
             Task::Restore { tenant, from, id } => {
-                let kept = match run.job.checkpoint["kept"].as_str() {
-                    Some(kept) => kept.to_owned(),
-                    None => {
-                        let kept = Backups::name_of_kept(&tenant);
-                        // Before anything is done: whoever goes on after a kill has to know what was put away.
-                        let noted = run.checkpoint(json!({ "kept": kept })).await;
-                        noted.map_err(|_| Error::Stopping)?;
-                        kept
-                    }
+                let kept = if let Some(kept) = run.job.checkpoint["kept"].as_str() {
+                    kept.to_owned()
+                } else {
+                    let kept = Backups::name_of_kept(&tenant);
+                    // Before anything is done: whoever goes on after a kill has to know what was put away.
+                    run.checkpoint(json!({ "kept": kept })).await.map_err(|_| Error::Stopping)?;
+                    kept
                 };
                 Ok(shown(&self.backups.restore(&tenant, &from, &id, &kept).await?))
             }

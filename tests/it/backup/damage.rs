@@ -89,7 +89,7 @@ async fn nothing_is_readable_in_the_store_and_every_change_is_noticed() {
 async fn a_kill_leaves_objects_that_a_prune_removes() {
     let mut bench = Bench::start("").await;
     let ada = bench.app.user("ada").await;
-    note_with_file(&ada, "file", &[3; 50_000]).await;
+    note_with_file(&ada, "file", vec![3; 50_000]).await;
     for step in ["backup.chunk", "backup.files", "backup.index", "backup.manifest"] {
         assert!(bench.app.terminate().success());
         bench.app.arm(step);
@@ -132,7 +132,7 @@ async fn a_full_store_fails_the_backup_and_nothing_else() {
         TestApp::with(&format!("{}queue.poll = \"1s\"\n", keys_of(&store)).replace("queue.poll = \"1s\"\n", "")).await;
     app.expect_log("a backup failed");
     let ada = app.user("ada").await;
-    note_with_file(&ada, "large", &[9; 600_000]).await;
+    note_with_file(&ada, "large", vec![9; 600_000]).await;
     let output = app.cli(&["backup", "create", "--all", "--json"]);
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "{said}");

@@ -70,8 +70,8 @@ pub(crate) fn files_below(root: &Path) -> Vec<PathBuf> {
 }
 
 /// A note with a file; the path under which it is served.
-pub(crate) async fn note_with_file(user: &User, title: &str, bytes: &'static [u8]) -> String {
-    let part = multipart::Part::bytes(bytes).file_name("file.bin");
+pub(crate) async fn note_with_file(user: &User, title: &str, bytes: impl Into<Vec<u8>>) -> String {
+    let part = multipart::Part::bytes(bytes.into()).file_name("file.bin");
     let form = multipart::Form::new().text("title", title.to_owned()).part("attachments", part);
     let answer = user.request(Method::POST, "/api/collections/notes/records").multipart(form).send().await.unwrap();
     let status = answer.status();
@@ -137,7 +137,7 @@ async fn a_backup_of_an_instance_that_writes_holds_all_that_was_acknowledged_bef
 async fn a_sleeping_instance_stays_asleep_and_what_did_not_change_is_stored_once() {
     let bench = Bench::start("").await;
     let ada = bench.app.user("ada").await;
-    note_with_file(&ada, "with a file", &[7; 100_000]).await;
+    note_with_file(&ada, "with a file", vec![7; 100_000]).await;
     bench.app.put_to_sleep(&ada.id);
     let folder = bench.app.data().join("instances").join(&ada.id);
     let before = files_below(&folder);

@@ -134,7 +134,7 @@ async fn a_bucket_does_as_well() {
     ));
     app.launch().await;
     let ada = app.user("ada").await;
-    let file = note_with_file(&ada, "old", &[5; 200_000]).await;
+    let file = note_with_file(&ada, "old", vec![5; 200_000]).await;
     let fleet = app.cli_json(&["backup", "create", "--all"]);
     assert_eq!(fleet["failed"], 0, "{fleet}");
     let objects = s3.objects("fleet/one").await;
