@@ -481,8 +481,8 @@ fn log(method: &Method, uri: &Uri, status: StatusCode, elapsed: Duration, seen: 
     let duration_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
     let tenant = seen.tenant.as_ref().map(tracing::field::display);
     let (path, status) = (uri.path(), status.as_u16());
-    // 501 and 503 are refusals that we meant; whoever made the state that leads to them has logged why.
-    if matches!(status, 500 | 502 | 504..) {
+    // 501, 503 and 507 are refusals that we meant; whoever made the state that leads to them has logged why.
+    if matches!(status, 500 | 502 | 504..=506 | 508..) {
         tracing::warn!(%method, path, status, duration_ms, tenant.id = tenant, request.id = tag.as_str(), "request failed");
     } else {
         tracing::info!(%method, path, status, duration_ms, tenant.id = tenant, request.id = tag.as_str(), "request");

@@ -126,7 +126,7 @@ impl Lifecycle {
     pub async fn run(self, shutdown: Shutdown) {
         match self.orphans().await {
             Ok(found) if found.is_empty() => {}
-            Ok(found) => tracing::warn!(
+            Ok(found) => tracing::info!(
                 orphans = found.len(),
                 "folders without a record, or records without a folder; see `pocketfleet tenants orphans`"
             ),

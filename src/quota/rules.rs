@@ -8,8 +8,8 @@ const MOST_BYTES: u64 = 1 << 50;
 const MOST_COUNT: u64 = 1_000_000_000;
 /// The least memory that `PocketBase` starts with.
 const LEAST_MEMORY: u64 = 128 << 20;
-/// The least room that a fresh instance fits in, with its databases' journals.
-const LEAST_DISK: u64 = 1 << 20;
+/// Less than this no database fits in; whoever wants nobody to write suspends the tenant.
+const LEAST_DISK: u64 = 64 << 10;
 
 /// The field that breaks a rule, and the rule.
 pub fn check(limits: &Limits) -> Result<(), (&'static str, &'static str)> {
@@ -38,7 +38,7 @@ pub fn check(limits: &Limits) -> Result<(), (&'static str, &'static str)> {
         return Err(("memory", "Must be 0 (as the server says) or at least 134217728 (128 MiB)."));
     }
     if limits.disk_hard.is_some_and(|bytes| bytes > 0 && bytes < LEAST_DISK) {
-        return Err(("disk_hard", "Must be 0 (no limit) or at least 1048576 (1 MiB)."));
+        return Err(("disk_hard", "Must be 0 (no limit) or at least 65536 (64 KiB)."));
     }
     if let (Some(soft), Some(hard)) = (limits.disk_soft, limits.disk_hard)
         && hard > 0

@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::support::TestApp;
 use crate::support::User;
 use crate::support::eventually;
+use crate::support::http;
 
 async fn put(user: &User, id: &str, body: &Value) -> (u16, Value) {
     let path = format!("/api/v1/admin/tenants/{id}/quota");
@@ -49,15 +50,15 @@ async fn beyond_the_hard_limit_writes_are_refused_and_reading_and_deleting_go_on
     assert!(event.to_string().contains("\"soft\""), "{event}");
 
     // Then refused, in the shape that SDKs read.
-    let (status, shown) = put(&root, &ada.id, &json!({"disk_hard": 1 << 20})).await;
-    assert_eq!((status, &shown["disk_level"], &shown["own"]), (200, &json!("hard"), &json!({"disk_hard": 1 << 20})));
+    let (status, shown) = put(&root, &ada.id, &json!({"disk_hard": 1 << 16})).await;
+    assert_eq!((status, &shown["disk_level"], &shown["own"]), (200, &json!("hard"), &json!({"disk_hard": 1 << 16})));
     let (status, refused, _) = write(&ada, "three").await;
     assert_eq!(
         (status, &refused["code"], &refused["status"]),
         (507, &json!("QUOTA_EXCEEDED"), &json!(507)),
         "{refused}"
     );
-    assert_eq!(refused["data"]["limit"], 1 << 20);
+    assert_eq!(refused["data"]["limit"], 1 << 16);
     let batch =
         json!({"requests": [{"method": "POST", "url": "/api/collections/notes/records", "body": {"title": "x"}}]});
     assert_eq!(ada.post("/api/batch", batch).await.status(), 507);
@@ -65,8 +66,11 @@ async fn beyond_the_hard_limit_writes_are_refused_and_reading_and_deleting_go_on
     let delete = ada.request(Method::DELETE, &format!("/api/collections/notes/records/{note}")).send().await.unwrap();
     assert_eq!(delete.status(), 204);
     assert_eq!(write(&bob, "others go on").await.0, 200);
-    let metrics = app.get("/metrics").await.text().await.unwrap();
-    assert!(metrics.contains("pocketfleet_tenants_over_quota{state=\"hard\"} 1"), "{metrics}");
+    let metrics = eventually("the totals are told", async || {
+        let metrics = app.get("/metrics").await.text().await.unwrap();
+        metrics.contains("pocketfleet_tenants_over_quota{state=\"hard\"} 1").then_some(metrics)
+    })
+    .await;
     assert!(!metrics.contains(&ada.id), "no tenant is named there");
 
     // And let in again.
@@ -74,7 +78,7 @@ async fn beyond_the_hard_limit_writes_are_refused_and_reading_and_deleting_go_on
     assert_eq!(write(&ada, "four").await.0, 200);
     let listed: Value = root.get("/api/v1/admin/usage").await.json().await.unwrap();
     assert!(listed["items"].as_array().unwrap().iter().any(|item| item["tenant"] == json!(bob.id)), "{listed}");
-    let shown = app.cli_json(&["tenants", "quota", &ada.id, "--disk-hard", "1048576"]);
+    let shown = app.cli_json(&["tenants", "quota", &ada.id, "--disk-hard", "65536"]);
     assert_eq!(shown["disk_level"], "hard", "{shown}");
     assert_eq!(app.cli_json(&["tenants", "quota", &ada.id, "--clear"])["own"], json!({}));
     assert!(!app.cli_json(&["tenants", "usage"])["items"].as_array().unwrap().is_empty());
@@ -90,7 +94,9 @@ async fn a_body_above_the_limit_does_not_reach_the_instance() {
     assert_eq!(answer.status(), 413);
     // One that does not say how long it is is cut.
     let chunks = futures_util::stream::iter((0..40).map(|_| Ok::<_, std::io::Error>(vec![b' '; 10_000])));
-    let request = ada.request(Method::POST, "/api/collections/notes/records");
+    // On a connection of its own, which the server closes.
+    let other = User { http: http().build().unwrap(), ..ada.clone() };
+    let request = other.request(Method::POST, "/api/collections/notes/records");
     let request = request.header("content-type", "application/json").body(reqwest::Body::wrap_stream(chunks));
     if let Ok(answer) = request.send().await {
         assert_eq!(answer.status(), 413);
@@ -189,8 +195,11 @@ async fn below_the_reserve_of_the_disk_nobody_writes() {
     assert_eq!(ada.get("/api/collections/notes/records").await.status(), 200);
     let delete = ada.request(Method::DELETE, &format!("/api/collections/notes/records/{note}")).send().await.unwrap();
     assert_eq!(delete.status(), 204);
-    let metrics = app.get("/metrics").await.text().await.unwrap();
-    assert!(metrics.contains("pocketfleet_disk_reserved 1"), "{metrics}");
+    eventually("the metric says so", async || {
+        let metrics = app.get("/metrics").await.text().await.unwrap();
+        metrics.contains("pocketfleet_disk_reserved 1").then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
