@@ -34,6 +34,7 @@ mod meetings_search;
 mod oauth2;
 mod openapi;
 mod operators;
+mod packaging;
 mod python;
 mod queue;
 mod queue_api;
