@@ -128,8 +128,7 @@ async fn a_full_store_fails_the_backup_and_nothing_else() {
     }
     let store = folder.path().join("store");
     std::fs::create_dir(&store).unwrap();
-    let mut app =
-        TestApp::with(&format!("{}queue.poll = \"1s\"\n", keys_of(&store)).replace("queue.poll = \"1s\"\n", "")).await;
+    let mut app = TestApp::with(&keys_of(&store)).await;
     app.expect_log("a backup failed");
     let ada = app.user("ada").await;
     note_with_file(&ada, "large", vec![9; 600_000]).await;
