@@ -302,7 +302,7 @@ impl Floor {
     async fn fan_out(&self, batches: Vec<Batch>, news: &mut Drain) {
         let mut dirty: VecDeque<Rc<Socket>> = VecDeque::new();
         let mut oldest = self.queue(&batches, &mut dirty);
-        let (mut written, mut count, mut is_lost) = (0, 0, false);
+        let (mut written, mut count, mut is_lost) = (0, 0_u64, false);
         let mut joined = 0;
         loop {
             for socket in dirty.drain(..dirty.len().min(TURN)) {
@@ -334,7 +334,7 @@ impl Floor {
         if let Some(at) = oldest {
             let metrics = &self.hub.metrics;
             metrics.ws_bytes_out.inc_by(written as u64);
-            metrics.ws_writes.inc_by(count as u64);
+            metrics.ws_writes.inc_by(count);
             #[expect(clippy::cast_precision_loss, reason = "milliseconds of one delivery")]
             metrics.ws_delivery_seconds.observe((now_ms() - at).max(0) as f64 / 1_000.0);
         }
