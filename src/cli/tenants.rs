@@ -35,7 +35,7 @@ pub enum Command {
     Release(Target),
     /// Print the end of its log.
     Logs(Logs),
-    /// Delete it: nobody reaches it any more, everything of it is kept for tenancy.keep_deleted.
+    /// Delete it: nobody reaches it any more, everything of it is kept for `tenancy.keep_deleted`.
     Delete(Delete),
     /// Bring a deleted one back.
     Undelete(Target),

@@ -70,9 +70,10 @@ impl From<Error> for Problem {
             Error::NotFound | Error::NoOrphan => Self::new(Code::NotFound).message(text),
             Error::Global => Self::new(Code::Forbidden).message(text),
             Error::OwnsWorkspaces(ids) => Self::new(Code::Conflict).message(text).details(json!({ "workspaces": ids })),
-            Error::NotDeleted | Error::Erasing | Error::Unclear(_) => Self::new(Code::Conflict).message(text),
+            Error::NotDeleted | Error::Erasing | Error::Unclear(_) | Error::Stuck(Stuck::Taken(_) | Stuck::Held(_)) => {
+                Self::new(Code::Conflict).message(text)
+            }
             Error::Part(_) => Self::new(Code::Internal).message(text),
-            Error::Stuck(Stuck::Taken(_) | Stuck::Held(_)) => Self::new(Code::Conflict).message(text),
             Error::Stuck(Stuck::Running(error)) | Error::Supervisor(error) => error.into(),
             Error::Stuck(Stuck::Io { .. } | Stuck::Ended) => Self::new(Code::Internal),
             Error::Store(error) => error.into(),

@@ -2,6 +2,7 @@
 //! counts and nothing else of whoever it was.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -83,11 +84,11 @@ fn bytes_of(erased: &Erased) -> Result<Vec<u8>, store::Error> {
 
 fn name_of(public_key: &str) -> String {
     let hash = Sha256::digest(public_key.as_bytes());
-    let mut name = KEYS.to_owned();
-    for byte in &hash[..16] {
-        name.push_str(&format!("{byte:02x}"));
-    }
-    name
+    hash[..16].iter().fold(KEYS.to_owned(), |mut name, byte| {
+        // Writing to a String cannot fail.
+        let _infallible = write!(name, "{byte:02x}");
+        name
+    })
 }
 
 fn key_of(tenant: &TenantId, deleted_at: OffsetDateTime) -> String {

@@ -22,13 +22,23 @@ const PAGE: usize = 256;
 pub struct Sweep {
     quotas: Quotas,
     due: mpsc::Receiver<TenantId>,
-    /// Where the turn is; none between two turns.
-    turn: Option<Option<TenantId>>,
+    turn: Turn,
+}
+
+/// Where the turn of all tenants is.
+#[derive(Debug)]
+enum Turn {
+    /// Between two turns.
+    Rests,
+    /// It begins.
+    Begins,
+    /// This one was measured last.
+    After(TenantId),
 }
 
 impl Sweep {
     pub(super) fn new(quotas: Quotas, due: mpsc::Receiver<TenantId>) -> Self {
-        Self { quotas, due, turn: Some(None) }
+        Self { quotas, due, turn: Turn::Begins }
     }
 
     /// Measures until the shutdown begins.
@@ -43,8 +53,8 @@ impl Sweep {
                 _ = ticks.tick() => {}
                 () = shutdown.begun() => return,
             }
-            if self.turn.is_none() && Instant::now() >= next_turn {
-                self.turn = Some(None);
+            if matches!(self.turn, Turn::Rests) && Instant::now() >= next_turn {
+                self.turn = Turn::Begins;
             }
             let mut batch = Vec::new();
             while batch.len() < each
@@ -52,9 +62,9 @@ impl Sweep {
             {
                 batch.push(id);
             }
-            let was_turning = self.turn.is_some();
+            let was_turning = !matches!(self.turn, Turn::Rests);
             self.fill(&mut batch, each);
-            let is_turn_over = was_turning && self.turn.is_none();
+            let is_turn_over = was_turning && matches!(self.turn, Turn::Rests);
             let quotas = self.quotas.clone();
             // Off the event loop: walks of folders block.
             let worked = tokio::task::spawn_blocking(move || {
@@ -77,15 +87,18 @@ impl Sweep {
 
     /// Adds those whose turn it is.
     fn fill(&mut self, batch: &mut Vec<TenantId>, most: usize) {
-        let Some(after) = self.turn.take() else { return };
         let room = most.saturating_sub(batch.len()).min(PAGE);
         if room == 0 {
-            self.turn = Some(after);
             return;
         }
+        let after = match std::mem::replace(&mut self.turn, Turn::Rests) {
+            Turn::Rests => return,
+            Turn::Begins => None,
+            Turn::After(id) => Some(id),
+        };
         let page = self.quotas.inner.parts.tenants.page(after.as_ref(), room);
-        if page.len() == room {
-            self.turn = Some(page.last().map(|tenant| tenant.id.clone()));
+        if let Some(last) = page.last().filter(|_| page.len() == room) {
+            self.turn = Turn::After(last.id.clone());
         }
         let meant = page.iter().filter(|tenant| !tenant.id.is_global() && tenant.deleted.is_none());
         batch.extend(meant.map(|tenant| tenant.id.clone()));

@@ -91,7 +91,10 @@ pub struct Layout {
 
 /// Says how many bytes of data the process of a tenant may have; none: as configured.
 #[derive(Clone)]
-pub struct Memory(pub Arc<dyn Fn(&TenantId) -> Option<u64> + Send + Sync>);
+pub struct Memory(pub Arc<MemoryOf>);
+
+/// How many bytes of data a tenant's process may have.
+pub type MemoryOf = dyn Fn(&TenantId) -> Option<u64> + Send + Sync;
 
 impl fmt::Debug for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

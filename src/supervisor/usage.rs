@@ -32,7 +32,7 @@ pub struct Usage {
 pub fn measure(root: &Path) -> io::Result<Usage> {
     let mut usage = Usage::default();
     match open(CWD, root) {
-        Ok(folder) => visit(folder, &mut usage, DEEPEST)?,
+        Ok(folder) => visit(&folder, &mut usage, DEEPEST)?,
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
         Err(error) => return Err(error.into()),
     }
@@ -44,16 +44,16 @@ fn open(at: impl std::os::fd::AsFd, name: impl rustix::path::Arg) -> rustix::io:
     rustix::fs::openat(at, name, flags, Mode::empty())
 }
 
-fn visit(folder: OwnedFd, usage: &mut Usage, left: usize) -> io::Result<()> {
+fn visit(folder: &OwnedFd, usage: &mut Usage, left: usize) -> io::Result<()> {
     let mut names: Vec<CString> = Vec::new();
-    for entry in Dir::read_from(&folder)? {
+    for entry in Dir::read_from(folder)? {
         let name = entry?.file_name().to_owned();
         if !matches!(name.to_bytes(), b"." | b"..") {
             names.push(name);
         }
     }
     for name in names {
-        let stat = match rustix::fs::statat(&folder, &name, AtFlags::SYMLINK_NOFOLLOW) {
+        let stat = match rustix::fs::statat(folder, &name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => continue,
             Err(error) => return Err(error.into()),
@@ -62,8 +62,8 @@ fn visit(folder: OwnedFd, usage: &mut Usage, left: usize) -> io::Result<()> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
             usage.files = usage.files.saturating_add(1);
         } else if left > 0 {
-            match open(&folder, &name) {
-                Ok(inner) => visit(inner, usage, left - 1)?,
+            match open(folder, &name) {
+                Ok(inner) => visit(&inner, usage, left - 1)?,
                 // Gone, exchanged for something else, or closed to us by whoever runs there: it is not looked into.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => {}
                 Err(error) => return Err(error.into()),
