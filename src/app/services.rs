@@ -48,6 +48,7 @@ use crate::records::Records;
 use crate::records::Settle;
 use crate::shutdown::Shutdown;
 use crate::store;
+use crate::store::BoxFuture;
 use crate::store::Store;
 use crate::store::tenants::Tenants;
 use crate::supervisor::Supervisor;
@@ -255,6 +256,31 @@ pub struct Ended<'a> {
     pub shutdown: Shutdown,
 }
 
+/// The backups of tenants that are erased.
+#[derive(Debug)]
+struct Kept(Backups);
+
+impl lifecycle::Erases for Kept {
+    fn name(&self) -> &'static str {
+        "backups"
+    }
+
+    /// Whether there can be any; the store may be far away.
+    fn count(&self, _: &TenantId) -> u64 {
+        self.0.is_on().into()
+    }
+
+    fn erase<'a>(&'a self, tenant: &'a TenantId) -> BoxFuture<'a, bool> {
+        Box::pin(async move {
+            let erased = self.0.erase(tenant).await;
+            if let Err(error) = &erased {
+                tracing::error!(%error, tenant.id = %tenant, "erase the backups of a tenant; it is tried again");
+            }
+            erased.is_ok()
+        })
+    }
+}
+
 /// Builds what deletes and erases tenants.
 pub fn lifecycle(given: Ended<'_>, services: &Services) -> Lifecycle {
     let Ended { config, store, tenants, accounts, supervisor, tenancy, shutdown } = given;
@@ -271,7 +297,7 @@ pub fn lifecycle(given: Ended<'_>, services: &Services) -> Lifecycle {
         vault: services.vault.clone(),
         staging: services.staging.clone(),
         // Whoever keeps something of tenants elsewhere is named here.
-        erasers: Vec::new(),
+        erasers: vec![Arc::new(Kept(services.backups.clone()))],
         audit: services.audit.clone(),
         shutdown,
     })

@@ -213,6 +213,15 @@ impl Backups {
         self.repository()?.everything().await
     }
 
+    /// Removes every snapshot of a tenant that is erased, and what opens them. Content with finding nothing.
+    pub async fn erase(&self, tenant: &TenantId) -> Result<(), Error> {
+        let Some(repository) = &self.inner.repository else { return Ok(()) };
+        let _alone = self.alone(tenant).await;
+        self.lock_written().retain(|(other, _, _)| other != tenant);
+        lock(&self.inner.fingerprints).remove(tenant);
+        repository.erase(tenant).await
+    }
+
     /// Reads a snapshot back and tries it, without touching the instance.
     pub async fn verify(&self, tenant: &TenantId, id: &SnapshotId) -> Result<Verified, Error> {
         let scratch = self.inner.supervisor.scratch().map_err(Error::io("make a scratch folder"))?;

@@ -227,6 +227,16 @@ impl Repository {
         Ok(ids)
     }
 
+    /// Removes everything of a tenant. The keys go first: what an interruption leaves is sealed for good.
+    pub(super) async fn erase(&self, tenant: &TenantId) -> Result<(), Error> {
+        for part in ["keys", "snapshots", "chunks"] {
+            for info in self.blobs.list(&format!("{part}/{tenant}/")).await? {
+                self.blobs.delete(&info.key).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Every snapshot of everybody, by tenant.
     pub async fn everything(&self) -> Result<std::collections::BTreeMap<TenantId, Vec<SnapshotId>>, Error> {
         let mut found = std::collections::BTreeMap::<TenantId, Vec<SnapshotId>>::new();

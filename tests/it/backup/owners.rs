@@ -167,3 +167,19 @@ async fn the_schedule_follows_the_configuration() {
     assert_eq!(list["items"][0]["reason"], "schedule", "{list}");
     assert_eq!(call(&ada, Method::GET, "/api/v1/jobs").await.1["items"], json!([]), "nobody's jobs but the operator's");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backups_of_an_erased_tenant_are_gone_with_it() {
+    let bench = Bench::start("").await;
+    let (ada, bob) = (bench.app.user("ada").await, bench.app.user("bob").await);
+    for user in [&ada, &bob] {
+        note_with_file(user, "kept", b"bytes").await;
+        bench.create(&user.id);
+    }
+    assert!(bench.objects(&ada.id).len() >= 3, "a key, a snapshot, chunks");
+    let erased = bench.app.cli(&["tenants", "delete", &ada.id, "--now"]);
+    assert!(erased.status.success(), "{}", String::from_utf8_lossy(&erased.stderr));
+    assert_eq!(bench.objects(&ada.id), [] as [std::path::PathBuf; 0]);
+    let list = bench.list(&bob.id);
+    bench.app.cli_json(&["backup", "verify", list[0]["id"].as_str().unwrap(), "--tenant", &bob.id]);
+}
