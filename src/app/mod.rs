@@ -181,16 +181,11 @@ async fn run(
     if let Err(error) = note_address(&folders.at("run"), listen) {
         tracing::warn!(%error, "note the address in run/address");
     }
-    handover.settled();
-    let generation = handover.generation();
-    tracing::info!(listen = %listen, data = %folders.root.display(), duration_ms = begun.elapsed().as_millis(), generation = generation.number, "listening");
-    if let Some(reason) = &generation.refused {
-        tracing::error!(%reason, "a reload was taken back");
-    }
+    say_listening(handover, folders, listen, begun);
     shutdown.spawn(lifecycle.run(shutdown.clone()));
     shutdown.spawn(accounts.clone().configure(shutdown.clone()));
     shutdown.spawn(first_admin(config.auth.clone(), accounts, supervisor.clone()));
-    if generation.number == 0 {
+    if is_first {
         welcome(&config, folders, listen, vault_made.as_deref());
     }
 
@@ -243,6 +238,16 @@ async fn run(
     }
     tracing::info!("stopped");
     outcome.map(|()| end)
+}
+
+/// From here on this run serves, and the one before it has ended.
+fn say_listening(handover: &mut Handover, folders: &Folders, listen: SocketAddr, begun: Instant) {
+    handover.settled();
+    let generation = handover.generation();
+    tracing::info!(listen = %listen, data = %folders.root.display(), duration_ms = begun.elapsed().as_millis(), generation = generation.number, "listening");
+    if let Some(reason) = &generation.refused {
+        tracing::error!(%reason, "a reload was taken back");
+    }
 }
 
 #[expect(clippy::too_many_lines, reason = "one list: what is built on what, in order")]

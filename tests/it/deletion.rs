@@ -125,9 +125,9 @@ async fn deleting_while_it_starts_and_starting_while_it_is_deleted_end_stopped()
     for _ in 0..3 {
         app.put_to_sleep(&ada.id);
         let calls = (0..6).map(|_| ada.get("/api/collections/notes/records"));
-        let deletes = (0..3).map(|_| delete(&root, &path));
+        let wishes = (0..3).map(|_| delete(&root, &path));
         let (answers, deleted) =
-            tokio::join!(futures_util::future::join_all(calls), futures_util::future::join_all(deletes));
+            tokio::join!(futures_util::future::join_all(calls), futures_util::future::join_all(wishes));
         for answer in answers {
             // A request that was in time is served; a later one is refused, by the tombstone or by the ended session.
             let status = answer.status().as_u16();
@@ -193,15 +193,16 @@ fn erased(app: &TestApp) -> Vec<Value> {
     app.cli_json(&["erasure", "list"])["items"].as_array().unwrap().clone()
 }
 
-/// That nothing of a user is left in the data directory, but for what has to stay: the audit log and the record.
+/// That nothing of a user is left in the data directory, but for what has to stay: the audit log, the record, and the
+/// number that no other tenant's processes may run under.
 fn assert_nothing_left(app: &TestApp, user: &User, words: &[&str]) {
     assert!(aside(app).is_empty() && !app.data().join("instances").join(&user.id).exists());
     let control = rusqlite::Connection::open(app.data().join("control.db")).unwrap();
     let mut query = control.prepare("SELECT key, value FROM records WHERE instr(value, ?1) OR instr(key, ?1)").unwrap();
     for word in words.iter().copied().chain([user.id.as_str(), user.email.as_str()]) {
         let found = query.query_map([word], |row| row.get::<_, String>(0)).unwrap();
-        let left: Vec<String> =
-            found.map(Result::unwrap).filter(|key| !key.starts_with("audit") && !key.starts_with("erasure.")).collect();
+        let stays = |key: &String| ["audit", "erasure.", "uid."].iter().any(|prefix| key.starts_with(prefix));
+        let left: Vec<String> = found.map(Result::unwrap).filter(|key| !stays(key)).collect();
         assert!(left.is_empty(), "{word}: {left:?}");
     }
     let accounts = app.data().join("instances/global/pb_data/data.db");

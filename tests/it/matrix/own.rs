@@ -41,9 +41,9 @@ fn calls(world: &World, who: Who) -> Vec<Case> {
         let wanted = if who.is_somebody() { wanted.to_vec() } else { vec![401] };
         cases.push((method, path, body, wanted));
     };
-    add(Method::GET, "/api/v1/auth/me".to_owned(), None, &[200]);
-    add(Method::GET, "/api/v1/auth/sessions".to_owned(), None, &[200]);
-    add(Method::GET, "/api/v1/tenants".to_owned(), None, &[200]);
+    for path in ["auth/me", "auth/sessions", "tenants", "settings/api-keys", "usage"] {
+        add(Method::GET, format!("/api/v1/{path}"), None, &[200]);
+    }
     let (owners, others) = &world.sessions;
     let absent = "0".repeat(64);
     for (session, is_own) in [(owners, who == Who::Owner), (others, who == Who::Other), (&absent, false)] {
@@ -53,7 +53,6 @@ fn calls(world: &World, who: Who) -> Vec<Case> {
             add(Method::DELETE, path, None, &[404]);
         }
     }
-    add(Method::GET, "/api/v1/settings/api-keys".to_owned(), None, &[200]);
     if who != Who::Owner {
         add(Method::DELETE, format!("/api/v1/settings/api-keys/{}", world.api_key), None, &[404]);
     }
@@ -99,7 +98,6 @@ fn calls(world: &World, who: Who) -> Vec<Case> {
     if who != Who::Admin {
         add(Method::PUT, format!("/api/v1/admin/tenants/{}/quota", world.owner), Some(json!({})), &[403]);
     }
-    add(Method::GET, "/api/v1/usage".to_owned(), None, &[200]);
     for (name, belongs, _) in places {
         let reads: &[u16] = if belongs { &[200] } else { &[404] };
         add(Method::GET, format!("/api/v1/usage?tenant={name}"), None, reads);
