@@ -5,6 +5,7 @@
 //! somebody crashes in between.
 
 use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::collections::hash_map::Entry as Slot;
 use std::sync::Arc;
 use std::sync::MutexGuard;
@@ -139,10 +140,15 @@ impl Row {
     }
 }
 
+/// Removed schedules that are remembered; what is under way when one is removed is over long before so many others are.
+const GONE: usize = 1_024;
+
 /// All schedules, fed by the watch and by own writes.
 #[derive(Debug, Default)]
 pub(super) struct Timetable {
     rows: HashMap<JobId, Row>,
+    /// Those that were removed last: what was read or written before is learned after, and does not bring them back.
+    gone: VecDeque<JobId>,
     /// How many of a tenant are being written.
     coming: HashMap<TenantId, usize>,
 }
@@ -195,12 +201,17 @@ impl Timetable {
             }
             Change::Delete { key, .. } => {
                 let id = key.rsplit('.').next().and_then(|text| JobId::parse(text).ok());
-                drop(id.and_then(|id| self.rows.remove(&id)));
+                if let Some(id) = id {
+                    self.bury(id);
+                }
             }
         }
     }
 
     fn put(&mut self, schedule: Schedule, revision: Revision) {
+        if self.gone.contains(&schedule.id) {
+            return;
+        }
         let old = self.rows.get(&schedule.id);
         if old.is_some_and(|old| old.revision >= revision) {
             return;
@@ -211,6 +222,14 @@ impl Timetable {
         };
         let next = pattern.as_ref().and_then(|pattern| pattern.next(schedule.last));
         self.rows.insert(schedule.id, Row { schedule: Arc::new(schedule), revision, pattern, next, rests: None });
+    }
+
+    fn bury(&mut self, id: JobId) {
+        self.rows.remove(&id);
+        if !self.gone.contains(&id) {
+            self.gone.truncate(GONE - 1);
+            self.gone.push_front(id);
+        }
     }
 
     fn of_tenant(&self, tenant: &TenantId) -> Vec<Arc<Schedule>> {
@@ -301,7 +320,7 @@ impl Queue {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.timetable().rows.remove(id);
+        self.timetable().bury(*id);
         Ok(())
     }
 
@@ -385,7 +404,7 @@ impl Queue {
                     self.timetable().put(found, entry.revision);
                 }
             }
-            None => drop(self.timetable().rows.remove(&schedule.id)),
+            None => self.timetable().bury(schedule.id),
         }
         Ok(())
     }
@@ -393,4 +412,25 @@ impl Queue {
 
 fn encode(schedule: &Schedule) -> Result<Bytes, Error> {
     serde_json::to_vec(schedule).map(Bytes::from).map_err(|_| Error::Invalid("the schedule cannot be written as JSON"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_learned_late_brings_no_removed_schedule_back() {
+        let mut timetable = Timetable::default();
+        let id = JobId::parse(&"1".repeat(26)).unwrap();
+        let schedule: Schedule = serde_json::from_value(serde_json::json!({
+            "id": id, "tenant": "t1", "user": "u1", "cron": "0 * * * *", "kind": "work", "title": "", "payload": null,
+            "priority": 0, "urgency": 0, "missed": "once", "last": "2026-01-01T00:00:00Z", "created_at": "2026-01-01T00:00:00Z",
+        }))
+        .unwrap();
+        timetable.put(schedule.clone(), Revision(1));
+        assert_eq!(timetable.rows.len(), 1);
+        timetable.bury(id);
+        timetable.put(schedule, Revision(2));
+        assert!(timetable.rows.is_empty());
+    }
 }

@@ -441,6 +441,10 @@ impl Supervisor {
                         match supervisor.wake(&id).await {
                             // Whoever waits there already wakes it.
                             Ok(()) | Err(Error::TenantBusy) => {}
+                            // Requests that wait already come first; the next one for it wakes it.
+                            Err(Error::WaitingRoomFull) => {
+                                tracing::info!(tenant.id = %id, "no room to wake a pinned instance yet");
+                            }
                             Err(error) => tracing::warn!(tenant.id = %id, %error, "wake a pinned instance"),
                         }
                     },
