@@ -153,18 +153,26 @@ impl Socket {
         self.phase.get() == Phase::Open
     }
 
-    /// Queues a frame. A client that has too much waiting is closed instead.
+    /// Queues a frame. A client that has too much waiting is closed instead, if it was offered what waits: several
+    /// large events that come together are no fault of its own.
     pub(super) fn push(&self, frame: &Bytes, now: Instant) {
         if !self.is_open() {
             return;
         }
-        let mut outbox = self.outbox.borrow_mut();
-        if outbox.bytes + frame.len() > self.budget && outbox.bytes > 0 {
-            drop(outbox);
+        if self.is_beyond(frame) && !self.blocked.get() {
+            self.flush();
+        }
+        if self.is_beyond(frame) {
             return self.close(CloseCode::Slow, now);
         }
+        let mut outbox = self.outbox.borrow_mut();
         outbox.bytes += frame.len();
         outbox.frames.push_back(frame.clone());
+    }
+
+    fn is_beyond(&self, frame: &Bytes) -> bool {
+        let waiting = self.outbox.borrow().bytes;
+        waiting > 0 && waiting + frame.len() > self.budget
     }
 
     /// Queues a frame of ours.

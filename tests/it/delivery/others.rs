@@ -112,7 +112,7 @@ async fn a_video_that_changed_meanwhile_is_not_mixed_with_the_one_before() {
     bench.standin.settings(json!({"media_version": 1})).await;
     // Killed when it knows of the new version and has nothing of it.
     bench.app.arm("delivery.marked");
-    bench.app.launch().await;
+    bench.app.spawn();
     assert!(!bench.app.ended().success());
     bench.app.launch().await;
     bench.user = bench.user.at(&bench.app);
