@@ -94,10 +94,11 @@ async fn rotate(wanted: RotateMaster, control: &Control, output: Output, is_json
             "every data key is sealed by the new master key; put that into the configuration now. The next start with it \
              forgets the old one; until then either opens the vault"
         }
+        "interrupted" => "the rotation was interrupted, the next start goes on; see the log",
         _ => "some data keys cannot be opened, so the old master key is kept; see the log",
     };
     output.done(&status, text)?;
-    Ok(if phase == "blocked" { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if matches!(phase, "blocked" | "interrupted") { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// One line that replaces the one before on a terminal, and follows it elsewhere.

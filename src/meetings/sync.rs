@@ -25,8 +25,10 @@ use super::list::row_of;
 use super::record::changes;
 use super::record::is_keepable;
 use super::record::record_id;
+use super::state::Circumstances;
 use super::state::Phase;
 use super::state::Row;
+use super::state::judge;
 use crate::failpoint;
 use crate::ids::TenantId;
 use crate::integrations::fathom;
@@ -72,11 +74,19 @@ impl Flight {
     }
 }
 
+/// What those who wait for a refresh want of it. Without either it reads what is too old by the time it begins.
+#[derive(Debug, Default)]
+struct Wants {
+    /// To ask Fathom in any case.
+    any: AtomicBool,
+    /// To read the list from its beginning.
+    all: AtomicBool,
+}
+
 /// A refresh that is under way.
 struct Airborne {
     step: watch::Receiver<Step>,
-    /// Whether somebody wants the whole list to be read.
-    wants_all: Arc<AtomicBool>,
+    wants: Arc<Wants>,
 }
 
 type Running = Arc<Mutex<HashMap<TenantId, Airborne>>>;
@@ -110,24 +120,26 @@ impl Drop for Landing {
 }
 
 impl Meetings {
-    /// Begins a refresh unless one is under way; none when too many are.
+    /// Begins a refresh of a list that was found too old, unless one is under way; none when too many are. What was found
+    /// may be what the last refresh has mended since, so the new one looks again before it asks Fathom.
     pub(super) fn begin(&self, tenant: &TenantId) -> Option<Flight> {
-        self.begin_with(tenant, false)
+        self.begin_with(tenant, false, false)
     }
 
-    fn begin_with(&self, tenant: &TenantId, all: bool) -> Option<Flight> {
+    fn begin_with(&self, tenant: &TenantId, any: bool, all: bool) -> Option<Flight> {
         let flights = &self.inner.flights;
         let mut running = flights.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(flight) = running.get(tenant) {
-            flight.wants_all.fetch_or(all, Ordering::AcqRel);
+            flight.wants.any.fetch_or(any, Ordering::AcqRel);
+            flight.wants.all.fetch_or(all, Ordering::AcqRel);
             return Some(Flight(flight.step.clone()));
         }
         if running.len() >= MAX_FLIGHTS || self.inner.parts.shutdown.has_begun() {
             return None;
         }
         let (step, flight) = watch::channel(Step::Begun);
-        let wants_all = Arc::new(AtomicBool::new(all));
-        running.insert(tenant.clone(), Airborne { step: flight.clone(), wants_all: Arc::clone(&wants_all) });
+        let wants = Arc::new(Wants { any: AtomicBool::new(any), all: AtomicBool::new(all) });
+        running.insert(tenant.clone(), Airborne { step: flight.clone(), wants: Arc::clone(&wants) });
         drop(running);
         let landing = Landing { running: Arc::clone(&flights.running), tenant: tenant.clone() };
         let (meetings, turns) = (self.clone(), Arc::clone(&flights.turns));
@@ -138,7 +150,7 @@ impl Meetings {
             let work = async {
                 let mut turn = Turn { turns, permit: None };
                 turn.take().await;
-                meetings.fly(&landing.tenant, &step, &wants_all, turn).await;
+                meetings.fly(&landing.tenant, &step, &wants, turn).await;
             };
             tokio::select! {
                 () = work => {}
@@ -153,15 +165,15 @@ impl Meetings {
 
     /// Begins a refresh because somebody asked for it, also when the last one failed; true when one is under way.
     pub fn sync(&self, tenant: &TenantId) -> bool {
-        self.begin(tenant).is_some()
+        self.begin_with(tenant, true, false).is_some()
     }
 
     /// The same, and the list is read from its beginning.
     pub fn sync_all(&self, tenant: &TenantId) -> bool {
-        self.begin_with(tenant, true).is_some()
+        self.begin_with(tenant, true, true).is_some()
     }
 
-    async fn fly(&self, tenant: &TenantId, step: &watch::Sender<Step>, wants_all: &AtomicBool, turn: Turn) {
+    async fn fly(&self, tenant: &TenantId, step: &watch::Sender<Step>, wants: &Wants, turn: Turn) {
         let begun = std::time::Instant::now();
         let (session, key) = match self.session(tenant, "sync meetings").await {
             Ok((session, key)) => (session.patience(PATIENCE), key),
@@ -170,9 +182,10 @@ impl Meetings {
                 return;
             }
         };
-        let mut run = Run { meetings: self, tenant, key: &key, session, step, wants_all, turn, waits: 0, written: 0 };
+        let mut run = Run { meetings: self, tenant, key: &key, session, step, wants, turn, waits: 0, written: 0 };
         match run.whole().await {
-            Ok(()) => {
+            Ok(false) => {}
+            Ok(true) => {
                 let duration_ms = begun.elapsed().as_millis();
                 tracing::info!(tenant.id = %tenant, meetings = run.written, duration_ms, "synced meetings");
             }
@@ -275,7 +288,7 @@ struct Run<'a> {
     key: &'a str,
     session: Session,
     step: &'a watch::Sender<Step>,
-    wants_all: &'a AtomicBool,
+    wants: &'a Wants,
     turn: Turn,
     waits: u32,
     written: usize,
@@ -286,23 +299,35 @@ impl Run<'_> {
         Ok(self.meetings.inner.parts.records.open(self.tenant, Priority::Background).await?)
     }
 
-    async fn whole(&mut self) -> Result<(), Error> {
+    /// False when there was nothing to do.
+    async fn whole(&mut self) -> Result<bool, Error> {
         let mut is_all_wanted = false;
+        let mut row = row_of(&self.instance().await?).await?;
+        if !self.wants.any.load(Ordering::Acquire) && !self.is_due(&row) {
+            return Ok(false);
+        }
         loop {
-            is_all_wanted |= self.wants_all.swap(false, Ordering::AcqRel);
-            let row = row_of(&self.instance().await?).await?;
+            is_all_wanted |= self.wants.all.swap(false, Ordering::AcqRel);
             let config = &self.meetings.inner.parts.config;
-            let (phase, mut row) = row.begin(config, self.key, is_all_wanted, OffsetDateTime::now_utc());
+            let phase;
+            (phase, row) = row.begin(config, self.key, is_all_wanted, OffsetDateTime::now_utc());
             if phase == Phase::List {
                 is_all_wanted &= !row.since.is_empty();
                 self.list(&mut row).await?;
             }
             self.contents(&mut row).await?;
             // What was interrupted before goes first; who asked meanwhile is not forgotten.
-            if !is_all_wanted && !self.wants_all.load(Ordering::Acquire) {
-                return Ok(());
+            if !is_all_wanted && !self.wants.all.load(Ordering::Acquire) {
+                return Ok(true);
             }
+            row = row_of(&self.instance().await?).await?;
         }
+    }
+
+    /// Whether whoever sees this row would begin a refresh.
+    fn is_due(&self, row: &Row) -> bool {
+        let around = Circumstances { key: Some(self.key), is_running: false };
+        judge(row, around, OffsetDateTime::now_utc(), &self.meetings.inner.parts.config).refresh
     }
 
     /// Reads which meetings there are, and leaves the row at the beginning of the contents, or at the end.

@@ -11,6 +11,8 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use futures_util::future::join_all;
 use serde::Serialize;
@@ -86,6 +88,8 @@ pub enum Phase {
     AwaitsConfiguration,
     /// Some data keys cannot be opened; the old key is kept for them.
     Blocked,
+    /// An error or a shutdown stopped it; the next start goes on.
+    Interrupted,
 }
 
 /// A rotation in numbers.
@@ -142,6 +146,9 @@ pub struct Status {
 pub(super) struct Rotation {
     /// Held while one begins or works.
     works: Arc<tokio::sync::Mutex<()>>,
+    /// Whether one works. Set before the new key is the primary one, so that no look finds it done while the key is
+    /// nowhere but in memory.
+    is_working: AtomicBool,
     /// Tenants whose data keys cannot be opened.
     unreadable: Mutex<HashSet<TenantId>>,
 }
@@ -181,8 +188,9 @@ impl Vault {
         let unreadable = lock(&self.inner.rotation.unreadable).len();
         let phase = match () {
             () if keyring.others().next().is_none() => Phase::Settled,
+            () if self.inner.rotation.is_working.load(Ordering::Acquire) => Phase::Rewrapping,
             () if unreadable > 0 && done + unreadable >= total => Phase::Blocked,
-            () if done < total || keyring.has_primary_given() => Phase::Rewrapping,
+            () if done < total || keyring.has_primary_given() => Phase::Interrupted,
             () => Phase::AwaitsConfiguration,
         };
         Progress { phase, done, total, unreadable }
@@ -226,6 +234,7 @@ impl Vault {
             // Nobody seals a data key by the old one once the new one is the primary.
             let _sealing = self.inner.sealing.write().await;
             self.add_master(&record, &old, &under_new).await.map_err(Error::from)?;
+            self.inner.rotation.is_working.store(true, Ordering::Release);
             self.inner.keyring.store(Arc::new(before.with(&id, key)));
         }
         failpoint::hit("vault.rotate.begun");
@@ -255,6 +264,7 @@ impl Vault {
         }
         let Ok(works) = Arc::clone(&self.inner.rotation.works).try_lock_owned() else { return };
         tracing::info!(key.id = keyring.primary(), "a rotation of the vault's master key goes on");
+        self.inner.rotation.is_working.store(true, Ordering::Release);
         let vault = self.clone();
         self.inner.shutdown.spawn(async move { vault.work(works).await });
     }
@@ -263,6 +273,7 @@ impl Vault {
         if let Err(error) = self.finish().await {
             tracing::error!(%error, "the rotation of the vault's master key stopped; it goes on at the next start");
         }
+        self.inner.rotation.is_working.store(false, Ordering::Release);
     }
 
     async fn finish(&self) -> Result<(), Error> {
