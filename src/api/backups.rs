@@ -190,7 +190,12 @@ async fn download_backup(
     counted(&backups, &tenant)?;
     let entry = Entry::new(Actor::User(user.principal.user.clone()), action::BACKUP_DOWNLOADED).tenant(&tenant);
     audit.record(entry.subject(id.as_str())).await?;
-    let (manifest, pieces) = backups.export(&tenant, &id).await.map_err(Problem::from)?;
+    Ok(archive(&backups, &tenant, &id).await?)
+}
+
+/// A backup as a tar archive that is made while it is read.
+pub(super) async fn archive(backups: &Backups, tenant: &TenantId, id: &SnapshotId) -> Result<Response, Problem> {
+    let (manifest, pieces) = backups.export(tenant, id).await?;
     let stream = futures_util::stream::unfold(pieces, |mut pieces| async move { Some((pieces.recv().await?, pieces)) });
     let name = format!("attachment; filename=\"{}-{}.tar\"", manifest.tenant, manifest.id);
     let headers = [

@@ -3,8 +3,10 @@
 
 use axum::Json;
 use axum::Router;
+use axum::extract::Path;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::get;
 use axum::routing::post;
 use serde::Deserialize;
@@ -16,6 +18,10 @@ use crate::api::AppState;
 use crate::api::error::ApiError;
 use crate::api::json;
 use crate::api::json::Params;
+use crate::audit::Actor;
+use crate::audit::Audit;
+use crate::audit::Entry;
+use crate::audit::action;
 use crate::backup;
 use crate::backup::Backups;
 use crate::backup::Reason;
@@ -29,7 +35,7 @@ use crate::store::tenants::Tenants;
 
 /// The routes, for the operators' router.
 pub(super) fn routes() -> Router<AppState> {
-    Router::new().route("/backups", get(list)).route("/backups", post(begin))
+    Router::new().route("/backups", get(list)).route("/backups", post(begin)).route("/backups/{id}/export", get(export))
 }
 
 /// Whose.
@@ -122,6 +128,19 @@ async fn begin(
     let added = queue.add(vec![task.job(None)], OffsetDateTime::now_utc()).await?;
     let job = added.first().map(|added| added.job.id.to_string());
     Ok((StatusCode::ACCEPTED, Json(value!({ "job": job }))))
+}
+
+/// A backup as an archive, for whoever runs this machine.
+async fn export(
+    State(backups): State<Backups>,
+    State(audit): State<Audit>,
+    Path(id): Path<String>,
+    Params(whose): Params<Whose>,
+) -> Result<Response, ApiError> {
+    let (tenant, id) = locate(&backups, whose.tenant.as_deref(), &id).await?;
+    let entry = Entry::new(Actor::Operator, action::BACKUP_DOWNLOADED).tenant(&tenant).subject(id.as_str());
+    audit.record(entry).await?;
+    Ok(super::backups::archive(&backups, &tenant, &id).await?)
 }
 
 fn moment(text: &str) -> Result<OffsetDateTime, Problem> {

@@ -30,6 +30,7 @@ use crate::auth::Verifier;
 use crate::error::Code;
 use crate::error::Problem;
 use crate::ids::UserId;
+use crate::jobs::backup;
 use crate::jobs::intake;
 use crate::jobs::intake::Intake;
 use crate::jobs::intake::MOST_WISHES;
@@ -264,6 +265,12 @@ pub(super) fn find(queue: &Queue, owner: &JobOwner, id: &str) -> Result<Arc<Job>
     queue.find(&owner.tenant(), &id).ok_or_else(unknown)
 }
 
+/// The same to look at, also one that the caller began for a workspace.
+fn find_begun(queue: &Queue, owner: &JobOwner, id: &str) -> Result<Arc<Job>, Problem> {
+    let begun = JobId::parse(id).ok().and_then(|id| queue.job(&id)).filter(|job| job.user == owner.user);
+    begun.map_or_else(|| find(queue, owner, id), Ok)
+}
+
 /// What to list.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -334,7 +341,7 @@ async fn show_job(
     owner: JobOwner,
     Path(id): Path<String>,
 ) -> Result<Json<JobView>, ApiError> {
-    Ok(Json(JobView::now(&*find(&queue, &owner, &id)?, &queue)))
+    Ok(Json(JobView::now(&*find_begun(&queue, &owner, &id)?, &queue)))
 }
 
 /// Calls a job off. One that runs ends as soon as whoever works on it notices. The second time changes nothing.
@@ -361,6 +368,10 @@ async fn retry_job(
     Path(id): Path<String>,
 ) -> Result<Json<JobView>, ApiError> {
     let found = find(&queue, &owner, &id)?;
+    // It replaces data by older data, which takes a sign-in of the last minutes each time.
+    if &*found.kind == backup::RESTORE {
+        return Err(Problem::new(Code::Conflict).message("ask for the restore itself again; it is not retried").into());
+    }
     let job = queue.retry(&found.tenant, &found.id).await?;
     Ok(Json(JobView::now(&job, &queue)))
 }

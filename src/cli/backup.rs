@@ -4,6 +4,7 @@
 use std::io;
 use std::io::IsTerminal;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::backup::SnapshotId;
 use crate::backup::fleet;
 use crate::cli::client::Control;
 use crate::cli::output;
@@ -37,6 +39,8 @@ pub enum Command {
     List(Whose),
     /// Read a backup back and try it: every checksum, the database, and a start of `PocketBase`. Exits 1 when it fails.
     Verify(Verify),
+    /// Write a backup to a tar archive with a plain `PocketBase` directory, which `pocketbase serve` runs elsewhere.
+    Export(Export),
     /// Replace a tenant's data by a backup, which is tried first. The instance is restarted; what was there is kept.
     Restore(Restore),
     /// Remove backups beyond what is kept, objects that no backup names, and data that restores replaced.
@@ -81,6 +85,20 @@ pub struct Verify {
     all: bool,
 }
 
+/// What to write where.
+#[derive(Debug, Args)]
+pub struct Export {
+    /// The backup's id.
+    #[arg(value_parser = snapshot)]
+    id: SnapshotId,
+    /// Whose it is; otherwise it is looked for.
+    #[arg(long, value_parser = name)]
+    tenant: Option<TenantId>,
+    /// The archive to make; it must not be there yet. `<id>.tar` here otherwise.
+    #[arg(long, value_name = "FILE")]
+    to: Option<PathBuf>,
+}
+
 /// What to restore.
 #[derive(Debug, Args)]
 pub struct Restore {
@@ -114,6 +132,10 @@ pub struct RestoreFleet {
 
 fn name(text: &str) -> Result<TenantId, crate::ids::InvalidId> {
     TenantId::parse(text)
+}
+
+fn snapshot(text: &str) -> Result<SnapshotId, String> {
+    SnapshotId::parse(text).map_err(|error| error.to_string())
 }
 
 /// Runs the command.
@@ -150,6 +172,7 @@ pub async fn run(command: Command, config: &Config, output: Output, is_json: boo
             output.done(&result, &summary(&result))?;
             Ok(if result["failed"] == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Export(wanted) => export(wanted, &control, output).await,
         Command::Restore(wanted) => {
             if !wanted.yes {
                 confirm()?;
@@ -179,6 +202,27 @@ pub async fn run(command: Command, config: &Config, output: Output, is_json: boo
             output.done(&result, &text)
         }
         Command::RestoreFleet(wanted) => restore_fleet(&wanted, config, output, is_json).await,
+    }
+}
+
+async fn export(wanted: Export, control: &Control, output: Output) -> anyhow::Result<ExitCode> {
+    let Export { id, tenant, to } = wanted;
+    let to = to.unwrap_or_else(|| PathBuf::from(format!("{id}.tar")));
+    let whose = tenant.map(|tenant| format!("?tenant={tenant}")).unwrap_or_default();
+    // It has somebody's data: for nobody else's eyes, and never over another file.
+    let mut options = tokio::fs::OpenOptions::new();
+    let opened = options.write(true).create_new(true).mode(0o600).open(&to).await;
+    let mut file = opened.with_context(|| format!("make {}", to.display()))?;
+    match control.download(&format!("/backups/{id}/export{whose}"), &mut file).await {
+        Ok(bytes) => output.done(
+            &json!({ "id": id, "file": to, "bytes": bytes }),
+            &format!("wrote {} ({})", to.display(), output::bytes(bytes)),
+        ),
+        Err(error) => {
+            // A part of an archive would only mislead.
+            drop(tokio::fs::remove_file(&to).await);
+            Err(error)
+        }
     }
 }
 

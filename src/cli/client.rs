@@ -6,16 +6,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use anyhow::bail;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use http_body_util::Full;
 use http_body_util::Limited;
 use hyper::Request;
+use hyper::Response;
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::header;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::AsyncWriteExt;
 
 use crate::api::control_socket;
 use crate::supervisor::jail;
@@ -55,17 +57,48 @@ impl Control {
         if (200..300).contains(&status) {
             return Ok(answer);
         }
-        let Some(message) = answer["error"]["message"].as_str() else { bail!("the server answered {status}") };
-        match &answer["error"]["details"] {
-            Value::Object(details) if !details.is_empty() => bail!("{message} {}", answer["error"]["details"]),
-            _ => bail!("{message}"),
-        }
+        Err(refusal(status, &answer))
     }
 
-    async fn exchange(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<(u16, Value)> {
+    /// Writes what is answered to a file, piece by piece; how many bytes. The file is on disk when this returns; after
+    /// an error it may have a part.
+    pub async fn download(&self, path: &str, to: &mut tokio::fs::File) -> anyhow::Result<u64> {
+        let asking = Box::pin(self.request("GET", path, None));
+        let (response, driver) =
+            tokio::time::timeout(PATIENCE, asking).await.context("the server did not answer in time")??;
+        let status = response.status().as_u16();
+        let mut body = response.into_body();
+        if !(200..300).contains(&status) {
+            let collecting = tokio::time::timeout(PATIENCE, Limited::new(body, LARGEST).collect());
+            let collected = collecting.await.context("the server did not answer in time")?;
+            let bytes = collected.map_err(|error| anyhow::anyhow!("read the answer: {error}"))?.to_bytes();
+            let answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+            return Err(refusal(status, &answer));
+        }
+        let mut written = 0;
+        loop {
+            let next = tokio::time::timeout(PATIENCE, body.frame()).await.context("the server does not go on")?;
+            let Some(frame) = next else { break };
+            let frame = frame.context("the server broke off, so the file is not whole; its log says why")?;
+            if let Ok(piece) = frame.into_data() {
+                to.write_all(&piece).await.context("write the file")?;
+                written += piece.len() as u64;
+            }
+        }
+        to.sync_all().await.context("write the file")?;
+        drop(driver);
+        Ok(written)
+    }
+
+    async fn request(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<(Response<Incoming>, Driver)> {
         let stream = control_socket::connect(&self.socket).await.map_err(|error| self.unreachable(error))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.context("speak to the server")?;
-        let driver = tokio::spawn(connection);
+        let driver = Driver(tokio::spawn(connection));
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -73,10 +106,14 @@ impl Control {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()))))?;
         let response = sender.send_request(request).await.context("the server broke off")?;
+        Ok((response, driver))
+    }
+
+    async fn exchange(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<(u16, Value)> {
+        let (response, _driver) = self.request(method, path, body).await?;
         let status = response.status().as_u16();
         let collected = Limited::new(response.into_body(), LARGEST).collect().await;
         let bytes = collected.map_err(|error| anyhow::anyhow!("read the answer: {error}"))?.to_bytes();
-        driver.abort();
         let answer =
             if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes).context("read the answer")? };
         Ok((status, answer))
@@ -93,6 +130,26 @@ impl Control {
             }
             _ => anyhow::Error::new(error).context(format!("reach the pocketfleet on {data}")),
         }
+    }
+}
+
+/// What the server's error says, for people.
+fn refusal(status: u16, answer: &Value) -> anyhow::Error {
+    let Some(message) = answer["error"]["message"].as_str() else {
+        return anyhow::anyhow!("the server answered {status}");
+    };
+    match &answer["error"]["details"] {
+        Value::Object(details) if !details.is_empty() => anyhow::anyhow!("{message} {}", answer["error"]["details"]),
+        _ => anyhow::anyhow!("{message}"),
+    }
+}
+
+/// What moves the bytes of one connection; it ends when this is dropped.
+struct Driver(tokio::task::JoinHandle<hyper::Result<()>>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -269,7 +269,7 @@ pub struct EventFrame {
     pub actor: Option<String>,
     /// When (RFC 3339).
     pub at: String,
-    /// The particulars; for `QueueUpdate`, `ProgressUpdate` and `SecretExpiring` the fields of the message of that name.
+    /// The particulars; for `QueueUpdate`, `ProgressUpdate`, `SecretExpiring` and `DiskUsage` the fields of the message of that name.
     pub data: Value,
 }
 
@@ -330,6 +330,19 @@ pub enum PlainFrame {
         label: String,
         /// When it ends (RFC 3339).
         expires_at: String,
+    },
+    /// A tenant of the caller's crossed a limit of its disk, upwards or downwards. On `user:{id}`.
+    DiskUsage {
+        /// Which tenant.
+        tenant_id: String,
+        /// `ok`, `soft` (nearly full) or `hard` (full: writes are refused).
+        level: String,
+        /// Bytes on the disk.
+        used: u64,
+        /// The limit that warns, in bytes.
+        disk_soft: Option<u64>,
+        /// The limit that refuses, in bytes.
+        disk_hard: Option<u64>,
     },
     /// Is anybody there?
     Ping {},

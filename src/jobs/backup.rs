@@ -79,7 +79,9 @@ pub enum Task {
     Prune,
 }
 
-const KINDS: [&str; 5] = ["backup_tenant", "backup_fleet", "backup_verify", "backup_restore", "backup_prune"];
+/// The kind that replaces a tenant's data.
+pub const RESTORE: &str = "backup_restore";
+const KINDS: [&str; 5] = ["backup_tenant", "backup_fleet", "backup_verify", RESTORE, "backup_prune"];
 
 impl Task {
     fn kind(&self) -> &'static str {

@@ -237,7 +237,7 @@ test('the keyboard leads through the page', async () => {
   );
   assert.deepEqual(unnamed, []);
   await page.setViewportSize({ width: 360, height: 740 });
-  for (const path of ['/app', '/app/queue', '/app/settings']) {
+  for (const path of ['/app', '/app/queue', '/app/settings', '/app/account']) {
     await page.goto(BASE + path);
     const width = await page.evaluate(() => document.documentElement.scrollWidth);
     assert.ok(width <= 360, `${path} is ${width} wide`);

@@ -6,6 +6,7 @@ use reqwest::Response;
 
 use crate::support::TestApp;
 use crate::support::User;
+use crate::support::eventually;
 
 const FORM: &str = "application/x-www-form-urlencoded";
 
@@ -198,4 +199,59 @@ async fn two_cookies_of_the_name_are_nobody() {
     assert_eq!(answer.status(), 200);
     let html = answer.text().await.unwrap();
     assert!(html.contains("ada@example.com") && !html.contains(&eve.email), "{html}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_shows_what_it_takes_is_backed_up_deleted_and_brought_back() {
+    let store = tempfile::tempdir().unwrap();
+    let keys = format!("backup.store = \"dir:{}\"\nbackup.schedule = \"\"\n", store.path().display());
+    let app = TestApp::with(&(keys + "vault.reveal_max_age = \"1h\"\n")).await;
+    let (ada, eve) = (app.user("ada").await, app.user("eve").await);
+    ada.note("mine").await;
+    let mut browser = Browser::new(&app);
+    browser.sign_in(&ada).await;
+    let html = browser.get("/app/account").await.text().await.unwrap();
+    assert!(html.contains("Your database") && html.contains(" used") && html.contains("Back up now"), "{html}");
+
+    let begun = browser.post("/app/account/backups", "").await;
+    assert_eq!((begun.status().as_u16(), location(&begun)), (303, "/app/account?said=backup-begun"));
+    let link = eventually("the backup is listed", async || {
+        let html = browser.get("/app/account").await.text().await.unwrap();
+        let (_, rest) = html.split_once("href=\"/app/account/backups/")?;
+        Some(format!("/app/account/backups/{}", rest.split_once('"')?.0))
+    })
+    .await;
+    let file = browser.get(&link).await;
+    assert_eq!((file.status().as_u16(), header(&file, "content-type")), (200, "application/x-tar"));
+    assert!(file.bytes().await.unwrap().starts_with(b"pb_data/"), "a whole archive");
+    ada.note("later").await;
+    let restore = link.replace("/download", "/restore");
+    let begun = browser.post(&restore, "").await;
+    assert_eq!((begun.status().as_u16(), location(&begun)), (303, "/app/account?said=restore-begun"));
+    eventually("the data is the backup's", async || (ada.titles().await == ["mine"]).then_some(())).await;
+    let mut stranger = Browser::new(&app);
+    stranger.sign_in(&eve).await;
+    assert_eq!(stranger.get(&link).await.status(), 404);
+    assert_eq!(stranger.post(&restore, "").await.status(), 404);
+
+    // Nobody is deleted by a slip of the hand, or by another page.
+    let slip = browser.post("/app/account/delete", "email=eve%40example.com").await;
+    assert_eq!(slip.status(), 400);
+    assert!(slip.text().await.unwrap().contains("Type the address of this account"));
+    let foreign = browser.foreign("/app/account/delete", "email=ada%40example.com", "https://evil.example");
+    assert_eq!(foreign.send().await.unwrap().status(), 403);
+    assert_eq!(ada.titles().await, ["mine"]);
+    let gone = browser.post("/app/account/delete", "email=ada%40example.com").await;
+    assert_eq!((gone.status().as_u16(), location(&gone)), (303, "/app/sign-in?said=account-deleted"));
+
+    // Until it is erased there is one page, which brings it back.
+    browser.sign_in(&ada).await;
+    let home = browser.get("/app").await;
+    assert_eq!((home.status().as_u16(), location(&home)), (303, "/app/account"));
+    let html = browser.get("/app/account").await.text().await.unwrap();
+    assert!(html.contains("Bring it back") && !html.contains("Back up now"), "{html}");
+    let back = browser.post("/app/account/undelete", "").await;
+    assert_eq!((back.status().as_u16(), location(&back)), (303, "/app?said=account-back"));
+    let html = browser.get("/app/account").await.text().await.unwrap();
+    assert!(html.contains("Your database"), "{html}");
 }

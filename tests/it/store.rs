@@ -151,6 +151,7 @@ async fn a_watch_sees_every_final_value_also_of_writes_during_its_snapshot(store
     let write = |worker: usize| {
         let store = Arc::clone(&store);
         tokio::spawn(async move {
+            let mut watches = Vec::new();
             for n in 0..150 {
                 let key = format!("w.{worker}.{}", n % 7);
                 match store.get(&key).await.unwrap() {
@@ -158,17 +159,18 @@ async fn a_watch_sees_every_final_value_also_of_writes_during_its_snapshot(store
                     Some(entry) if n % 5 == 0 => store.delete(&key, entry.revision).await.unwrap(),
                     Some(entry) => store.update(&key, text(&n.to_string()), entry.revision).await.unwrap(),
                 };
+                // Amid the writes of the others, and a bounded number: every watch hears of every write.
+                if n % 30 == worker {
+                    watches.push(store.watch("w.").await.unwrap());
+                }
             }
+            watches
         })
     };
     let workers: Vec<_> = (0..6).map(write).collect();
     let mut watches = Vec::new();
-    while workers.iter().any(|worker| !worker.is_finished()) {
-        watches.push(store.watch("w.").await.unwrap());
-        tokio::task::yield_now().await;
-    }
     for worker in workers {
-        worker.await.unwrap();
+        watches.extend(worker.await.unwrap());
     }
     let last = store.create("w.end", text("end")).await.unwrap();
     let entries = store.list("w.").await.unwrap();

@@ -11,6 +11,7 @@ use axum::http::Request;
 use axum::http::StatusCode;
 use axum::http::header;
 use axum::http::request::Parts;
+use axum::response::Response;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use http_body_util::Limited;
@@ -88,7 +89,18 @@ impl Caller {
         serde_json::from_slice(bytes).map_err(|error| unread(path, &error))
     }
 
+    /// A file, passed on while it is read.
+    pub(super) async fn file(&self, path: &str) -> Result<Response, Problem> {
+        self.answer(Method::GET, path, None).await
+    }
+
     async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> Result<(StatusCode, Bytes), Problem> {
+        let (parts, body) = self.answer(method, path, body).await?.into_parts();
+        let read = Limited::new(body, LARGEST).collect().await.map_err(|error| unread(path, &error))?;
+        Ok((parts.status, read.to_bytes()))
+    }
+
+    async fn answer(&self, method: Method, path: &str, body: Option<Value>) -> Result<Response, Problem> {
         let mut request = Request::builder().method(method).uri(path);
         let named = [(header::AUTHORIZATION, &self.authorization), (header::USER_AGENT, &self.agent)];
         for (name, value) in named.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?))) {
@@ -109,24 +121,22 @@ impl Caller {
         };
         // What people type is encoded before it gets here; a path that is none all the same leads nowhere.
         let request = request.body(body).map_err(|_| Problem::new(Code::NotFound))?;
-        let response = match self.router.clone().oneshot(request).await {
+        let mut response = match self.router.clone().oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
         };
-        let (mut parts, body) = response.into_parts();
-        if let Some(problem) = parts.extensions.remove::<Problem>() {
+        if let Some(problem) = response.extensions_mut().remove::<Problem>() {
             return Err(problem);
         }
-        if !parts.status.is_success() {
-            let code = match parts.status {
+        if !response.status().is_success() {
+            let code = match response.status() {
                 StatusCode::NOT_FOUND => Code::NotFound,
                 status if status.is_client_error() => Code::InvalidRequest,
                 _ => Code::Internal,
             };
             return Err(Problem::new(code));
         }
-        let read = Limited::new(body, LARGEST).collect().await.map_err(|error| unread(path, &error))?;
-        Ok((parts.status, read.to_bytes()))
+        Ok(response)
     }
 }
 

@@ -80,6 +80,10 @@ impl Notice {
             "fathom-declined" => "Fathom is not connected: it was not agreed to there.",
             "fathom-stray" => "This sign-in at Fathom is over, or was begun elsewhere. Connect again.",
             "fathom-failed" => "Fathom is not connected: it did not answer as it should. Connect again.",
+            "backup-begun" => "The backup is being taken. It appears here when it is whole.",
+            "restore-begun" => "The backup is being tried and then takes the place of your data.",
+            "account-deleted" => "Your account is deleted. Sign in again to have it back, until it is erased.",
+            "account-back" => "Your account is back as it was.",
             "signed-out" => "You are signed out.",
             _ => return None,
         };
@@ -146,6 +150,10 @@ struct Failure {
 pub(super) fn failure(problem: &Problem) -> Response {
     if problem.code == Code::Unauthorized {
         return Redirect::to("/app/sign-in").into_response();
+    }
+    // The one page that a deleted account has.
+    if problem.code == Code::TenantDeleted {
+        return Redirect::to("/app/account").into_response();
     }
     let frame = Frame::new("That did not work", "", Some(Notice::problem(problem)));
     page(status_of(problem.code), &Failure { frame })

@@ -9,6 +9,7 @@
 //! from other hosts, and anything inline, which the policy of [`layout`] refuses. The `OpenAPI` document leaves these
 //! addresses out: they are for browsers, and programs use the API.
 
+mod account;
 mod accounts;
 mod api;
 mod assets;
@@ -80,6 +81,12 @@ pub(super) fn router(api: Router, verifier: Verifier) -> Router {
         .route("/app/destinations/{id}/default", post(settings::make_default))
         .route("/app/destinations/{id}/check", post(settings::check_destination))
         .route("/app/destinations/{id}/delete", post(settings::delete_destination))
+        .route("/app/account", get(account::account))
+        .route("/app/account/backups", post(account::back_up))
+        .route("/app/account/backups/{id}/download", get(account::download))
+        .route("/app/account/backups/{id}/restore", post(account::restore))
+        .route("/app/account/delete", post(account::delete))
+        .route("/app/account/undelete", post(account::undelete))
         .route("/app/assets/{name}", get(assets::asset))
         .route("/app/{*rest}", get(absent))
         .layer(from_fn_with_state(state.clone(), accounts::renewing))

@@ -330,13 +330,82 @@ impl Artifact {
     }
 
     pub(super) fn bytes(&self) -> String {
-        let size = self.size.unwrap_or_default();
-        match size {
-            _ if size >= 1e9 => format!("{:.1} GB", size / 1e9),
-            _ if size >= 1e6 => format!("{:.1} MB", size / 1e6),
-            _ if size >= 1e3 => format!("{:.0} KB", size / 1e3),
-            _ => format!("{size} B"),
+        size_of(self.size.unwrap_or_default())
+    }
+}
+
+/// A number of bytes for people.
+fn size_of(bytes: f64) -> String {
+    match bytes {
+        _ if bytes >= 1e9 => format!("{:.1} GB", bytes / 1e9),
+        _ if bytes >= 1e6 => format!("{:.1} MB", bytes / 1e6),
+        _ if bytes >= 1e3 => format!("{:.0} KB", bytes / 1e3),
+        _ => format!("{bytes} B"),
+    }
+}
+
+/// What an instance takes up.
+#[derive(Debug, Deserialize)]
+pub(super) struct Usage {
+    #[serde(default)]
+    disk_used: Option<f64>,
+    #[serde(default)]
+    disk_level: String,
+    #[serde(default)]
+    quota: Quota,
+}
+
+/// What it may take up.
+#[derive(Debug, Default, Deserialize)]
+struct Quota {
+    #[serde(default)]
+    disk_hard: Option<f64>,
+}
+
+impl Usage {
+    pub(super) fn is_full(&self) -> bool {
+        self.disk_level == "hard"
+    }
+
+    pub(super) fn warning(&self) -> Option<&'static str> {
+        match &*self.disk_level {
+            "hard" => Some("The disk is full: nothing more is stored until something is deleted."),
+            "soft" => Some("The disk is nearly full."),
+            _ => None,
         }
+    }
+
+    pub(super) fn disk(&self) -> String {
+        let used =
+            self.disk_used.map_or_else(|| "Not measured yet".to_owned(), |used| format!("{} used", size_of(used)));
+        match self.limit() {
+            Some(limit) => format!("{used} of {}", size_of(limit)),
+            None => used,
+        }
+    }
+
+    pub(super) fn percent(&self) -> Option<String> {
+        Some(format!("{:.0}", (self.disk_used? / self.limit()? * 100.0).min(100.0)))
+    }
+
+    fn limit(&self) -> Option<f64> {
+        self.quota.disk_hard.filter(|limit| *limit > 0.0)
+    }
+}
+
+/// A backup of the own instance.
+#[derive(Debug, Deserialize)]
+pub(super) struct Backup {
+    pub(super) id: String,
+    #[serde(default)]
+    pub(super) taken_at: When,
+    #[serde(default)]
+    bytes: f64,
+}
+
+impl Backup {
+    pub(super) fn size(&self) -> String {
+        size_of(self.bytes)
     }
 }
 

@@ -92,6 +92,20 @@ async fn owners_take_download_and_go_back_and_nobody_else_does() {
         assert!(!bytes.windows(planted.len()).any(|part| part == planted), "something of ours is left");
     }
 
+    // Operators write the same to a file, whole or not at all, and over no other.
+    let file = folder.path().join("b.tar");
+    let named = file.to_str().unwrap();
+    let wrote = bench.app.cli_json(&["backup", "export", &id, "--to", named]);
+    assert_eq!(wrote["bytes"], std::fs::metadata(&file).unwrap().len(), "{wrote}");
+    assert_eq!(std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&file).unwrap()) & 0o777, 0o600);
+    let listed = command("tar").arg("-tf").arg(&file).output().unwrap();
+    assert!(listed.status.success() && String::from_utf8_lossy(&listed.stdout).contains("pb_data/data.db"));
+    assert!(!bench.app.cli(&["backup", "export", &id, "--to", named]).status.success(), "it is there already");
+    assert_eq!(wrote["bytes"], std::fs::metadata(&file).unwrap().len());
+    let absent = folder.path().join("c.tar");
+    let of_bob = ["backup", "export", &id, "--tenant", &bob.id, "--to", absent.to_str().unwrap()];
+    assert!(!bench.app.cli(&of_bob).status.success() && !absent.exists(), "he has no such backup");
+
     ada.note("new").await;
     done(&ada, call(&ada, Method::POST, &format!("/api/v1/backups/{id}/restore")).await).await;
     assert_eq!(ada.titles().await, ["old"]);
@@ -101,6 +115,31 @@ async fn owners_take_download_and_go_back_and_nobody_else_does() {
     let (status, refused) = call(&ada, Method::POST, "/api/v1/backups").await;
     assert_eq!((status, &refused["error"]["code"]), (429, &json!("RATE_LIMITED")), "{refused}");
     assert_eq!(call(&bob, Method::POST, "/api/v1/backups").await.0, 202);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workspaces_backups_are_its_owners() {
+    let bench = Bench::start("vault.reveal_max_age = \"1h\"\n").await;
+    let (ada, bob) = (bench.app.user("ada").await, bench.app.user("bob").await);
+    assert_eq!(ada.post("/api/v1/tenants", json!({"name": "Team", "slug": "team"})).await.status(), 201);
+    let invited: Value =
+        ada.post("/api/v1/tenants/team/invitations", json!({"role": "admin"})).await.json().await.unwrap();
+    let accepted = bob.post("/api/v1/invitations/accept", json!({"token": invited["token"]})).await;
+    assert_eq!(accepted.status(), 200);
+    let there = User { base: format!("{}/t/team", ada.base), ..ada.clone() };
+    there.note("old").await;
+    // Its other members, admins too, have nothing to do with them.
+    assert_eq!(call(&bob, Method::POST, "/api/v1/backups?tenant=team").await.0, 403);
+    done(&ada, call(&ada, Method::POST, "/api/v1/backups?tenant=team").await).await;
+    assert_eq!(call(&ada, Method::GET, "/api/v1/backups").await.1["items"], json!([]), "her own has none");
+    let (_, list) = call(&ada, Method::GET, "/api/v1/backups?tenant=team").await;
+    let id = list["items"][0]["id"].as_str().unwrap();
+    for (method, part) in [(Method::GET, "download"), (Method::POST, "restore")] {
+        assert_eq!(call(&bob, method, &format!("/api/v1/backups/{id}/{part}?tenant=team")).await.0, 403, "{part}");
+    }
+    there.note("new").await;
+    done(&ada, call(&ada, Method::POST, &format!("/api/v1/backups/{id}/restore?tenant=team")).await).await;
+    assert_eq!(there.titles().await, ["old"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
