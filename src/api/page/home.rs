@@ -57,7 +57,7 @@ impl List {
         let read = api.read::<Meetings>(&format!("/api/v1/meetings?limit={PAGE}&{}", asked(search, cursor))).await;
         let (meetings, failed) = match read {
             Ok(meetings) => (meetings, None),
-            Err(problem) if problem.code == Code::Unauthorized => return Err(problem),
+            Err(problem) if matches!(problem.code, Code::Unauthorized | Code::TenantDeleted) => return Err(problem),
             Err(problem) => (Meetings::default(), Some(sentence(&problem))),
         };
         let next = meetings.next_cursor.as_deref().map(|cursor| format!("/app?{}", query(Some(cursor))));

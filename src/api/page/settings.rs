@@ -65,7 +65,9 @@ async fn shown(visitor: &Visitor, status: StatusCode, notice: Option<Notice>, go
     let fathom = fathom.unwrap_or_default();
     let (keys, keys_failed) = match keys {
         Ok(found) => (found.items, None),
-        Err(problem) if problem.code == Code::Unauthorized => return layout::failure(&problem),
+        Err(problem) if matches!(problem.code, Code::Unauthorized | Code::TenantDeleted) => {
+            return layout::failure(&problem);
+        }
         Err(problem) => (Vec::new(), Some(sentence(&problem))),
     };
     let (destinations, destinations_failed) = match destinations {
