@@ -122,9 +122,28 @@ impl About {
     }
 }
 
-/// Everything that handlers may ask for; each asks for its part only (see [`adapters`]). Cheap to clone.
+/// Everything that handlers may ask for; each asks for its part only (see [`adapters`]). Every layer of the router
+/// clones it for every request, so that is one counter and not one for each part.
 #[derive(Debug, Clone)]
-pub struct AppState {
+pub struct AppState(Arc<Parts>);
+
+impl From<Parts> for AppState {
+    fn from(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl std::ops::Deref for AppState {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// What [`AppState`] is made of.
+#[derive(Debug)]
+pub struct Parts {
     /// Sign-in, registration, logout.
     pub accounts: Accounts,
     /// Who a token speaks for.

@@ -304,7 +304,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
     })
     .await?;
     let dashboards = Dashboards::new(config.server.dashboard, config.server.dashboard_ttl);
-    let state = AppState {
+    let state = AppState::from(api::Parts {
         dashboards: dashboards.clone(),
         addresses: Addresses::new(&config.public_url(listen), &config.server.domain),
         accounts: accounts.clone(),
@@ -320,7 +320,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         account_bodies: AccountBodies::default(),
         about: Arc::new(About::new(listen.to_string())),
         oauth2: deliver(hub.clone()),
-    };
+    });
     let router = api::router::router(state.clone());
     let parts = gateway::Parts {
         config: config.server.clone(),

@@ -8,6 +8,7 @@
 use std::cell::Cell;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -31,6 +32,7 @@ use super::message::ServerFrame;
 use super::message::Subscribed;
 use super::rights;
 use super::sinks::Batch;
+use super::sinks::Drain;
 use super::sinks::News;
 use super::socket::Form;
 use super::socket::Phase;
@@ -40,6 +42,8 @@ use crate::error::Code;
 
 /// Sockets that are served before the others on this thread get a turn.
 const TURN: usize = 256;
+/// Times that what came meanwhile joins what is being written; then everything else on this thread gets its turn.
+const JOINED: usize = 32;
 /// Parts of a round of looking after everybody.
 const SLICES: u32 = 10;
 /// How long a client may take nothing of what waits for it.
@@ -119,7 +123,7 @@ impl Floor {
             tokio::select! {
                 () = floor.hub.shutdown.begun() => break,
                 got = news.next() => match got {
-                    Some(News::Events(batches)) => floor.fan_out(&batches).await,
+                    Some(News::Events(batches)) => floor.fan_out(batches, &mut news).await,
                     Some(News::Lost) => floor.close_all(CloseCode::InsufficientState),
                     None => break,
                 },
@@ -293,40 +297,39 @@ impl Floor {
     }
 
     /// Gives events to whoever listens: everything that came is queued first, and then written, one write a socket.
-    async fn fan_out(&self, batches: &[Batch]) {
-        let now = Instant::now();
-        let mut dirty: Vec<Rc<Socket>> = Vec::new();
-        let mut oldest: Option<i64> = None;
-        {
-            let rooms = self.rooms.borrow();
-            for event in batches.iter().flat_map(|batch| batch.iter()) {
-                let Some(room) = rooms.get(&event.topic) else { continue };
-                oldest = Some(oldest.map_or(event.at_ms, |at| at.min(event.at_ms)));
-                for member in &room.members {
-                    if member.position.get() >= event.offset {
-                        continue;
-                    }
-                    member.position.set(event.offset);
-                    deliver(&member.socket, event, member.is_asked, now);
-                    if !member.socket.dirty.replace(true) {
-                        dirty.push(Rc::clone(&member.socket));
-                    }
-                }
-            }
-        }
-        let (mut written, mut count) = (0, 0);
-        for group in dirty.chunks(TURN) {
-            for socket in group {
+    /// What comes while many are written to is queued too, so that those who are still to be written to get it with
+    /// the same write.
+    async fn fan_out(&self, batches: Vec<Batch>, news: &mut Drain) {
+        let mut dirty: VecDeque<Rc<Socket>> = VecDeque::new();
+        let mut oldest = self.queue(&batches, &mut dirty);
+        let (mut written, mut count, mut is_lost) = (0, 0, false);
+        let mut joined = 0;
+        loop {
+            for socket in dirty.drain(..dirty.len().min(TURN)) {
+                count += 1;
                 if socket.blocked.get() {
                     socket.dirty.set(false);
                 } else {
                     written += socket.flush();
                 }
             }
-            count += group.len();
-            if count < dirty.len() {
-                tokio::task::yield_now().await;
+            if dirty.is_empty() {
+                break;
             }
+            tokio::task::yield_now().await;
+            if joined < JOINED && !is_lost {
+                match news.ready() {
+                    Some(News::Events(batches)) => {
+                        joined += 1;
+                        oldest = [oldest, self.queue(&batches, &mut dirty)].into_iter().flatten().min();
+                    }
+                    Some(News::Lost) => is_lost = true,
+                    None => {}
+                }
+            }
+        }
+        if is_lost {
+            self.close_all(CloseCode::InsufficientState);
         }
         if let Some(at) = oldest {
             let metrics = &self.hub.metrics;
@@ -335,6 +338,28 @@ impl Floor {
             #[expect(clippy::cast_precision_loss, reason = "milliseconds of one delivery")]
             metrics.ws_delivery_seconds.observe((now_ms() - at).max(0) as f64 / 1_000.0);
         }
+    }
+
+    /// Queues events for whoever listens and notes whom to write to. Returns when the oldest of them came.
+    fn queue(&self, batches: &[Batch], dirty: &mut VecDeque<Rc<Socket>>) -> Option<i64> {
+        let now = Instant::now();
+        let mut oldest: Option<i64> = None;
+        let rooms = self.rooms.borrow();
+        for event in batches.iter().flat_map(|batch| batch.iter()) {
+            let Some(room) = rooms.get(&event.topic) else { continue };
+            oldest = Some(oldest.map_or(event.at_ms, |at| at.min(event.at_ms)));
+            for member in &room.members {
+                if member.position.get() >= event.offset {
+                    continue;
+                }
+                member.position.set(event.offset);
+                deliver(&member.socket, event, member.is_asked, now);
+                if !member.socket.dirty.replace(true) {
+                    dirty.push_back(Rc::clone(&member.socket));
+                }
+            }
+        }
+        oldest
     }
 
     fn close_all(&self, code: CloseCode) {

@@ -82,4 +82,13 @@ impl Drain {
         }
         Some(if self.lost.swap(false, Ordering::AcqRel) { News::Lost } else { News::Events(batches) })
     }
+
+    /// What came since, if anything; does not wait.
+    pub(super) fn ready(&mut self) -> Option<News> {
+        let batches: Vec<Batch> = std::iter::from_fn(|| self.batches.try_recv().ok()).take(QUEUED).collect();
+        if self.lost.swap(false, Ordering::AcqRel) {
+            return Some(News::Lost);
+        }
+        (!batches.is_empty()).then_some(News::Events(batches))
+    }
 }

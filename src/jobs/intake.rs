@@ -337,6 +337,8 @@ mod tests {
         assert_eq!(made(vec![meeting("a\nb", None)]).unwrap_err(), "title");
         assert_eq!(made(vec![Wish { priority: Some(11), ..meeting("x", None) }]).unwrap_err(), "priority");
         assert_eq!(made(vec![Wish { priority: Some(-1000), ..meeting("x", None) }]).unwrap_err(), "priority");
+        let urgent = made(vec![Wish { priority: Some(10), ..meeting("x", None) }]).unwrap();
+        assert_eq!((urgent[0].priority, urgent[0].urgency), (0, 10), "before one's own jobs only");
         let key = |text: &str| Wish { idempotency_key: Some(text.to_owned()), ..meeting("x", None) };
         assert_eq!(made(vec![key("")]).unwrap_err(), "idempotency_key");
         assert_eq!(made(vec![key("a b")]).unwrap_err(), "idempotency_key");

@@ -27,7 +27,7 @@ const ATTEMPTS: usize = 64;
 /// Where in its tenant's line (of its kind) a job is moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spot {
-    /// Right before another waiting job, with that one's priority.
+    /// Right before another waiting job, with that one's priority (not its urgency, which a move overrules).
     Before(JobId),
     /// Before all others, with the highest priority among them.
     Front,

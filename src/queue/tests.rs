@@ -287,3 +287,15 @@ fn whether_a_job_waits_for_its_time_is_a_matter_of_the_clock() {
     assert_eq!(decide::timed(later, NOW + Duration::from_secs(1)).state, State::Queued);
     assert_eq!(decide::timed(running(), NOW).state, State::Running);
 }
+
+proptest! {
+    #[test]
+    fn a_place_counted_from_both_ends_is_the_one_counted_from_the_front(count in 0..40_u64, asked in 0..50_u64) {
+        let mut line = line::Line::default();
+        for number in 0..count {
+            line.insert(&tenant(1), 0, (i64::try_from(number).unwrap(), 0), id(number));
+        }
+        let found = line.ahead(&tenant(1), 0, (i64::try_from(asked).unwrap(), 0), id(asked));
+        prop_assert_eq!(found, (asked < count).then_some(asked));
+    }
+}

@@ -129,7 +129,7 @@ pub(crate) async fn state() -> (AppState, TempDir) {
     })
     .await
     .unwrap();
-    let state = AppState {
+    let state = AppState::from(pocketfleet::api::Parts {
         services,
         accounts: Accounts::new(&config.auth, parts).unwrap(),
         verifier,
@@ -145,7 +145,7 @@ pub(crate) async fn state() -> (AppState, TempDir) {
         account_bodies: AccountBodies::default(),
         about: Arc::new(About::new("127.0.0.1:3000")),
         oauth2: Deliver::nowhere(),
-    };
+    });
     (state, dir)
 }
 

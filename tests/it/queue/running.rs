@@ -68,6 +68,23 @@ async fn jobs_begin_in_the_order_that_their_positions_say() {
 }
 
 #[tokio::test]
+async fn urgency_goes_before_ones_own_jobs_and_before_nobody_elses() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path());
+    let queue = Setup::on(&store).handler(does(|_| async { Outcome::Done(Value::Null) })).start().await;
+    queue.pause_kind(WORK).await.unwrap();
+    let mut ids = Vec::new();
+    for (owner, urgency) in [(1, 0), (1, 0), (2, 0), (2, 10), (2, -10), (2, 10)] {
+        ids.push(add(&queue, NewJob { urgency, ..new_job(owner) }).await.id);
+    }
+    let positions: Vec<_> = ids.iter().map(|id| queue.position(id).unwrap()).collect();
+    assert_eq!(positions, [1, 3, 5, 2, 6, 4], "turn about, whatever the second asks for");
+    queue.move_to_front(&tenant(2), &ids[4]).await.unwrap();
+    assert_eq!(queue.position(&ids[4]), Some(2));
+    queue.stop().await;
+}
+
+#[tokio::test]
 async fn no_more_run_at_once_than_allowed_for_a_tenant_and_in_all() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(folder.path());
