@@ -293,9 +293,9 @@ proptest! {
     fn a_place_counted_from_both_ends_is_the_one_counted_from_the_front(count in 0..40_u64, asked in 0..50_u64) {
         let mut line = line::Line::default();
         for number in 0..count {
-            line.insert(&tenant(1), 0, (i64::try_from(number).unwrap(), 0), id(number));
+            line.insert(&tenant(1), 0, (i64::try_from(number).unwrap(), 0), id(usize::try_from(number).unwrap()));
         }
-        let found = line.ahead(&tenant(1), 0, (i64::try_from(asked).unwrap(), 0), id(asked));
+        let found = line.ahead(&tenant(1), 0, (i64::try_from(asked).unwrap(), 0), id(usize::try_from(asked).unwrap()));
         prop_assert_eq!(found, (asked < count).then_some(asked));
     }
 }
