@@ -3,8 +3,11 @@
 //! The only reader of the environment. Each domain owns the type of its section; this file joins them and holds the
 //! rules that cross fields.
 
+use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,6 +29,7 @@ use crate::meetings;
 use crate::outbound;
 use crate::queue;
 use crate::realtime;
+use crate::reload;
 use crate::supervisor;
 use crate::telemetry;
 use crate::tenancy;
@@ -119,6 +123,9 @@ pub struct Config {
     /// `PATH` of the environment, for finding the binary.
     #[serde(skip)]
     pub search_path: String,
+    /// How this process was started.
+    #[serde(skip)]
+    pub origin: reload::Origin,
 }
 
 /// Why a configuration is not usable.
@@ -188,11 +195,13 @@ impl Config {
         #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
         let search_path = std::env::var("PATH");
         config.search_path = search_path.unwrap_or_default();
+        config.origin = origin(flags);
         accounts::config::resolve(&mut config.mail, &mut config.accounts)
             .map_err(|error| Error::Invalid(error.to_string()))?;
         config.check()?;
         config.storage.path = std::path::absolute(&config.storage.path)
             .map_err(|error| Error::Invalid(format!("storage.path: {error}")))?;
+        config.origin.data.clone_from(&config.storage.path);
         Ok(config)
     }
 
@@ -325,6 +334,32 @@ impl Config {
             }
         }
         Ok(())
+    }
+}
+
+/// How this process was started, for starting it again.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+pub fn origin(flags: &Flags) -> reload::Origin {
+    let mut arguments: Vec<OsString> = Vec::new();
+    let mut add = |flag: &str, value: Option<&OsStr>| {
+        if let Some(value) = value {
+            arguments.extend([OsString::from(flag), value.to_owned()]);
+        }
+    };
+    add("--config", flags.config.as_deref().map(Path::as_os_str));
+    add("--data", flags.data.as_deref().map(Path::as_os_str));
+    add("--listen", flags.listen.as_deref().map(OsStr::new));
+    add("--pocketbase", flags.pocketbase.as_deref().map(Path::as_os_str));
+    // A name with a slash may be a link that points to another version later; one without was looked up in PATH.
+    let named = std::env::args_os().next().map(PathBuf::from).filter(|name| name.components().count() > 1);
+    let program = named.map_or_else(std::env::current_exe, std::path::absolute).unwrap_or_default();
+    let activation = std::env::var("LISTEN_PID").ok().zip(std::env::var("LISTEN_FDS").ok());
+    reload::Origin {
+        program,
+        flags: arguments,
+        data: PathBuf::new(),
+        handover: std::env::var(reload::VARIABLE).ok(),
+        activation,
     }
 }
 

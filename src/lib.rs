@@ -11,6 +11,7 @@ pub mod telemetry;
 pub mod limits;
 pub mod outbound;
 pub mod pocketbase;
+pub mod reload;
 pub mod store;
 
 pub mod audit;

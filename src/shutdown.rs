@@ -3,6 +3,9 @@
 //! Nothing here is global. `app` makes one [`Shutdown`], hands clones to the components, and awaits the tracker.
 
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -12,6 +15,9 @@ use tokio_util::task::TaskTracker;
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
     begun: CancellationToken,
+    leaving: CancellationToken,
+    /// The same, for a look at every request.
+    has_left: Arc<AtomicBool>,
     tasks: TaskTracker,
 }
 
@@ -21,8 +27,26 @@ impl Shutdown {
         Self::default()
     }
 
+    /// Nobody new is let in from here on, while those who are here may still ask: what comes before
+    /// [`begin`](Self::begin) where somebody else takes over the listener.
+    pub fn leave(&self) {
+        self.has_left.store(true, Ordering::Relaxed);
+        self.leaving.cancel();
+    }
+
+    /// Whether nobody new is let in.
+    pub fn is_leaving(&self) -> bool {
+        self.has_left.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when nobody new is let in any more.
+    pub async fn left(&self) {
+        self.leaving.cancelled().await;
+    }
+
     /// Tells every component to finish. Idempotent.
     pub fn begin(&self) {
+        self.leave();
         self.begun.cancel();
         self.tasks.close();
     }

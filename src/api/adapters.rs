@@ -22,6 +22,7 @@ use crate::jobs::intake::Intake;
 use crate::meetings::Meetings;
 use crate::queue::Queue;
 use crate::records::Records;
+use crate::reload::Reloads;
 use crate::shutdown::Shutdown;
 use crate::store::sessions::Sessions;
 use crate::store::tenants::Tenants;
@@ -55,6 +56,7 @@ part!(limits: Limits);
 part!(account_bodies: AccountBodies);
 part!(about: Arc<About>);
 part!(oauth2: Deliver);
+part!(reloads: Reloads);
 
 /// Implements `FromRef` for one service.
 macro_rules! service {

@@ -43,6 +43,7 @@ use crate::error::Code;
 use crate::error::Problem;
 use crate::ids::TenantId;
 use crate::ids::UserId;
+use crate::reload::Reloads;
 use crate::shutdown::Shutdown;
 use crate::store::tenants::Kind;
 use crate::store::tenants::Tenant;
@@ -60,6 +61,7 @@ pub fn router(state: AppState) -> Router {
     let router = Router::new()
         .route("/status", get(status))
         .route("/ready", get(health::ready))
+        .route("/reload", post(reload))
         .route("/tenants", get(list))
         .route("/tenants/{id}", get(show))
         .route("/tenants/{id}/logs", get(logs))
@@ -245,12 +247,25 @@ async fn create_admin(
     Ok((StatusCode::CREATED, Json(json!({ "email": admin.email, "role": "admin" }))))
 }
 
+/// Checks that what would take over starts, and has it take over. The answer comes before anything changes.
+async fn reload(State(reloads): State<Reloads>) -> Result<(StatusCode, Json<Value>), ApiError> {
+    tracing::info!("an operator asks for a reload");
+    match reloads.ask().await {
+        Ok(()) => Ok((StatusCode::ACCEPTED, Json(json!({ "generation": reloads.generation().number })))),
+        Err(refused) => {
+            tracing::warn!(reason = %refused, "not reloaded");
+            Err(Problem::new(Code::Conflict).message(refused.to_string()).into())
+        }
+    }
+}
+
 async fn status(State(state): State<AppState>) -> Json<Value> {
     let readiness = Readiness::of(&state.supervisor, &state.shutdown);
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
         "listen": state.about.listen,
+        "reload": state.reloads.generation(),
         "started_at": state.about.started_at.format(&time::format_description::well_known::Rfc3339).ok(),
         "uptime_seconds": state.about.uptime_seconds(),
         "readiness": readiness,

@@ -67,6 +67,7 @@ use crate::api::oauth2_redirect::Deliver;
 use crate::auth::Verifier;
 use crate::auth::accounts::Accounts;
 use crate::gateway::Dashboards;
+use crate::reload::Reloads;
 use crate::shutdown::Shutdown;
 use crate::store::sessions::Sessions;
 use crate::store::tenants::Tenants;
@@ -172,6 +173,8 @@ pub struct Parts {
     pub account_bodies: AccountBodies,
     /// This process.
     pub about: Arc<About>,
+    /// Where a reload is asked for.
+    pub reloads: Reloads,
     /// Where the outcome of a sign-in at another service goes.
     pub oauth2: Deliver,
 }

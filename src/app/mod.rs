@@ -6,6 +6,7 @@
 
 mod delivery;
 mod meetings;
+mod process;
 pub mod services;
 
 use std::collections::HashMap;
@@ -35,6 +36,8 @@ use crate::api::Limits;
 use crate::api::control_socket;
 use crate::api::control_socket::ControlSocket;
 use crate::api::oauth2_redirect::Deliver;
+use crate::app::process::End;
+use crate::app::process::Signals;
 use crate::app::services::Given;
 use crate::auth::Verifier;
 use crate::auth::accounts;
@@ -52,6 +55,8 @@ use crate::pocketbase::roster::Row;
 use crate::realtime;
 use crate::realtime::Hub;
 use crate::records::Settle;
+use crate::reload::Handover;
+use crate::reload::Reloads;
 use crate::shutdown::Shutdown;
 use crate::store::Store;
 use crate::store::invitations::Invitations;
@@ -74,11 +79,13 @@ use crate::supervisor::config::Layout;
 use crate::supervisor::config::Rosters;
 use crate::supervisor::template::Locations;
 use crate::supervisor::template::Templates;
-use crate::telemetry;
 use crate::telemetry::Metrics;
 use crate::tenancy;
 use crate::tenancy::Tenancy;
 use crate::vault;
+
+pub use self::process::cannot_start;
+pub use self::process::serve;
 
 /// What each part of the way down gets beyond its own limits.
 const GRACE: Duration = Duration::from_secs(5);
@@ -122,40 +129,6 @@ impl Folders {
     }
 }
 
-/// Runs the server until it is told to stop.
-pub fn serve(config: Config) -> anyhow::Result<()> {
-    telemetry::install(&config.log)?;
-    supervisor::process::raise_file_limit();
-    supervisor::process::forbid_dumps();
-    let folders = Folders::make(&config.storage.path)?;
-    let lock = folders.lock()?;
-    let listener = bind(config.server.listen)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("control")
-        .enable_all()
-        .build()
-        .context("build the control runtime")?;
-    let outcome = runtime.block_on(Box::pin(run(config, &folders, listener)));
-    runtime.shutdown_timeout(Duration::from_secs(5));
-    drop(lock);
-    outcome
-}
-
-fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind(address).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => {
-            anyhow!("{address} is in use by another program; stop it, or choose another address with --listen")
-        }
-        std::io::ErrorKind::PermissionDenied => {
-            anyhow!("not allowed to listen on {address}; ports below 1024 need CAP_NET_BIND_SERVICE")
-        }
-        _ => anyhow!("listen on {address}: {error}"),
-    })?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
 /// What runs, in the order in which it is stopped.
 struct Running {
     shutdown: Shutdown,
@@ -166,14 +139,22 @@ struct Running {
     state: AppState,
 }
 
-async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow::Result<()> {
+async fn run(
+    config: Config,
+    folders: &Folders,
+    listener: TcpListener,
+    signals: &mut Signals,
+    handover: &mut Handover,
+) -> anyhow::Result<End> {
     let begun = Instant::now();
     let listen = listener.local_addr()?;
-    let mut signals = Signals::install()?;
+    let reloads = Reloads::new(config.origin.clone(), handover.generation().clone(), folders.at("run"));
+    let is_first = handover.generation().number == 0;
     let running = tokio::select! {
-        running = Box::pin(build(&config, folders, listen)) => running?,
-        // What is under way are bakes, which are stopped by dropping them.
-        () = signals.received() => return Ok(()),
+        running = Box::pin(build(&config, folders, listen, reloads.clone())) => running?,
+        // What is under way are bakes, which are stopped by dropping them. After a reload there are instances to be
+        // stopped, which have to be adopted first.
+        () = signals.stop(), if is_first => return Ok(End::Stopped),
     };
     let Running { shutdown, supervisor, database, accounts, gateway, state } = running;
     let events = state.services.events.clone();
@@ -190,16 +171,26 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
     if let Err(error) = note_address(&folders.at("run"), listen) {
         tracing::warn!(%error, "note the address in run/address");
     }
-    tracing::info!(listen = %listen, data = %folders.root.display(), duration_ms = begun.elapsed().as_millis(), "listening");
+    handover.settled();
+    let generation = handover.generation();
+    tracing::info!(listen = %listen, data = %folders.root.display(), duration_ms = begun.elapsed().as_millis(), generation = generation.number, "listening");
+    if let Some(reason) = &generation.refused {
+        tracing::error!(%reason, "a reload was taken back");
+    }
     shutdown.spawn(accounts.clone().configure(shutdown.clone()));
     shutdown.spawn(first_admin(config.auth.clone(), accounts, supervisor.clone()));
-    welcome(&config, folders, listen, vault_made.as_deref());
+    if generation.number == 0 {
+        welcome(&config, folders, listen, vault_made.as_deref());
+    }
 
-    let ended = tokio::select! {
-        () = signals.received() => None,
-        ended = &mut front => Some(ended),
-    };
-    tracing::info!("stopping: requests finish, then the instances, then the global instance");
+    let (end, ended) = signals.end(&mut front, &reloads, &shutdown).await;
+    match end {
+        End::Stopped => tracing::info!("stopping: requests finish, then the instances, then the global instance"),
+        End::Reload => {
+            tracing::info!("reloading: requests finish, the instances go on");
+            process::take_leave(&shutdown).await;
+        }
+    }
     shutdown.begin();
     // Whatever failed first is the answer; everything is stopped all the same.
     let mut outcome = Ok(());
@@ -215,7 +206,10 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
     }
     // Jobs work with instances, so they end first.
     queue.stop().await;
-    supervisor.stop(config.server.stop_timeout).await;
+    match end {
+        End::Stopped => supervisor.stop(config.server.stop_timeout).await,
+        End::Reload => supervisor.leave(config.server.stop_timeout).await,
+    }
     if tokio::time::timeout(GRACE, shutdown.finished()).await.is_err() {
         tracing::warn!("background tasks did not end in time");
     }
@@ -229,12 +223,19 @@ async fn run(config: Config, folders: &Folders, listener: TcpListener) -> anyhow
     // What the last tasks had to tell is logged too.
     events.close().await;
     database.close().await;
+    if end == End::Reload {
+        // The next run serves what this one could not end in order.
+        if let Err(error) = outcome {
+            tracing::error!(error = format!("{error:#}"), "while giving way");
+        }
+        return Ok(end);
+    }
     tracing::info!("stopped");
-    outcome
+    outcome.map(|()| end)
 }
 
 #[expect(clippy::too_many_lines, reason = "one list: what is built on what, in order")]
-async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow::Result<Running> {
+async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: Reloads) -> anyhow::Result<Running> {
     let shutdown = Shutdown::new();
     let metrics = Metrics::new();
     let database = Arc::new(ControlDatabase::open(&folders.at("control.db")).context("open the control database")?);
@@ -319,6 +320,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr) -> anyhow
         limits: limits(config)?,
         account_bodies: AccountBodies::default(),
         about: Arc::new(About::new(listen.to_string())),
+        reloads,
         oauth2: deliver(hub.clone()),
     });
     let router = api::router::router(state.clone());
@@ -537,25 +539,4 @@ fn welcome(config: &Config, folders: &Folders, listen: SocketAddr, vault_key: Op
     );
     // A closed standard output is no reason to stop serving.
     let _ = out.write_all(text.as_bytes());
-}
-
-/// SIGINT and SIGTERM, from before anything is started.
-struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn install() -> anyhow::Result<Self> {
-        use tokio::signal::unix::SignalKind;
-        use tokio::signal::unix::signal;
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn received(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }

@@ -18,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 
 use crate::api::control_socket;
+use crate::supervisor::jail;
 
 /// Longest wait for an answer: a sleep may have to drain an instance first.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -35,6 +36,11 @@ impl Control {
     /// The server on this data directory.
     pub fn of(data: &Path) -> Self {
         Self { data: data.to_owned(), socket: control_socket::path_in(data) }
+    }
+
+    /// Whether a server holds the data directory, also while it does not answer.
+    pub fn is_held(&self) -> bool {
+        jail::is_locked(&self.data.join("lock")).unwrap_or(true)
     }
 
     /// Asks and returns whatever was answered: the status and the JSON body.

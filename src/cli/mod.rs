@@ -11,6 +11,7 @@ pub mod client;
 pub mod doctor;
 pub mod jobs;
 pub mod output;
+pub mod reload;
 pub mod templates;
 pub mod tenants;
 pub mod vault;
@@ -28,6 +29,7 @@ use serde_json::json;
 
 use crate::cli::client::Control;
 use crate::cli::output::Output;
+use crate::config;
 use crate::config::Config;
 use crate::config::Flags;
 
@@ -66,6 +68,16 @@ struct Overrides {
     pocketbase: Option<PathBuf>,
 }
 
+/// What to check of a configuration.
+#[derive(Debug, Args)]
+struct CheckConfig {
+    #[command(flatten)]
+    overrides: Overrides,
+    /// Also look for the `PocketBase` binaries and ask each for its version, as a start does.
+    #[arg(long)]
+    with_pocketbase: bool,
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the server until Ctrl-C or SIGTERM.
@@ -98,6 +110,9 @@ enum Command {
     Admin(admin::Command),
     /// Check this machine and say what to do about each finding; exits 1 when something must be fixed.
     Doctor(Overrides),
+    /// Have the running server become the program that stands in its place now, with its sockets and instances kept;
+    /// exits 1 when it stays as it is.
+    Reload,
     /// Ask the running server whether it is ready; exits 1 when it is not.
     Healthcheck,
     /// Print the `OpenAPI` document of the HTTP API.
@@ -105,7 +120,7 @@ enum Command {
     /// Print the `AsyncAPI` document of the sockets.
     Asyncapi,
     /// Read the configuration and say whether it is valid.
-    CheckConfig(Overrides),
+    CheckConfig(CheckConfig),
 }
 
 /// Runs the command line and says how it went.
@@ -133,7 +148,10 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
     };
     match cli.command {
         Command::Serve(overrides) => {
-            crate::app::serve(Config::load(&flags(Some(overrides)))?)?;
+            let flags = flags(Some(overrides));
+            let config =
+                Config::load(&flags).map_err(|error| crate::app::cannot_start(config::origin(&flags), error))?;
+            crate::app::serve(config)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Tenants(command) => {
@@ -172,6 +190,10 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);
             on_runtime(status(&control, output))
         }
+        Command::Reload => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(reload::run(&control, output))
+        }
         Command::Openapi => {
             let document = crate::api::router::document();
             output.done(&serde_json::to_value(&document)?, &document.to_pretty_json()?)
@@ -188,8 +210,14 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
             let inputs = doctor::Inputs::of(&Config::load(&flags(Some(overrides)))?);
             on_runtime(doctor::run(&inputs, output))
         }
-        Command::CheckConfig(overrides) => {
-            let config = Config::load(&flags(Some(overrides)))?;
+        Command::CheckConfig(wanted) => {
+            let config = Config::load(&flags(Some(wanted.overrides)))?;
+            if wanted.with_pocketbase {
+                on_runtime(async {
+                    doctor::binary::usable(&doctor::Inputs::of(&config)).await?;
+                    Ok(ExitCode::SUCCESS)
+                })?;
+            }
             let data = config.storage.path.display().to_string();
             output.done(&json!({ "valid": true, "data": data }), &format!("the configuration is valid; data in {data}"))
         }

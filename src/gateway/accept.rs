@@ -134,7 +134,7 @@ impl Drop for Permit {
     }
 }
 
-/// Accepts until the shutdown begins, then closes the listener.
+/// Accepts until nobody new is let in, then closes its handle of the listener.
 pub(crate) async fn accept(
     listener: TcpListener,
     lanes: Vec<Lane>,
@@ -149,7 +149,7 @@ pub(crate) async fn accept(
     loop {
         let outcome = tokio::select! {
             biased;
-            () = shutdown.begun() => return Ok(()),
+            () = shutdown.left() => return Ok(()),
             outcome = listener.accept() => {
                 // The worker's event loop takes the stream over, so this one must let go of it.
                 outcome.and_then(|(stream, address)| Ok((stream.into_std()?, address)))
@@ -167,7 +167,7 @@ pub(crate) async fn accept(
                 }
                 failing = true;
                 tokio::select! {
-                    () = shutdown.begun() => return Ok(()),
+                    () = shutdown.left() => return Ok(()),
                     () = tokio::time::sleep(PAUSE) => {}
                 }
             }

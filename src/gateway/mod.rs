@@ -157,8 +157,7 @@ impl Gateway {
         let mut workers = Vec::new();
         let mut lanes = Vec::new();
         for index in 0..config.worker_count() {
-            let (worker, lane) =
-                Worker::start(index, blueprint.clone(), shutdown.token().child_token()).map_err(Error::Worker)?;
+            let (worker, lane) = Worker::start(index, blueprint.clone(), shutdown.clone()).map_err(Error::Worker)?;
             workers.push(worker);
             lanes.push(lane);
         }

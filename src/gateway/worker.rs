@@ -12,7 +12,10 @@ use std::time::Duration;
 
 use hyper::Method;
 use hyper::Request;
+use hyper::StatusCode;
 use hyper::body::Incoming;
+use hyper::header::CONNECTION;
+use hyper::header::HeaderValue;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -40,6 +43,7 @@ use super::service::Blueprint;
 use super::service::Peer;
 use super::service::Service;
 use super::stall::Alarm;
+use crate::shutdown::Shutdown;
 
 /// Connections that may wait for a worker to look at them.
 const QUEUE: usize = 256;
@@ -53,6 +57,15 @@ const SWEEP: Duration = Duration::from_secs(30);
 /// its own end.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
+/// When a worker's connections end.
+#[derive(Debug, Clone)]
+struct Drain {
+    /// Idle ones close, requests finish.
+    end: CancellationToken,
+    /// Before that, clients are told to use another.
+    shutdown: Shutdown,
+}
+
 /// A running worker.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -64,8 +77,9 @@ pub(crate) struct Worker {
 impl Worker {
     /// Starts a worker. It ends when its lane is dropped and its connections are done, at most the drain timeout
     /// after that.
-    pub(crate) fn start(index: usize, blueprint: Blueprint, drain: CancellationToken) -> io::Result<(Self, Lane)> {
+    pub(crate) fn start(index: usize, blueprint: Blueprint, shutdown: Shutdown) -> io::Result<(Self, Lane)> {
         let (connections, queue) = mpsc::channel(QUEUE);
+        let drain = Drain { end: shutdown.token().child_token(), shutdown };
         let (end, ended) = oneshot::channel();
         let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name(format!("gateway-{index}")).spawn(move || {
@@ -95,7 +109,7 @@ impl Worker {
     }
 }
 
-fn run(runtime: LocalRuntime, blueprint: Blueprint, queue: mpsc::Receiver<Accepted>, drain: CancellationToken) {
+fn run(runtime: LocalRuntime, blueprint: Blueprint, queue: mpsc::Receiver<Accepted>, drain: Drain) {
     let config = Arc::clone(&blueprint.config);
     runtime.block_on(async move {
         let tasks = TaskTracker::new();
@@ -114,7 +128,7 @@ async fn serve(
     service: &Rc<Service>,
     mut queue: mpsc::Receiver<Accepted>,
     config: &Arc<Config>,
-    drain: &CancellationToken,
+    drain: &Drain,
     tasks: &TaskTracker,
 ) {
     let http = Rc::new(server(config));
@@ -154,7 +168,7 @@ async fn connection(
     service: Rc<Service>,
     http: &http1::Builder,
     accepted: Accepted,
-    drain: CancellationToken,
+    drain: Drain,
     tasks: TaskTracker,
 ) -> io::Result<()> {
     let Accepted { stream, peer, permit } = accepted;
@@ -164,7 +178,7 @@ async fn connection(
     let (protocol, head) = if config.http2 {
         let told = tokio::select! {
             told = preface::tell(&stream, config.header_timeout) => told?,
-            () = drain.cancelled() => None,
+            () = drain.end.cancelled() => None,
         };
         let Some(told) = told else { return Ok(()) };
         told
@@ -184,35 +198,31 @@ async fn connection(
     Ok(())
 }
 
-async fn serve_http1(
-    service: Rc<Service>,
-    http: &http1::Builder,
-    io: TokioIo<ClientIo>,
-    peer: Rc<Peer>,
-    drain: CancellationToken,
-) {
+async fn serve_http1(service: Rc<Service>, http: &http1::Builder, io: TokioIo<ClientIo>, peer: Rc<Peer>, drain: Drain) {
+    let shutdown = drain.shutdown;
     let answer = service_fn(move |request| {
-        let (service, peer) = (Rc::clone(&service), Rc::clone(&peer));
-        async move { Ok::<_, Infallible>(service.serve(&peer, request).await) }
+        let (service, peer, shutdown) = (Rc::clone(&service), Rc::clone(&peer), shutdown.clone());
+        async move {
+            let mut response = service.serve(&peer, request).await;
+            // Told so, a client opens another connection for its next request, which then cannot cross our end of this one.
+            if shutdown.is_leaving() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     let mut serving = pin!(http.serve_connection(io, answer).with_upgrades());
     // How a connection ends is the client's affair: broken pipes and timeouts are not worth a line each.
     tokio::select! {
         _ = serving.as_mut() => {}
-        () = drain.cancelled() => {
+        () = drain.end.cancelled() => {
             serving.as_mut().graceful_shutdown();
             let _ = serving.await;
         }
     }
 }
 
-async fn serve_http2(
-    service: Rc<Service>,
-    io: TokioIo<ClientIo>,
-    peer: Rc<Peer>,
-    drain: CancellationToken,
-    tasks: TaskTracker,
-) {
+async fn serve_http2(service: Rc<Service>, io: TokioIo<ClientIo>, peer: Rc<Peer>, drain: Drain, tasks: TaskTracker) {
     let limit = service.config().header_timeout;
     let streams = Streams::new(service.config().writing());
     let http = h2::server(tasks, &streams);
@@ -232,7 +242,7 @@ async fn serve_http2(
     let mut serving = pin!(http.serve_connection(Watched::new(io, &streams), answer));
     tokio::select! {
         _ = serving.as_mut() => return,
-        () = drain.cancelled() => {}
+        () = drain.shutdown.left() => {}
         () = streams.idle(limit) => {}
         () = streams.abused() => {}
     }

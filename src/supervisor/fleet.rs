@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
@@ -75,6 +76,8 @@ pub(crate) struct Fleet {
     pub(crate) tasks: TaskTracker,
     /// No new starts; tenants go down.
     pub(crate) stopping: CancellationToken,
+    /// Whoever runs goes on without us, for a successor to adopt.
+    pub(crate) is_leaving: AtomicBool,
     /// The global instance may go down too.
     pub(crate) stopping_global: CancellationToken,
     pub(crate) awakenings: broadcast::Sender<Awakening>,
@@ -121,6 +124,7 @@ impl Fleet {
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
+            is_leaving: AtomicBool::new(false),
             stopping_global: CancellationToken::new(),
             awakenings: broadcast::Sender::new(AWAKENINGS),
             awake: AtomicUsize::new(0),
@@ -258,6 +262,17 @@ impl Fleet {
             idle_seconds: running.and(slot).map(|slot| slot.unused_for().as_secs()),
             retry_after_seconds: wait.map(|wait| wait.as_secs()),
         })
+    }
+
+    /// Lets go of every instance without stopping it. What is only being started is stopped, and so is an upgrade.
+    pub(crate) async fn leave(&self, patience: Duration) {
+        self.is_leaving.store(true, Ordering::SeqCst);
+        self.stopping.cancel();
+        self.stopping_global.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(patience, self.tasks.wait()).await.is_err() {
+            tracing::error!(tasks = self.tasks.len(), "supervisor tasks did not end in time");
+        }
     }
 
     /// Tenants first, then the global instance, which their users' last requests may still need.

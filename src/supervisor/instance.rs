@@ -305,6 +305,9 @@ impl Instance {
     /// The way down: what is in flight gets the drain time, then the process stops. The route stays closed.
     async fn go_down(mut self) {
         self.slot.close();
+        if self.fleet.is_leaving.load(Ordering::SeqCst) {
+            return self.let_go();
+        }
         let deadline = tokio::time::Instant::now() + self.fleet.config.drain_timeout;
         while self.occupied.is_some() && self.slot.in_flight() > 0 {
             if tokio::time::timeout_at(deadline, self.slot.idle.notified()).await.is_err() {
@@ -313,6 +316,13 @@ impl Instance {
         }
         self.terminate().await;
         self.answer_sleeper(Ok(()));
+        self.slot.phase.send_replace(Phase::Refusing { error: Error::ShuttingDown, until: None });
+    }
+
+    /// The process goes on, and its record says so: a successor adopts it.
+    fn let_go(mut self) {
+        drop(self.occupied.take());
+        self.answer_sleeper(Err(Error::ShuttingDown));
         self.slot.phase.send_replace(Phase::Refusing { error: Error::ShuttingDown, until: None });
     }
 

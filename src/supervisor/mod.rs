@@ -427,6 +427,12 @@ impl Supervisor {
         }
     }
 
+    /// Lets go of all instances without stopping them: the next run of this process adopts them. Awaits every task, at
+    /// most for `patience`.
+    pub async fn leave(&self, patience: Duration) {
+        self.fleet.leave(patience).await;
+    }
+
     /// Stops all instances, the global one last, and awaits every task. Bounded by `patience` for each of the two.
     pub async fn stop(&self, patience: Duration) {
         self.fleet.stop(patience).await;

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -21,6 +22,8 @@ use rustix::process::PidfdFlags;
 use rustix::process::Resource;
 use rustix::process::Rlimit;
 use rustix::process::Signal;
+use rustix::process::WaitId;
+use rustix::process::WaitIdOptions;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -169,7 +172,7 @@ impl Process {
         {
             tracing::warn!(pid = self.identity.pid, %error, "kill the rest of an instance's process group");
         }
-        let Some(mut child) = self.child.take() else { return Exit::Unknown };
+        let Some(mut child) = self.child.take() else { return reaped(&self.pidfd.get_ref().as_fd()) };
         match child.wait() {
             Ok(status) => {
                 status.code().map(Exit::Code).or_else(|| status.signal().map(Exit::Signal)).unwrap_or(Exit::Unknown)
@@ -205,6 +208,27 @@ impl Process {
             return Exit::Unknown;
         }
         self.bury()
+    }
+}
+
+/// Reaps an adopted process that is a child of this process all the same: one that was started before a reload.
+fn reaped(pidfd: &BorrowedFd<'_>) -> Exit {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    match rustix::process::waitid(WaitId::PidFd(*pidfd), options) {
+        Ok(Some(status)) => {
+            let code = status.exit_status().map(Exit::Code);
+            code.or_else(|| status.terminating_signal().map(Exit::Signal)).unwrap_or(Exit::Unknown)
+        }
+        // Not our child: whoever is its parent reaps it.
+        Ok(None) | Err(_) => Exit::Unknown,
+    }
+}
+
+/// Reaps children that ended while one program of this process gave way to the next. Before anything is started: whoever
+/// starts something waits for it by itself.
+pub fn reap_leftovers() {
+    while let Ok(Some(status)) = rustix::process::waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+        tracing::debug!(code = status.exit_status(), "reaped a child of the run before");
     }
 }
 

@@ -36,6 +36,7 @@ mod queue_api;
 mod raw_http;
 mod realtime;
 mod realtime_limits;
+mod reload;
 mod sdk;
 mod sdk_accounts;
 mod sdk_tenants;

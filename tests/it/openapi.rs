@@ -144,6 +144,7 @@ pub(crate) async fn state() -> (AppState, TempDir) {
         limits: Limits { json: 1 << 20, account: 8 << 20 },
         account_bodies: AccountBodies::default(),
         about: Arc::new(About::new("127.0.0.1:3000")),
+        reloads: pocketfleet::reload::Reloads::new(Default::default(), Default::default(), "/nowhere".into()),
         oauth2: Deliver::nowhere(),
     });
     (state, dir)

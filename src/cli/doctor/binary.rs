@@ -18,6 +18,11 @@ pub async fn check(inputs: &Inputs) -> Vec<Finding> {
     }
 }
 
+/// Whether a server could be started with it.
+pub async fn usable(inputs: &Inputs) -> Result<(), Error> {
+    examine(inputs).await.map(drop)
+}
+
 async fn examine(inputs: &Inputs) -> Result<Vec<Finding>, Error> {
     let path = binary::find(&inputs.binary, &inputs.version, &inputs.search_path)?;
     let unreadable = |source| Error::Unreadable { path: path.clone(), source };

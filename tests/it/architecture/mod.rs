@@ -41,6 +41,7 @@ const IMPORTS: &[(&str, May)] = &[
     ("pocketbase", Name(&["ids", "error"])),
     ("store", Name(&["ids", "error"])),
     ("outbound", Name(&["ids", "error", "limits", "telemetry"])),
+    ("reload", Name(&["ids", "error"])),
     ("audit", Name(&["ids", "error", "store", "shutdown", "telemetry"])),
     ("vault", Name(&["ids", "error", "failpoint", "store", "audit", "limits", "shutdown", "telemetry"])),
     ("queue", Name(&["ids", "error", "failpoint", "store", "limits", "shutdown", "telemetry"])),
@@ -142,10 +143,11 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("rusqlite", &["store", "pocketbase", "auth"]),
     // The doctor looks at its own program file.
     ("std::env", &["config", "cli/doctor", "main"]),
-    ("process::Command", &["supervisor"]),
-    ("Command::new", &["supervisor"]),
+    // The exception is the program itself: asked whether it starts, and executed in place.
+    ("process::Command", &["supervisor", "reload"]),
+    ("Command::new", &["supervisor", "reload"]),
     // The exceptions read a peer's user id from a socket, or a limit of our own.
-    ("nix", &["supervisor", "api", "cli", "gateway", "failpoint", "vault"]),
+    ("nix", &["supervisor", "api", "cli", "gateway", "failpoint", "vault", "reload"]),
     ("rustix::process", &["supervisor", "api", "cli", "gateway"]),
 ];
 

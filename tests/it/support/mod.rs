@@ -109,6 +109,8 @@ pub(crate) struct TestApp {
     config: PathBuf,
     /// Log lines with these texts are expected although they are warnings or errors.
     expected: Vec<&'static str>,
+    /// The program file to start, where it is not the one under test itself.
+    pub program: Option<PathBuf>,
     /// The step at which the next start kills itself (`name:nth`).
     failpoint: Option<String>,
     // Must be the last field: the directory goes after everything that uses it.
@@ -164,7 +166,16 @@ impl TestApp {
         text.push_str(keys);
         std::fs::write(&config, text).unwrap();
         let http = http().timeout(PATIENCE).build().unwrap();
-        Self { child: None, base: String::new(), http, config, expected: Vec::new(), failpoint: None, dir }
+        Self {
+            child: None,
+            base: String::new(),
+            http,
+            config,
+            expected: Vec::new(),
+            program: None,
+            failpoint: None,
+            dir,
+        }
     }
 
     /// More configuration, for an app that is not running yet.
@@ -204,7 +215,9 @@ impl TestApp {
         if address.exists() {
             std::fs::remove_file(&address).unwrap();
         }
-        let child = pocketfleet()
+        let mut program = self.program.as_ref().map_or_else(pocketfleet, command);
+        let child = program
+            .current_dir(root())
             .envs(self.failpoint.take().map(|step| ("PF_FAILPOINT", step)))
             .arg("serve")
             .arg("--config")
