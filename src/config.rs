@@ -70,6 +70,8 @@ pub struct PocketBase {
     pub binary: String,
     /// Version it must have.
     pub version: String,
+    /// Binaries of other versions.
+    pub binaries: Vec<String>,
     /// SHA-256 it must have; empty = any.
     pub sha256: String,
     /// Folder of templates; empty = `pb_templates`.
@@ -281,6 +283,9 @@ impl Config {
         if !self.pocketbase.sha256.is_empty() && self.pocketbase.sha256.len() != 64 {
             return Err(rule("pocketbase.sha256", &self.pocketbase.sha256, "empty, or 64 hexadecimal digits"));
         }
+        if let Some(name) = self.pocketbase.binaries.iter().find(|name| name.is_empty()) {
+            return Err(rule("pocketbase.binaries", format!("{name:?}"), "paths of PocketBase binaries"));
+        }
         if a.admin_email.is_empty() != a.admin_password.is_empty() {
             return Err(rule(
                 "auth.admin_email",
@@ -295,6 +300,13 @@ impl Config {
             return Err(rule("auth.admin_email", &a.admin_email, "an e-mail address"));
         }
         Ok(())
+    }
+}
+
+impl PocketBase {
+    /// Where the binary is, what version and hash it must have.
+    pub fn named(&self) -> (&str, &str, &str) {
+        (&self.binary, &self.version, &self.sha256)
     }
 }
 

@@ -21,6 +21,7 @@ use time::OffsetDateTime;
 use crate::api::AppState;
 use crate::api::control_api_keys;
 use crate::api::control_jobs;
+use crate::api::control_pocketbase;
 use crate::api::control_socket::ControlSocket;
 use crate::api::control_templates;
 use crate::api::control_templates::VersionView;
@@ -76,6 +77,7 @@ pub fn router(state: AppState) -> Router {
         .route("/audit", get(control_vault::entries))
         .route("/audit/verify", get(control_vault::verify))
         .merge(control_templates::routes())
+        .merge(control_pocketbase::routes())
         .merge(control_api_keys::routes())
         .merge(control_jobs::routes());
     framed(router.with_state(state))

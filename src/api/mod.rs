@@ -18,6 +18,7 @@ pub mod bearer;
 pub mod control;
 pub mod control_api_keys;
 pub mod control_jobs;
+pub mod control_pocketbase;
 pub mod control_socket;
 pub mod control_templates;
 pub mod control_vault;

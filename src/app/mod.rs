@@ -74,7 +74,7 @@ use crate::supervisor;
 use crate::supervisor::Supervisor;
 use crate::supervisor::binary;
 use crate::supervisor::config::Access;
-use crate::supervisor::config::Binary;
+use crate::supervisor::config::Binaries;
 use crate::supervisor::config::Layout;
 use crate::supervisor::config::Rosters;
 use crate::supervisor::template::Locations;
@@ -245,7 +245,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
     if let Some(made) = unlocked.made() {
         tracing::info!(file = %made.display(), "made the master key of the vault; without this file stored secrets cannot be read");
     }
-    let (binary, templates) = prepare_pocketbase(config, folders).await?;
+    let (binaries, templates) = prepare_pocketbase(config, folders).await?;
     let tenants = Tenants::open(Arc::clone(&store)).await?;
     let incarnation = incarnation();
     let placements = Placements::open(Arc::clone(&store), incarnation.clone()).await?;
@@ -264,7 +264,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
             staging: folders.at("staging"),
             empty: folders.at("empty"),
         },
-        binary,
+        binaries,
         templates,
         tenants: tenants.clone(),
         placements,
@@ -418,22 +418,24 @@ fn relay(
 }
 
 /// The binary, found and verified, and the templates, baked.
-async fn prepare_pocketbase(config: &Config, folders: &Folders) -> anyhow::Result<(Binary, Templates)> {
-    let path = binary::find(&config.pocketbase.binary, &config.pocketbase.version, &config.search_path)?;
-    let binary =
-        binary::verify(&path, &config.pocketbase.version, &config.pocketbase.sha256, &folders.at("staging")).await?;
+async fn prepare_pocketbase(config: &Config, folders: &Folders) -> anyhow::Result<(Binaries, Templates)> {
+    let pocketbase = &config.pocketbase;
+    let scratch = folders.at("staging");
+    let binaries = binary::verify_all(pocketbase.named(), &pocketbase.binaries, &config.search_path, &scratch).await?;
+    let Some((newest, older)) = binaries.all().split_first() else { anyhow::bail!("no PocketBase binary") };
     let templates = Templates::open(&Locations {
         templates: config.templates(),
         golden: folders.at("golden"),
         staging: folders.at("staging"),
-        binary: binary.path.clone(),
-        version: binary.version.clone(),
+        binary: newest.path.clone(),
+        version: newest.version.clone(),
+        older: older.to_vec(),
     })
     .await?;
     if !folders.at("instances").join("global").exists() {
         templates.golden("global").context("the global template, without which nobody can sign in")?;
     }
-    Ok((binary, templates))
+    Ok((binaries, templates))
 }
 
 /// Who belongs where, with what an earlier run was interrupted in finished.

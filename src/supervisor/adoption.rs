@@ -130,7 +130,7 @@ async fn take_over(
         if tenant.suspended {
             return Err("its tenant is suspended".to_owned());
         }
-        if identity.binary_sha256 != fleet.binary.sha256 {
+        if !fleet.binaries.has(&identity.binary_sha256) {
             return Err("it runs another PocketBase binary".to_owned());
         }
         // Nobody has been served by it, so stopping it loses nothing; its next start rolls the data back.

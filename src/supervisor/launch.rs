@@ -18,6 +18,7 @@ use crate::store;
 use crate::store::tenants::Tenant;
 use crate::supervisor::Priority;
 use crate::supervisor::announcement::Announcement;
+use crate::supervisor::config::Binary;
 use crate::supervisor::files;
 use crate::supervisor::fleet::Fleet;
 use crate::supervisor::health;
@@ -270,6 +271,7 @@ async fn attempt(
 }
 
 fn spawn(fleet: &Fleet, folder: &Path, golden: &Golden) -> std::io::Result<(Process, Announcement)> {
+    let binary = binary_of(fleet, golden).map_err(std::io::Error::other)?;
     let log = logs::open(folder)?;
     let address = random_address();
     let path = |path: &Path| path.display().to_string();
@@ -290,7 +292,7 @@ fn spawn(fleet: &Fleet, folder: &Path, golden: &Golden) -> std::io::Result<(Proc
         format!("--hooksPool={pool}"),
     ];
     let spec = jail::Spec {
-        program: fleet.binary.path.clone(),
+        program: binary.path.clone(),
         args,
         directory: folder.to_owned(),
         lock: folder.join("lock"),
@@ -299,8 +301,18 @@ fn spawn(fleet: &Fleet, folder: &Path, golden: &Golden) -> std::io::Result<(Proc
         data_bytes: fleet.config.data_bytes,
     };
     let announcement = Announcement::of(&logs::path(folder));
-    let process = Process::spawn(&process::own_program(), &spec, &log, address, &fleet.binary.sha256)?;
+    let process = Process::spawn(&process::own_program(), &spec, &log, address, &binary.sha256)?;
     Ok((process, announcement))
+}
+
+/// The `PocketBase` that serves what was made from `golden`.
+pub(crate) fn binary_of<'a>(fleet: &'a Fleet, golden: &Golden) -> Result<&'a Binary, String> {
+    fleet.binaries.for_data_of(&golden.pocketbase).ok_or_else(|| {
+        let version = &golden.pocketbase;
+        format!(
+            "its data is PocketBase {version}'s, and no binary of that version or a newer one is in pocketbase.binaries"
+        )
+    })
 }
 
 /// A loopback address nobody uses: 127.64.0.0/10 has four million, and the port lies below the ephemeral range.

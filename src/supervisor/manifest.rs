@@ -37,6 +37,9 @@ pub struct Traits {
     pub has_public: bool,
     /// Whether it has a folder `pb_hooks`.
     pub has_hooks: bool,
+    /// The version of `PocketBase` that it says it stays at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pocketbase: Option<String>,
     /// The version: SHA-256 in hex over everything that instances are made from.
     pub hash: String,
 }
@@ -47,6 +50,8 @@ pub struct Traits {
 pub(super) struct Manifest {
     pub(super) description: String,
     pub(super) app_name: Option<String>,
+    /// The version of `PocketBase` that it stays at, such as `0.39` or `0.39.11`.
+    pub(super) pocketbase: Option<String>,
     kinds: Option<Vec<Usage>>,
     pub(super) identity: Identity,
     pub(super) public_read: Vec<String>,
@@ -80,7 +85,7 @@ impl Manifest {
     /// The rules beyond the types. The text names the field, the value and what is allowed.
     pub(super) fn check(&self, is_global: bool) -> Result<(), String> {
         if is_global && (self.kinds.is_some() || !self.public_read.is_empty() || !self.routes.is_empty()) {
-            return Err("the template `global` takes `description` and `app_name` only".to_owned());
+            return Err("the template `global` takes `description`, `app_name` and `pocketbase` only".to_owned());
         }
         if self.kinds.as_ref().is_some_and(Vec::is_empty) {
             return Err("kinds = []: name at least one of \"personal\" and \"workspace\"".to_owned());
@@ -90,6 +95,11 @@ impl Manifest {
             if text.chars().count() > LONGEST_TEXT || text.chars().any(char::is_control) {
                 return Err(format!("{field}: one line of at most {LONGEST_TEXT} characters"));
             }
+        }
+        if let Some(pin) = &self.pocketbase
+            && !(2..=3).contains(&pin.split('.').filter(|part| part.parse::<u32>().is_ok()).count())
+        {
+            return Err(format!("pocketbase = {pin:?}: a version such as \"0.39\" or \"0.39.11\""));
         }
         for (field, paths) in [("public_read", &self.public_read), ("routes", &self.routes)] {
             if paths.len() > MOST_PATHS {
@@ -193,6 +203,7 @@ mod tests {
             ("colour = 'blue'", ["unknown field", "colour"]),
             ("kinds = ['global']", ["kinds", "global"]),
             ("kinds = []", ["kinds", "at least one"]),
+            ("pocketbase = 'new'", ["pocketbase", "0.39"]),
             ("identity = 'mine'", ["identity", "mine"]),
             ("public_read = ['api/x']", ["public_read", "begin with a slash"]),
             ("public_read = ['/index.html']", ["public_read", "not below /api/"]),

@@ -25,6 +25,7 @@ use time::OffsetDateTime;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
+use crate::failpoint;
 use crate::ids::TenantId;
 use crate::pocketbase::database;
 use crate::pocketbase::database::Durability;
@@ -36,6 +37,8 @@ use crate::store::versions::FailedUpgrade;
 use crate::supervisor::Priority;
 use crate::supervisor::bake;
 use crate::supervisor::config::UpgradePolicy;
+use crate::supervisor::config::is_older;
+use crate::supervisor::config::is_pinned_to;
 use crate::supervisor::fleet::Fleet;
 use crate::supervisor::jail;
 use crate::supervisor::launch;
@@ -131,7 +134,7 @@ pub(crate) async fn start(
         recover(fleet, tenant, &folder).await.map_err(outside)?;
     }
     let has = snapshot::version(&folder);
-    if let Some(upgrade) = due(fleet, tenant, has.as_deref(), stop) {
+    if let Some(upgrade) = due(fleet, tenant, (has.as_deref(), golden), stop) {
         match Box::pin(upgrade.run()).await {
             Ok(started) => return Ok(started),
             Err(Trouble::Stopping) => return Err(outside("the server is shutting down")),
@@ -149,16 +152,26 @@ pub(crate) async fn start(
 fn due<'a>(
     fleet: &'a Arc<Fleet>,
     tenant: &'a Arc<Tenant>,
-    has: Option<&str>,
+    (has, now): (Option<&str>, &Golden),
     stop: &'a CancellationToken,
 ) -> Option<Upgrade<'a>> {
     let from = has?;
     let to = fleet.templates.golden(&tenant.template).ok().filter(|golden| golden.hash != from)?;
+    if is_older(&to.pocketbase, &now.pocketbase) {
+        // What a newer PocketBase has migrated is not for an older one.
+        tracing::debug!(tenant.id = %tenant.id, from = now.pocketbase, to = to.pocketbase, "not downgraded");
+        return None;
+    }
+    let record = fleet.versions.find(&tenant.id);
+    let pin = record.as_ref().and_then(|record| record.pin.as_deref());
+    if pin.is_some_and(|pin| !is_pinned_to(&to.pocketbase, pin)) {
+        return None;
+    }
     let asked = fleet.upgrades.asked.contains(&tenant.id);
     if !asked && fleet.upgrades.policy == UpgradePolicy::Manual && !tenant.id.is_global() {
         return None;
     }
-    let failed = fleet.versions.find(&tenant.id).and_then(|version| version.failed.clone());
+    let failed = record.and_then(|version| version.failed.clone());
     if let Some(failed) = failed.filter(|failed| failed.hash == to.hash) {
         let waits = failed.outside && (asked || failed.at + OUTSIDE_RETRY <= OffsetDateTime::now_utc());
         if !waits {
@@ -303,13 +316,16 @@ impl Upgrade<'_> {
         blocking(&self.folder, move |folder| snapshot::take(folder, &step))
             .await
             .map_err(|why| Trouble::Outside(format!("copy its data before the upgrade: {why}")))?;
+        failpoint::hit("upgrade.copied");
         self.migrate().await?;
+        failpoint::hit("upgrade.migrated");
         self.settle(superusers, had_owner).await?;
         let started = launch::attempts(self.fleet, self.tenant, &self.to, self.stop).await;
         let (process, running) = started.map_err(|failure| match Trouble::from(failure) {
             Trouble::Outside(_) if self.stop.is_cancelled() => Trouble::Stopping,
             other => other,
         })?;
+        failpoint::hit("upgrade.healthy");
         let step = self.step.clone();
         if let Err(error) = blocking(&self.folder, move |folder| snapshot::commit(folder, &step)).await {
             process.stop(self.fleet.config.stop_timeout).await;
@@ -346,9 +362,12 @@ impl Upgrade<'_> {
             }
         }
         match process.bury() {
-            Exit::Code(0) => Ok(()),
             exit => {
                 let lines = logs::tail_since(&self.folder, log_start, REASON_LINES);
+                // Before 0.40 it ends with 0 also where a migration has failed.
+                if exit == Exit::Code(0) && !lines.iter().any(|line| line.contains(bake::FAILED_MIGRATION)) {
+                    return Ok(());
+                }
                 Err(launch::classify(exit, &lines).into())
             }
         }
@@ -357,9 +376,10 @@ impl Upgrade<'_> {
     fn spawn(&self) -> std::io::Result<Process> {
         let empty = self.fleet.layout.empty.display().to_string();
         let migrations = self.to.migrations_dir.as_ref().map_or_else(|| empty.clone(), |dir| dir.display().to_string());
+        let binary = launch::binary_of(self.fleet, &self.to).map_err(std::io::Error::other)?;
         std::fs::create_dir_all(self.folder.join(jail::TMP))?;
         let spec = jail::Spec {
-            program: self.fleet.binary.path.clone(),
+            program: binary.path.clone(),
             args: vec![
                 format!("--dir={}", self.folder.join("pb_data").display()),
                 format!("--migrationsDir={migrations}"),
@@ -377,7 +397,7 @@ impl Upgrade<'_> {
         let log = logs::open(&self.folder)?;
         // It does not listen anywhere.
         let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        Process::spawn(&process::own_program(), &spec, &log, nowhere, &self.fleet.binary.sha256)
+        Process::spawn(&process::own_program(), &spec, &log, nowhere, &binary.sha256)
     }
 
     /// Whether the owner of a personal instance has a row in it. The rows of a workspace's members are brought in step at
@@ -432,11 +452,12 @@ impl Upgrade<'_> {
     }
 
     async fn succeeded(&self, took: Duration) {
+        failpoint::hit("upgrade.committed");
         let id = &self.tenant.id;
         self.fleet.upgrades.unclear.remove(id);
         tracing::info!(
             tenant.id = %id, template.name = self.tenant.template, version = short(&self.step.to),
-            from = short(&self.step.from), duration_ms = took.as_millis(), "upgraded an instance"
+            from = short(&self.step.from), pocketbase = self.to.pocketbase, duration_ms = took.as_millis(), "upgraded an instance"
         );
         if let Err(error) = self.fleet.versions.note(id, &self.tenant.template, &self.step.to, false).await {
             // The instance's own file says it too, and the next start brings the record up to date.

@@ -30,6 +30,7 @@ mod meetings_search;
 mod oauth2;
 mod openapi;
 mod operators;
+mod pocketbase_versions;
 mod python;
 mod queue;
 mod queue_api;

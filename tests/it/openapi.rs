@@ -46,6 +46,7 @@ use pocketfleet::store::versions::Versions;
 use pocketfleet::supervisor::Parts;
 use pocketfleet::supervisor::Supervisor;
 use pocketfleet::supervisor::config::Access;
+use pocketfleet::supervisor::config::Binaries;
 use pocketfleet::supervisor::config::Binary;
 use pocketfleet::supervisor::config::Layout;
 use pocketfleet::supervisor::config::Rosters;
@@ -76,11 +77,15 @@ pub(crate) async fn state() -> (AppState, TempDir) {
         staging: at("staging"),
         binary: at("pocketbase"),
         version: "0.40.6".to_owned(),
+        older: Vec::new(),
     };
     let supervisor = Supervisor::new(Parts {
         config: config.instances.clone(),
         layout: Layout { instances: at("instances"), staging: at("staging"), empty: at("empty") },
-        binary: Binary { path: at("pocketbase"), sha256: String::new(), version: "0.40.6".to_owned() },
+        binaries: Binaries::new(
+            Binary { path: at("pocketbase"), sha256: String::new(), version: "0.40.6".to_owned() },
+            Vec::new(),
+        ),
         templates: Templates::open(&locations).await.unwrap(),
         tenants: tenants.clone(),
         placements: Placements::open(Arc::clone(&store), "test".to_owned()).await.unwrap(),

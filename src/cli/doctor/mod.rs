@@ -31,6 +31,8 @@ pub struct Inputs {
     pub version: String,
     /// The SHA-256 it must have, in hex; empty for any.
     pub sha256: String,
+    /// Binaries of other versions.
+    pub binaries: Vec<String>,
     /// `PATH` of the environment.
     pub search_path: String,
 }
@@ -44,6 +46,7 @@ impl Inputs {
             binary: config.pocketbase.binary.clone(),
             version: config.pocketbase.version.clone(),
             sha256: config.pocketbase.sha256.clone(),
+            binaries: config.pocketbase.binaries.clone(),
             search_path: config.search_path.clone(),
         }
     }
@@ -150,6 +153,7 @@ mod tests {
             binary: folder.path().join("none").display().to_string(),
             version: "0.40.6".to_owned(),
             sha256: String::new(),
+            binaries: Vec::new(),
             search_path: String::new(),
         };
         let findings = examine(&inputs).await;

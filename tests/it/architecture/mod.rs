@@ -47,7 +47,7 @@ const IMPORTS: &[(&str, May)] = &[
     ("queue", Name(&["ids", "error", "failpoint", "store", "limits", "shutdown", "telemetry"])),
     ("integrations", Name(&["ids", "error", "vault", "outbound", "limits", "shutdown", "telemetry"])),
     ("webhooks", Name(&["ids", "error", "store", "vault", "limits", "telemetry"])),
-    ("supervisor", Name(&["ids", "error", "store", "pocketbase", "shutdown", "telemetry"])),
+    ("supervisor", Name(&["ids", "error", "failpoint", "store", "pocketbase", "shutdown", "telemetry"])),
     ("tenancy", Name(&["ids", "error", "store", "limits", "pocketbase"])),
     (
         "auth",
