@@ -30,6 +30,7 @@ mod meetings_search;
 mod oauth2;
 mod openapi;
 mod operators;
+mod packaging;
 mod pocketbase_versions;
 mod python;
 mod queue;
