@@ -32,6 +32,7 @@ use crate::supervisor::slot::Running;
 use crate::supervisor::slot::Slot;
 use crate::supervisor::slot::mint;
 use crate::supervisor::snapshot;
+use crate::supervisor::upgrade;
 
 /// Checks under way at once.
 const CONCURRENCY: usize = 16;
@@ -159,6 +160,9 @@ async fn take_over(
             fleet.registry.insert(placement.tenant.clone(), slot);
             fleet.tasks.spawn_on(instance.run(), &fleet.runtime);
             fleet.metrics.adopted.inc();
+            if let Some(tenant) = fleet.tenants.find(&placement.tenant) {
+                upgrade::settle_adopted(fleet, &tenant).await;
+            }
             Ok(())
         }
         Err(refusal) => {

@@ -201,6 +201,21 @@ async fn recover(fleet: &Fleet, tenant: &Tenant, folder: &Path) -> Result<(), St
     Ok(())
 }
 
+/// Ends what is left to do of an upgrade that was through when pocketfleet was killed, for an instance that was adopted:
+/// its record follows its own file, and the copy of its data goes.
+pub(crate) async fn settle_adopted(fleet: &Arc<Fleet>, tenant: &Arc<Tenant>) {
+    let folder = fleet.folder(&tenant.id);
+    if let Some(hash) = snapshot::version(&folder) {
+        note(fleet, tenant, hash);
+    }
+    // One that is not through is not adopted, so nothing is put back here.
+    if snapshot::is_pending(&folder)
+        && let Err(error) = blocking(&folder, snapshot::recover).await
+    {
+        tracing::warn!(tenant.id = %tenant.id, error, "remove the copy of an instance's data after its upgrade");
+    }
+}
+
 /// Makes sure that no process holds the data directory.
 async fn unlocked(fleet: &Fleet, folder: &Path) -> Result<(), String> {
     let lock = folder.join("lock");
