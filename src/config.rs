@@ -280,12 +280,7 @@ impl Config {
         if i.backoff_base > i.backoff_max {
             return Err(rule("instances.backoff_base", format!("{:?}", i.backoff_base), "not above backoff_max"));
         }
-        if !self.pocketbase.sha256.is_empty() && self.pocketbase.sha256.len() != 64 {
-            return Err(rule("pocketbase.sha256", &self.pocketbase.sha256, "empty, or 64 hexadecimal digits"));
-        }
-        if let Some(name) = self.pocketbase.binaries.iter().find(|name| name.is_empty()) {
-            return Err(rule("pocketbase.binaries", format!("{name:?}"), "paths of PocketBase binaries"));
-        }
+        self.pocketbase.check()?;
         if a.admin_email.is_empty() != a.admin_password.is_empty() {
             return Err(rule(
                 "auth.admin_email",
@@ -307,6 +302,16 @@ impl PocketBase {
     /// Where the binary is, what version and hash it must have.
     pub fn named(&self) -> (&str, &str, &str) {
         (&self.binary, &self.version, &self.sha256)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if !self.sha256.is_empty() && self.sha256.len() != 64 {
+            return Err(rule("pocketbase.sha256", &self.sha256, "empty, or 64 hexadecimal digits"));
+        }
+        if self.binaries.iter().any(String::is_empty) {
+            return Err(rule("pocketbase.binaries", "\"\"", "paths of PocketBase binaries"));
+        }
+        Ok(())
     }
 }
 

@@ -128,7 +128,7 @@ struct TroubleReport {
     /// Instances in quarantine or blocked, with the reason and the last log lines.
     troubled: Vec<InstanceStatus>,
     broken_templates: Vec<BrokenTemplate>,
-    /// How many instances have which version of PocketBase.
+    /// How many instances have which version of `PocketBase`.
     #[schema(example = json!({"0.40.6": 100}))]
     pocketbase: BTreeMap<String, usize>,
 }

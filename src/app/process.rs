@@ -98,9 +98,7 @@ pub fn serve(mut config: Config) -> anyhow::Result<()> {
 /// Where there is not even a configuration to run with: goes back to the program before, if there is one.
 pub fn cannot_start(origin: Origin, error: config::Error) -> anyhow::Error {
     let back = Inherited::take(&origin).and_then(|inherited| match inherited {
-        Inherited {
-            listener: Some(listener), lock: Some(lock), previous: Some(previous), generation, started, ..
-        } => {
+        Inherited { listener: Some(listener), lock: Some(lock), previous: Some(previous), generation, started } => {
             let handover = Handover::of(&listener, lock, started.unwrap_or(origin), Some(previous))?;
             Err(handover.in_generation(&generation).go_back(error.to_string()))
         }

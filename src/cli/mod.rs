@@ -144,6 +144,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "one arm for each command")]
 fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
     let Global { data, config, .. } = cli.global;
     let flags = |overrides: Option<Overrides>| {

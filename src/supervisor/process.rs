@@ -172,7 +172,7 @@ impl Process {
         {
             tracing::warn!(pid = self.identity.pid, %error, "kill the rest of an instance's process group");
         }
-        let Some(mut child) = self.child.take() else { return reaped(&self.pidfd.get_ref().as_fd()) };
+        let Some(mut child) = self.child.take() else { return reaped(self.pidfd.get_ref().as_fd()) };
         match child.wait() {
             Ok(status) => {
                 status.code().map(Exit::Code).or_else(|| status.signal().map(Exit::Signal)).unwrap_or(Exit::Unknown)
@@ -212,9 +212,9 @@ impl Process {
 }
 
 /// Reaps an adopted process that is a child of this process all the same: one that was started before a reload.
-fn reaped(pidfd: &BorrowedFd<'_>) -> Exit {
+fn reaped(pidfd: BorrowedFd<'_>) -> Exit {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-    match rustix::process::waitid(WaitId::PidFd(*pidfd), options) {
+    match rustix::process::waitid(WaitId::PidFd(pidfd), options) {
         Ok(Some(status)) => {
             let code = status.exit_status().map(Exit::Code);
             code.or_else(|| status.terminating_signal().map(Exit::Signal)).unwrap_or(Exit::Unknown)

@@ -376,16 +376,13 @@ impl Upgrade<'_> {
                 return Err(Trouble::Unclear(format!("the migrations did not end within {limit:?} (instances.upgrade_timeout)")));
             }
         }
-        match process.bury() {
-            exit => {
-                let lines = logs::tail_since(&self.folder, log_start, REASON_LINES);
-                // Before 0.40 it ends with 0 also where a migration has failed.
-                if exit == Exit::Code(0) && !lines.iter().any(|line| line.contains(bake::FAILED_MIGRATION)) {
-                    return Ok(());
-                }
-                Err(launch::classify(exit, &lines).into())
-            }
+        let exit = process.bury();
+        let lines = logs::tail_since(&self.folder, log_start, REASON_LINES);
+        // Before 0.40 it ends with 0 also where a migration has failed.
+        if exit == Exit::Code(0) && !lines.iter().any(|line| line.contains(bake::FAILED_MIGRATION)) {
+            return Ok(());
         }
+        Err(launch::classify(exit, &lines).into())
     }
 
     fn spawn(&self) -> std::io::Result<Process> {

@@ -33,6 +33,9 @@ use pocketfleet::config::Flags;
 use pocketfleet::gateway::ClientIp;
 use pocketfleet::gateway::DashboardMode;
 use pocketfleet::gateway::Dashboards;
+use pocketfleet::reload::Generation;
+use pocketfleet::reload::Origin;
+use pocketfleet::reload::Reloads;
 use pocketfleet::shutdown::Shutdown;
 use pocketfleet::store::Store;
 use pocketfleet::store::invitations::Invitations;
@@ -149,7 +152,7 @@ pub(crate) async fn state() -> (AppState, TempDir) {
         limits: Limits { json: 1 << 20, account: 8 << 20 },
         account_bodies: AccountBodies::default(),
         about: Arc::new(About::new("127.0.0.1:3000")),
-        reloads: pocketfleet::reload::Reloads::new(Default::default(), Default::default(), "/nowhere".into()),
+        reloads: Reloads::new(Origin::default(), Generation::default(), "/nowhere".into()),
         oauth2: Deliver::nowhere(),
     });
     (state, dir)

@@ -1,4 +1,4 @@
-//! Several versions of PocketBase side by side: each instance is served by the one it has, and goes to a newer one on a
+//! Several versions of `PocketBase` side by side: each instance is served by the one it has, and goes to a newer one on a
 //! copy that is put back when that does not work.
 
 use std::os::unix::fs::PermissionsExt;
@@ -18,7 +18,7 @@ use crate::support::sse::Stream;
 const OLD: &str = "0.39.11";
 const NEW: &str = "0.40.6";
 
-/// An older PocketBase, fetched when it is not there.
+/// An older `PocketBase`, fetched when it is not there.
 fn older() -> PathBuf {
     let path = root().join(".pocketbase").join(OLD).join("pocketbase");
     if !path.is_file() {
@@ -128,7 +128,7 @@ async fn an_instance_goes_to_a_newer_pocketbase_with_its_data_and_stays_where_it
     assert_eq!(version(&app, &cid.id), OLD);
 }
 
-/// A PocketBase that says it is 0.41.0, and does what `cases` say before it is the real one.
+/// A `PocketBase` that says it is 0.41.0, and does what `cases` say before it is the real one.
 fn impostor(app: &TestApp, cases: &str) -> PathBuf {
     let path = app.dir.path().join("impostor");
     let real = pocketbase().canonicalize().unwrap();
