@@ -142,7 +142,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_fits_is_agreed_on_once() {
-        let (reloads, dir) = reloads("echo \"$*\" >> said; echo pocketfleet 9.9.9");
+        let (reloads, dir) = reloads("echo \"$*\" >> \"${0%/*}/said\"; echo pocketfleet 9.9.9");
         reloads.ask().await.unwrap();
         reloads.agreed().await;
         assert_eq!(reloads.ask().await, Err(Refused::UnderWay));
