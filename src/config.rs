@@ -73,6 +73,8 @@ pub struct PocketBase {
     pub binary: String,
     /// Version it must have.
     pub version: String,
+    /// Binaries of other versions.
+    pub binaries: Vec<String>,
     /// SHA-256 it must have; empty = any.
     pub sha256: String,
     /// Folder of templates; empty = `pb_templates`.
@@ -286,9 +288,7 @@ impl Config {
         if i.backoff_base > i.backoff_max {
             return Err(rule("instances.backoff_base", format!("{:?}", i.backoff_base), "not above backoff_max"));
         }
-        if !self.pocketbase.sha256.is_empty() && self.pocketbase.sha256.len() != 64 {
-            return Err(rule("pocketbase.sha256", &self.pocketbase.sha256, "empty, or 64 hexadecimal digits"));
-        }
+        self.pocketbase.check()?;
         if a.admin_email.is_empty() != a.admin_password.is_empty() {
             return Err(rule(
                 "auth.admin_email",
@@ -301,6 +301,23 @@ impl Config {
         }
         if !a.admin_email.is_empty() && !a.admin_email.contains('@') {
             return Err(rule("auth.admin_email", &a.admin_email, "an e-mail address"));
+        }
+        Ok(())
+    }
+}
+
+impl PocketBase {
+    /// Where the binary is, what version and hash it must have.
+    pub fn named(&self) -> (&str, &str, &str) {
+        (&self.binary, &self.version, &self.sha256)
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if !self.sha256.is_empty() && self.sha256.len() != 64 {
+            return Err(rule("pocketbase.sha256", &self.sha256, "empty, or 64 hexadecimal digits"));
+        }
+        if self.binaries.iter().any(String::is_empty) {
+            return Err(rule("pocketbase.binaries", "\"\"", "paths of PocketBase binaries"));
         }
         Ok(())
     }

@@ -23,6 +23,7 @@ use crate::api::control_api_keys;
 use crate::api::control_backups;
 use crate::api::control_jobs;
 use crate::api::control_life;
+use crate::api::control_pocketbase;
 use crate::api::control_socket::ControlSocket;
 use crate::api::control_templates;
 use crate::api::control_templates::VersionView;
@@ -78,6 +79,7 @@ pub fn router(state: AppState) -> Router {
         .route("/audit", get(control_vault::entries))
         .route("/audit/verify", get(control_vault::verify))
         .merge(control_templates::routes())
+        .merge(control_pocketbase::routes())
         .merge(control_api_keys::routes())
         .merge(control_backups::routes())
         .merge(control_jobs::routes())

@@ -131,6 +131,9 @@ struct TroubleReport {
     broken_templates: Vec<BrokenTemplate>,
     /// What the level means here, and what is missing.
     isolation: Report,
+    /// How many instances have which version of `PocketBase`.
+    #[schema(example = json!({"0.40.6": 100}))]
+    pocketbase: BTreeMap<String, usize>,
 }
 
 /// The instances in numbers.
@@ -167,7 +170,7 @@ struct InstancesHealth {
 }
 
 impl InstancesHealth {
-    fn of(global: Option<&InstanceStatus>, fleet: FleetStatus, is_admin: bool) -> Self {
+    fn of(global: Option<&InstanceStatus>, fleet: FleetStatus, pocketbase: Option<BTreeMap<String, usize>>) -> Self {
         let (troubled, broken_templates) = (fleet.troubled.len(), fleet.broken_templates.len());
         let status = match global {
             Some(global) if global.state == "awake" && troubled + broken_templates == 0 => "ok",
@@ -193,10 +196,11 @@ impl InstancesHealth {
             troubled,
             broken_templates,
             isolation_level: fleet.isolation.level,
-            details: is_admin.then(|| TroubleReport {
+            details: pocketbase.map(|pocketbase| TroubleReport {
                 troubled: fleet.troubled,
                 broken_templates: broken.collect(),
                 isolation: fleet.isolation,
+                pocketbase,
             }),
         }
     }
@@ -208,7 +212,8 @@ impl InstancesHealth {
         (status = 503, description = "The global instance is away.", body = InstancesHealth)))]
 async fn instances_health(State(supervisor): State<Supervisor>, user: OptionalAuthUser) -> Response {
     let global = supervisor.status(&TenantId::global()).ok();
-    let report = InstancesHealth::of(global.as_ref(), supervisor.fleet(), user.is_admin());
+    let versions = user.is_admin().then(|| supervisor.pocketbase_counts());
+    let report = InstancesHealth::of(global.as_ref(), supervisor.fleet(), versions);
     let status = if report.status == "down" { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     (status, Json(report)).into_response()
 }
@@ -248,6 +253,8 @@ mod tests {
             reason: Some("secret reason".to_owned()),
             last_log: vec!["a log line".to_owned()],
             template: "personal".to_owned(),
+            pocketbase: None,
+            pocketbase_pin: None,
             pinned: false,
             pid: Some(7),
             address: None,
@@ -279,19 +286,19 @@ mod tests {
     fn strangers_see_numbers_and_admins_see_names() {
         let global = instance("global", "awake");
         let trouble = || fleet(vec![instance("b5c3xih3gtjb48z", "quarantined")]);
-        let stranger = serde_json::to_string(&InstancesHealth::of(Some(&global), trouble(), false)).unwrap();
+        let stranger = serde_json::to_string(&InstancesHealth::of(Some(&global), trouble(), None)).unwrap();
         for hidden in ["b5c3xih3gtjb48z", "secret reason", "log line", "pid"] {
             assert!(!stranger.contains(hidden), "{hidden} in {stranger}");
         }
-        let admin = serde_json::to_value(InstancesHealth::of(Some(&global), trouble(), true)).unwrap();
+        let admin = serde_json::to_value(InstancesHealth::of(Some(&global), trouble(), Some(BTreeMap::new()))).unwrap();
         assert_eq!(admin["status"], "degraded");
         assert_eq!(admin["details"]["troubled"][0]["tenant"], "b5c3xih3gtjb48z");
     }
 
     #[test]
     fn without_the_global_instance_the_fleet_is_down() {
-        assert_eq!(InstancesHealth::of(None, fleet(vec![]), false).status, "down");
-        assert_eq!(InstancesHealth::of(Some(&instance("global", "backoff")), fleet(vec![]), false).status, "down");
-        assert_eq!(InstancesHealth::of(Some(&instance("global", "awake")), fleet(vec![]), false).status, "ok");
+        assert_eq!(InstancesHealth::of(None, fleet(vec![]), None).status, "down");
+        assert_eq!(InstancesHealth::of(Some(&instance("global", "backoff")), fleet(vec![]), None).status, "down");
+        assert_eq!(InstancesHealth::of(Some(&instance("global", "awake")), fleet(vec![]), None).status, "ok");
     }
 }

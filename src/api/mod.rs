@@ -21,6 +21,7 @@ pub mod control_api_keys;
 mod control_backups;
 pub mod control_jobs;
 mod control_life;
+pub mod control_pocketbase;
 pub mod control_socket;
 pub mod control_templates;
 pub mod control_vault;

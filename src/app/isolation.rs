@@ -8,13 +8,13 @@ use anyhow::bail;
 use crate::config::Config;
 use crate::gateway::DashboardMode;
 use crate::supervisor;
-use crate::supervisor::config::Binary;
+use crate::supervisor::config::Binaries;
 use crate::supervisor::jail::Isolation;
 use crate::supervisor::jail::config::Wanted;
 
 /// How far processes will be kept from each other, and whether that is enough.
-pub(super) fn reach(config: &Config, data: &Path, binary: &Binary) -> anyhow::Result<Isolation> {
-    let isolation = Isolation::detect(&config.isolation, data, &binary.path).with_groups(&config.isolation);
+pub(super) fn reach(config: &Config, data: &Path, binaries: &Binaries) -> anyhow::Result<Isolation> {
+    let isolation = Isolation::detect(&config.isolation, data, &binaries.paths()).with_groups(&config.isolation);
     let report = isolation.report();
     let missing = report.missing.join("; ");
     let (level, required) = (isolation.level, config.isolation.require);

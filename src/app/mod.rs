@@ -77,7 +77,7 @@ use crate::supervisor;
 use crate::supervisor::Supervisor;
 use crate::supervisor::binary;
 use crate::supervisor::config::Access;
-use crate::supervisor::config::Binary;
+use crate::supervisor::config::Binaries;
 use crate::supervisor::config::Layout;
 use crate::supervisor::config::Rosters;
 use crate::supervisor::jail::Isolation;
@@ -261,9 +261,9 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
     if let Some(made) = unlocked.made() {
         tracing::info!(file = %made.display(), "made the master key of the vault; without this file stored secrets cannot be read");
     }
-    let binary = find_pocketbase(config, folders).await?;
-    let isolation = isolation::reach(config, &folders.root, &binary)?;
-    let templates = bake(config, folders, &binary, &isolation).await?;
+    let binaries = find_pocketbase(config, folders).await?;
+    let isolation = isolation::reach(config, &folders.root, &binaries)?;
+    let templates = bake(config, folders, &binaries, &isolation).await?;
     let tenants = Tenants::open(Arc::clone(&store)).await?;
     let incarnation = incarnation();
     let placements = Placements::open(Arc::clone(&store), incarnation.clone()).await?;
@@ -283,7 +283,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
             staging: folders.at("staging"),
             empty: folders.at("empty"),
         },
-        binary,
+        binaries,
         templates,
         tenants: tenants.clone(),
         placements,
@@ -456,20 +456,28 @@ fn relay(
     })
 }
 
-/// The binary, found and verified.
-async fn find_pocketbase(config: &Config, folders: &Folders) -> anyhow::Result<Binary> {
-    let path = binary::find(&config.pocketbase.binary, &config.pocketbase.version, &config.search_path)?;
-    Ok(binary::verify(&path, &config.pocketbase.version, &config.pocketbase.sha256, &folders.at("staging")).await?)
+/// The binaries, found and verified.
+async fn find_pocketbase(config: &Config, folders: &Folders) -> anyhow::Result<Binaries> {
+    let pocketbase = &config.pocketbase;
+    let scratch = folders.at("staging");
+    Ok(binary::verify_all(pocketbase.named(), &pocketbase.binaries, &config.search_path, &scratch).await?)
 }
 
 /// The templates, baked.
-async fn bake(config: &Config, folders: &Folders, binary: &Binary, isolation: &Isolation) -> anyhow::Result<Templates> {
+async fn bake(
+    config: &Config,
+    folders: &Folders,
+    binaries: &Binaries,
+    isolation: &Isolation,
+) -> anyhow::Result<Templates> {
+    let Some((newest, older)) = binaries.all().split_first() else { anyhow::bail!("no PocketBase binary") };
     let templates = Templates::open(&Locations {
         templates: config.templates(),
         golden: folders.at("golden"),
         staging: folders.at("staging"),
-        binary: binary.path.clone(),
-        version: binary.version.clone(),
+        binary: newest.path.clone(),
+        version: newest.version.clone(),
+        older: older.to_vec(),
         isolation: isolation.clone(),
     })
     .await?;

@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod erasure;
 pub mod jobs;
 pub mod output;
+pub mod pocketbase;
 pub mod reload;
 pub mod templates;
 pub mod tenants;
@@ -93,6 +94,9 @@ enum Command {
     /// Check templates, see who is at which version, roll a change out.
     #[command(subcommand)]
     Template(templates::Command),
+    /// Versions of `PocketBase`: list them, keep tenants at one, roll one out.
+    #[command(subcommand)]
+    Pocketbase(pocketbase::Command),
     /// Show the running server and its fleet in numbers.
     Status,
     /// The vault of users' secrets: its master keys, and replacing them.
@@ -178,6 +182,10 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
         Command::Erasure(command) => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);
             on_runtime(erasure::run(command, &control, output))
+        }
+        Command::Pocketbase(command) => {
+            let control = Control::of(&Config::load(&flags(None))?.storage.path);
+            on_runtime(pocketbase::run(command, &control, output, cli.global.json))
         }
         Command::Jobs(command) => {
             let control = Control::of(&Config::load(&flags(None))?.storage.path);

@@ -117,12 +117,12 @@ pub async fn run(command: Command, config: &Config, output: Output, is_json: boo
 }
 
 async fn examine(wanted: &Check, config: &Config, output: Output) -> anyhow::Result<ExitCode> {
-    let path = binary::find(&config.pocketbase.binary, &config.pocketbase.version, &config.search_path)?;
     let scratch = tempfile::tempdir()?;
-    let pinned = &config.pocketbase;
-    let binary = binary::verify(&path, &pinned.version, &pinned.sha256, scratch.path()).await?;
-    let isolation = Isolation::detect(&config.isolation, scratch.path(), &binary.path);
-    let report = check::check(&wanted.dir, &binary, &isolation).await?;
+    let pocketbase = &config.pocketbase;
+    let found = binary::verify_all(pocketbase.named(), &pocketbase.binaries, &config.search_path, scratch.path());
+    let binaries = found.await?;
+    let isolation = Isolation::detect(&config.isolation, scratch.path(), &binaries.paths());
+    let report = check::check(&wanted.dir, &binaries, &isolation).await?;
     output.done(&serde_json::to_value(&report)?, &describe(&report))?;
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -208,19 +208,30 @@ fn short(hash: &str) -> &str {
 async fn roll_out(wanted: &Rollout, control: &Control, output: Output, is_json: bool) -> anyhow::Result<ExitCode> {
     let name = &wanted.template.name;
     if !wanted.yes {
-        confirm(name.as_str())?;
+        confirm(&format!("tenant of {name}"))?;
     }
     let path = format!("/templates/{name}/rollout");
     let care = json!({ "canary": wanted.canary, "wave": wanted.wave, "max_failures": wanted.max_failures });
-    let (status, answer) = control.ask("POST", &path, Some(&care)).await?;
+    carry_out(&path, &care, control, output, is_json).await
+}
+
+/// Starts a rollout, or joins the one that runs, and shows how it goes to its end.
+pub(super) async fn carry_out(
+    path: &str,
+    wanted: &Value,
+    control: &Control,
+    output: Output,
+    is_json: bool,
+) -> anyhow::Result<ExitCode> {
+    let (status, answer) = control.ask("POST", path, Some(wanted)).await?;
     // One that runs already, perhaps started by a terminal that was closed, is watched instead.
-    let runs_already = status == 409 && control.ask("GET", &path, None).await?.1["stage"].is_string();
+    let runs_already = status == 409 && control.ask("GET", path, None).await?.1["stage"].is_string();
     if !(200..300).contains(&status) && !runs_already {
         bail!("{}", answer["error"]["message"].as_str().unwrap_or("the server refused"));
     }
     let mut last = String::new();
     let progress = loop {
-        let progress = control.call("GET", &path, None).await?;
+        let progress = control.call("GET", path, None).await?;
         let stage = progress["stage"].as_str().unwrap_or_default().to_owned();
         let line = bar(&progress);
         if !is_json && line != last {
@@ -240,11 +251,11 @@ async fn roll_out(wanted: &Rollout, control: &Control, output: Output, is_json: 
     Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn confirm(name: &str) -> anyhow::Result<()> {
+pub(super) fn confirm(whom: &str) -> anyhow::Result<()> {
     if !io::stdin().is_terminal() {
-        bail!("a rollout restarts the instances of every tenant of {name}; add --yes to do that without being asked");
+        bail!("a rollout restarts the instances of every {whom}; add --yes to do that without being asked");
     }
-    write!(io::stderr(), "Upgrade every tenant of {name} now? Awake instances are restarted. [y/N] ")?;
+    write!(io::stderr(), "Upgrade every {whom} now? Awake instances are restarted. [y/N] ")?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
     if !matches!(answer.trim(), "y" | "Y" | "yes") {

@@ -329,12 +329,12 @@ fn listing(items: &[Value], next: Option<&TenantId>) -> String {
         return "no tenants".to_owned();
     }
     let rows: Vec<_> = items.iter().map(row).collect();
-    let titles = ["TENANT", "STATE", "KIND", "VERSION", "IDLE", "IN FLIGHT", "RESTARTS", "PID", "NOTE"];
+    let titles = ["TENANT", "STATE", "KIND", "VERSION", "POCKETBASE", "IDLE", "IN FLIGHT", "RESTARTS", "PID", "NOTE"];
     let more = next.map(|next| format!("\nmore: --after {next}"));
     output::table(titles, &rows) + more.as_deref().unwrap_or_default()
 }
 
-fn row(tenant: &Value) -> [String; 9] {
+fn row(tenant: &Value) -> [String; 10] {
     let pinned = (tenant["pinned"] == true).then(|| "pinned".to_owned());
     let retry = tenant["retry_after_seconds"].as_u64().map(|wait| format!("again in {}", output::age(wait)));
     let reason = tenant["reason"].as_str().map(|reason| reason.replace('\n', " "));
@@ -344,6 +344,7 @@ fn row(tenant: &Value) -> [String; 9] {
         text(&tenant["state"]),
         text(&tenant["kind"]),
         version(tenant),
+        pocketbase(tenant),
         tenant["idle_seconds"].as_u64().map_or_else(|| "-".to_owned(), output::age),
         text(&tenant["in_flight"]),
         text(&tenant["restarts"]),
@@ -356,6 +357,12 @@ fn row(tenant: &Value) -> [String; 9] {
 fn version(tenant: &Value) -> String {
     let hash = tenant["version"].as_str().map_or("-", |hash| hash.get(..8).unwrap_or(hash));
     format!("{hash}{}", if tenant["upgrade_failed"].is_object() { "!" } else { "" })
+}
+
+/// The version of `PocketBase`, with a mark when it is kept there.
+fn pocketbase(tenant: &Value) -> String {
+    let mark = if tenant["pocketbase_pin"].is_string() { "*" } else { "" };
+    format!("{}{mark}", text(&tenant["pocketbase"]))
 }
 
 /// A value as a table shows it.
@@ -395,15 +402,15 @@ mod tests {
     fn a_listing_is_aligned_and_says_how_to_go_on() {
         let awake = json!({"tenant": "b5c3xih3gtjb48z", "state": "awake", "kind": "personal", "idle_seconds": 75,
             "in_flight": 0, "restarts": 0, "pid": 4711, "pinned": true, "reason": null,
-            "version": "0123456789abcdef", "upgrade_failed": {"reason": "no"}});
+            "pocketbase": "0.39.11", "pocketbase_pin": "0.39", "version": "0123456789abcdef", "upgrade_failed": {"reason": "no"}});
         let broken = json!({"tenant": "zz", "state": "backoff", "kind": "personal", "idle_seconds": null,
             "in_flight": 0, "restarts": 3, "pid": null, "pinned": false, "reason": "exit 1", "retry_after_seconds": 4});
         let next = TenantId::parse("zz").unwrap();
         let text = listing(&[awake, broken], Some(&next));
         let expected = "\
-TENANT           STATE    KIND      VERSION    IDLE  IN FLIGHT  RESTARTS  PID   NOTE
-b5c3xih3gtjb48z  awake    personal  01234567!  1m    0          0         4711  pinned
-zz               backoff  personal  -          -     0          3         -     again in 4s; exit 1
+TENANT           STATE    KIND      VERSION    POCKETBASE  IDLE  IN FLIGHT  RESTARTS  PID   NOTE
+b5c3xih3gtjb48z  awake    personal  01234567!  0.39.11*    1m    0          0         4711  pinned
+zz               backoff  personal  -          -           -     0          3         -     again in 4s; exit 1
 more: --after zz";
         assert_eq!(text, expected);
         assert_eq!(listing(&[], None), "no tenants");

@@ -49,6 +49,9 @@ pub struct Version {
     /// What it could not be brought to last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<FailedUpgrade>,
+    /// The version of `PocketBase` that it is kept at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<String>,
 }
 
 impl Version {
@@ -152,6 +155,7 @@ impl Versions {
                 hash: hash.to_owned(),
                 upgraded_at: OffsetDateTime::now_utc(),
                 failed,
+                pin: current.and_then(|read| read.record.pin.clone()),
             }))
         };
         self.table.change(&key_of(id), decide).await.map(drop)
@@ -168,6 +172,7 @@ impl Versions {
                 hash: hash.to_owned(),
                 upgraded_at: same.map_or(now, |read| read.record.upgraded_at),
                 failed: Some(failed.clone()),
+                pin: current.and_then(|read| read.record.pin.clone()),
             }))
         };
         self.table.change(&key_of(id), decide).await.map(drop)
@@ -176,6 +181,18 @@ impl Versions {
     /// Forgets the version of a tenant that was erased.
     pub async fn remove(&self, id: &TenantId) -> Result<(), Error> {
         self.table.remove(&key_of(id), |_| true).await.map(drop)
+    }
+
+    /// Keeps an instance at a version of `PocketBase`, or at none. Whether there is a record to say so in.
+    pub async fn pin(&self, id: &TenantId, pin: Option<&str>) -> Result<bool, Error> {
+        let mut is_there = false;
+        let decide = |current: Option<&Read<Version>>| {
+            is_there = current.is_some();
+            let Some(current) = current.filter(|read| read.record.pin.as_deref() != pin) else { return Ok(Step::Keep) };
+            Ok(Step::Write(Version { pin: pin.map(str::to_owned), ..Version::clone(&current.record) }))
+        };
+        self.table.change(&key_of(id), decide).await?;
+        Ok(is_there)
     }
 
     /// Forgets a failure, so that the next wake tries again. Whether there was one.

@@ -33,6 +33,7 @@ use crate::supervisor::slot::Running;
 use crate::supervisor::slot::Slot;
 use crate::supervisor::slot::mint;
 use crate::supervisor::snapshot;
+use crate::supervisor::upgrade;
 
 /// Checks under way at once.
 const CONCURRENCY: usize = 16;
@@ -131,7 +132,7 @@ async fn take_over(
         if tenant.suspended {
             return Err("its tenant is suspended".to_owned());
         }
-        if identity.binary_sha256 != fleet.binary.sha256 {
+        if !fleet.binaries.has(&identity.binary_sha256) {
             return Err("it runs another PocketBase binary".to_owned());
         }
         let confinement = fleet.confinement(&placement.tenant, &tenant.template).await;
@@ -167,6 +168,9 @@ async fn take_over(
             fleet.registry.insert(placement.tenant.clone(), slot);
             fleet.tasks.spawn_on(instance.run(), &fleet.runtime);
             fleet.metrics.adopted.inc();
+            if let Some(tenant) = fleet.tenants.find(&placement.tenant) {
+                upgrade::settle_adopted(fleet, &tenant).await;
+            }
             Ok(())
         }
         Err(refusal) => {

@@ -39,6 +39,7 @@ use crate::supervisor::manifest;
 use crate::supervisor::oneshot;
 use crate::supervisor::oneshot::Oneshot;
 use crate::supervisor::owner;
+use crate::supervisor::template::BAKED_BY;
 use crate::supervisor::template::COMPLETE;
 use crate::supervisor::template::Golden;
 use crate::supervisor::template::LoadError;
@@ -134,10 +135,19 @@ pub(super) fn settings(app_name: &str) -> Vec<(&'static str, Value)> {
     ]
 }
 
+/// What every version says when a migration fails.
+pub(super) const FAILED_MIGRATION: &str = "failed to apply migration";
+
 /// The golden directory of a template: an existing one, else a fresh one.
 pub(super) async fn golden(template: &Template, locations: &Locations) -> Result<Golden, Error> {
     let find = || Golden::find(&locations.golden, template).map_err(|e| Error::Io("use the golden directory", e));
-    if let Some(golden) = find()? {
+    if let Some(mut golden) = find()? {
+        if golden.pocketbase.is_empty() {
+            // Baked before this was noted. The hash says which version it was.
+            golden.pocketbase.clone_from(&locations.version);
+            let path = locations.golden.join(template.golden_name()).join(BAKED_BY);
+            fs::write(path, &locations.version).map_err(|error| Error::Io("note who baked a template", error))?;
+        }
         return Ok(golden);
     }
     bake(template, locations).await?;
@@ -252,7 +262,10 @@ impl<'a> Work<'a> {
         ];
         let ended = self.start(&args, None)?.wait(LIMIT).await;
         let status = ended.map_err(|source| self.process(source))?;
-        if status.success() { Ok(()) } else { Err(Error::Migration { status, output: excerpt(&self.output) }) }
+        let output = excerpt(&self.output);
+        // Before 0.40 it ends with 0 all the same.
+        let has_failed = !status.success() || output.contains(FAILED_MIGRATION);
+        if has_failed { Err(Error::Migration { status, output }) } else { Ok(()) }
     }
 
     /// Serves the directory until it answered its superuser, and stops it.
@@ -316,6 +329,7 @@ impl<'a> Work<'a> {
                 owner::take_back(&self.data)?;
             }
             tidy(&self.data)?;
+            fs::write(self.root.join(BAKED_BY), &self.locations.version)?;
             fs::write(self.root.join(COMPLETE), &template.hash)?;
             files::sync_tree(&self.root)?;
             files::rename_new(&self.root, &golden_root.join(template.golden_name()))

@@ -8,6 +8,7 @@ use std::time::Duration;
 use sha2::Digest;
 use sha2::Sha256;
 
+use crate::supervisor::config::Binaries;
 use crate::supervisor::config::Binary;
 use crate::supervisor::oneshot;
 use crate::supervisor::template::STAGING_PREFIXES;
@@ -81,7 +82,24 @@ fn absolute(path: PathBuf) -> Result<PathBuf, Error> {
     std::path::absolute(&path).map_err(|source| Error::Unreadable { path, source })
 }
 
-/// Checks version and, when pinned, hash; `scratch` is a folder for a moment's file. The hash becomes part of every process's identity.
+/// Every binary of the configuration, each asked for its version once: the one of `binary` and `version`, and the others.
+pub async fn verify_all(
+    named: (&str, &str, &str),
+    others: &[String],
+    search_path: &str,
+    scratch: &Path,
+) -> Result<Binaries, Error> {
+    let (binary, version, sha256) = named;
+    let path = find(binary, version, search_path)?;
+    let first = verify(&path, version, sha256, scratch).await?;
+    let mut found = Vec::new();
+    for other in others {
+        found.push(verify(&find(other, "", search_path)?, "", "", scratch).await?);
+    }
+    Ok(Binaries::new(first, found))
+}
+
+/// Checks version (any where none is given) and, when pinned, hash; `scratch` is a folder for a moment's file. The hash becomes part of every process's identity.
 pub async fn verify(path: &Path, version: &str, sha256: &str, scratch: &Path) -> Result<Binary, Error> {
     let unreadable = |source| Error::Unreadable { path: path.to_owned(), source };
     let found = hash(path).map_err(unreadable)?;
@@ -91,7 +109,12 @@ pub async fn verify(path: &Path, version: &str, sha256: &str, scratch: &Path) ->
     let said =
         ask_version(path, scratch).await.map_err(|reason| Error::NotRunnable { path: path.to_owned(), reason })?;
     let said = said.trim().rsplit(' ').next().unwrap_or_default().to_owned();
-    if said != version {
+    let is_version = said.split('.').count() == 3 && said.split('.').all(|part| part.parse::<u32>().is_ok());
+    if !is_version {
+        let reason = format!("it says {said:?}, which is no version");
+        return Err(Error::NotRunnable { path: path.to_owned(), reason });
+    }
+    if !version.is_empty() && said != version {
         return Err(Error::WrongVersion { path: path.to_owned(), found: said, wanted: version.to_owned() });
     }
     Ok(Binary { path: path.to_owned(), sha256: found, version: said })

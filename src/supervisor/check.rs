@@ -15,7 +15,9 @@ use crate::pocketbase::schema::Collection;
 use crate::store::tenants::Identity;
 use crate::store::tenants::Kind;
 use crate::supervisor::bake;
+use crate::supervisor::config::Binaries;
 use crate::supervisor::config::Binary;
+use crate::supervisor::config::is_pinned_to;
 use crate::supervisor::files;
 use crate::supervisor::jail::Isolation;
 use crate::supervisor::owner;
@@ -73,7 +75,7 @@ pub struct Report {
 }
 
 /// Checks the folder `dir`. Only a scratch folder that cannot be made is an error; everything else is a finding.
-pub async fn check(dir: &Path, binary: &Binary, isolation: &Isolation) -> io::Result<Report> {
+pub async fn check(dir: &Path, binaries: &Binaries, isolation: &Isolation) -> io::Result<Report> {
     let dir = std::path::absolute(dir)?;
     let name = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let scratch = tempfile::Builder::new().prefix("pocketfleet-check-").tempdir()?;
@@ -90,7 +92,7 @@ pub async fn check(dir: &Path, binary: &Binary, isolation: &Isolation) -> io::Re
         findings: Vec::new(),
     };
     let begun = Instant::now();
-    match bake_in(scratch.path(), &dir, &name, (binary, isolation), &mut report).await {
+    match bake_in(scratch.path(), &dir, &name, (binaries, isolation), &mut report).await {
         Ok(golden) => {
             report.milliseconds = begun.elapsed().as_millis();
             look(&golden, &mut report);
@@ -105,18 +107,20 @@ async fn bake_in(
     scratch: &Path,
     dir: &Path,
     name: &str,
-    (binary, isolation): (&Binary, &Isolation),
+    (binaries, isolation): (&Binaries, &Isolation),
     report: &mut Report,
 ) -> Result<Golden, String> {
     if !dir.is_dir() {
         return Err(format!("{} is not a folder", dir.display()));
     }
-    let locations = Locations {
+    let Some((newest, older)) = binaries.all().split_first() else { return Err("no PocketBase binary".to_owned()) };
+    let mut locations = Locations {
         templates: dir.parent().unwrap_or(dir).to_owned(),
         golden: scratch.join("golden"),
         staging: scratch.join("staging"),
-        binary: binary.path.clone(),
-        version: binary.version.clone(),
+        binary: newest.path.clone(),
+        version: newest.version.clone(),
+        older: older.to_vec(),
         isolation: isolation.clone(),
     };
     let make = || -> io::Result<()> {
@@ -128,7 +132,21 @@ async fn bake_in(
         owner::pass_through(scratch)
     };
     make().map_err(|error| format!("make a scratch folder: {error}"))?;
-    let template = Template::load(&locations.templates, name, &locations.version).map_err(|error| chain(&error))?;
+    let load = |locations: &Locations| {
+        Template::load(&locations.templates, name, &locations.version).map_err(|error| chain(&error))
+    };
+    let mut template = load(&locations)?;
+    if let Some(pin) = &template.traits.pocketbase {
+        let fits = |binary: &&Binary| is_pinned_to(&binary.version, pin);
+        let Some(binary) = binaries.all().iter().find(fits) else {
+            return Err(format!(
+                "template.toml says pocketbase = {pin:?}, and no such binary is in pocketbase.binaries"
+            ));
+        };
+        locations.binary.clone_from(&binary.path);
+        locations.version.clone_from(&binary.version);
+        template = load(&locations)?;
+    }
     report.manifest = Some(template.traits.clone());
     report.migrations = names(template.migrations.as_ref()).iter().filter(|name| has_end(name, ".js")).count();
     report.hooks = names(template.hooks.as_ref()).into_iter().filter(|name| has_end(name, ".pb.js")).collect();

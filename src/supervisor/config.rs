@@ -76,6 +76,68 @@ pub struct Binary {
     pub version: String,
 }
 
+/// The binaries of all versions that are listed, newest first. Never empty.
+#[derive(Debug, Clone)]
+pub struct Binaries(Arc<[Binary]>);
+
+impl Binaries {
+    /// Of one binary, and others besides. Of two of one version the first one named counts.
+    pub fn new(first: Binary, others: Vec<Binary>) -> Self {
+        let mut all = vec![first];
+        for other in others {
+            if all.iter().all(|known| known.version != other.version) {
+                all.push(other);
+            }
+        }
+        all.sort_by_key(|binary| std::cmp::Reverse(numbers(&binary.version)));
+        Self(all.into())
+    }
+
+    /// All of them, newest first.
+    pub fn all(&self) -> &[Binary] {
+        &self.0
+    }
+
+    /// The newest.
+    pub fn newest(&self) -> &Binary {
+        &self.0[0]
+    }
+
+    /// Where they lie.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.0.iter().map(|binary| binary.path.clone()).collect()
+    }
+
+    /// What serves data of this version: that version, or else the next newer one. Never an older one, which would not
+    /// know what a newer one has done to the data. Data of a version that was not noted is served by the newest.
+    pub fn for_data_of(&self, version: &str) -> Option<&Binary> {
+        if version.is_empty() {
+            return self.0.first();
+        }
+        self.0.iter().rev().find(|binary| !is_older(&binary.version, version))
+    }
+
+    /// Whether this is the file of one of them.
+    pub fn has(&self, sha256: &str) -> bool {
+        self.0.iter().any(|binary| binary.sha256 == sha256)
+    }
+}
+
+/// The numbers of a version such as `0.40.6`, for comparing. What is no number counts as 0.
+fn numbers(version: &str) -> Vec<u64> {
+    version.split('.').map(|part| part.parse().unwrap_or(0)).collect()
+}
+
+/// Whether a version comes before another. One that is not known comes before none.
+pub fn is_older(version: &str, than: &str) -> bool {
+    !version.is_empty() && numbers(version) < numbers(than)
+}
+
+/// Whether a version is what a pin means: `0.39` means every `0.39.x`.
+pub fn is_pinned_to(version: &str, pin: &str) -> bool {
+    version.strip_prefix(pin).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 /// The folders of the supervisor, all under the data directory.
 #[derive(Debug, Clone)]
 pub struct Layout {
@@ -123,5 +185,34 @@ pub type FindRoster = dyn Fn(&Tenant) -> Access + Send + Sync;
 impl fmt::Debug for Rosters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Rosters")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn binary(version: &str) -> Binary {
+        Binary { path: version.into(), sha256: format!("sha of {version}"), version: version.to_owned() }
+    }
+
+    #[test]
+    fn data_is_served_by_its_version_or_the_next_newer_one_and_never_by_an_older_one() {
+        let binaries = Binaries::new(binary("0.40.6"), ["0.9.1", "0.39.11", "0.40.6"].map(binary).to_vec());
+        let versions: Vec<_> = binaries.all().iter().map(|binary| binary.version.as_str()).collect();
+        assert_eq!(versions, ["0.40.6", "0.39.11", "0.9.1"], "by number, not by letter");
+        let serves = |version| binaries.for_data_of(version).map(|binary| binary.version.as_str());
+        assert_eq!(serves("0.39.11"), Some("0.39.11"));
+        assert_eq!(serves("0.39.12"), Some("0.40.6"));
+        assert_eq!(serves("0.41.0"), None);
+        assert_eq!(serves(""), Some("0.40.6"), "not noted");
+        assert!(binaries.has("sha of 0.9.1") && !binaries.has("sha of 0.9.2"));
+    }
+
+    #[test]
+    fn a_pin_means_a_version_or_all_that_begin_with_its_numbers() {
+        assert!(is_pinned_to("0.39.11", "0.39") && is_pinned_to("0.39.11", "0.39.11"));
+        assert!(!is_pinned_to("0.39.11", "0.3") && !is_pinned_to("0.39.11", "0.39.1"));
+        assert!(is_older("0.9.9", "0.10.0") && !is_older("0.10.0", "0.10.0") && !is_older("", "0.1.0"));
     }
 }

@@ -112,9 +112,9 @@ impl Supervisor {
         self.fleet.layout.instances.with_file_name("replaced")
     }
 
-    /// The `PocketBase` that serves.
+    /// The newest `PocketBase`.
     pub fn binary(&self) -> &Binary {
-        &self.fleet.binary
+        self.fleet.binaries.newest()
     }
 
     /// How many times the instance was started, by the record of it.

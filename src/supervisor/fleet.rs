@@ -28,7 +28,7 @@ use crate::supervisor::Awakening;
 use crate::supervisor::Error;
 use crate::supervisor::Parts;
 use crate::supervisor::backoff::Policy;
-use crate::supervisor::config::Binary;
+use crate::supervisor::config::Binaries;
 use crate::supervisor::config::Config;
 use crate::supervisor::config::Layout;
 use crate::supervisor::config::Memory;
@@ -60,7 +60,7 @@ const AWAKENINGS: usize = 1024;
 pub(crate) struct Fleet {
     pub(crate) config: Config,
     pub(crate) layout: Layout,
-    pub(crate) binary: Binary,
+    pub(crate) binaries: Binaries,
     pub(crate) templates: Templates,
     pub(crate) tenants: Tenants,
     pub(crate) placements: Placements,
@@ -119,7 +119,7 @@ impl Fleet {
             waiting,
             config: parts.config,
             layout: parts.layout,
-            binary: parts.binary,
+            binaries: parts.binaries,
             templates: parts.templates,
             tenants: parts.tenants,
             placements: parts.placements,
@@ -275,6 +275,11 @@ impl Fleet {
             last_log: view.as_ref().map(|view| view.last_log.clone()).unwrap_or_default(),
             template: record.template.clone(),
             pinned: record.pinned,
+            pocketbase: self
+                .versions
+                .find(tenant)
+                .and_then(|version| self.templates.pocketbase_of(&version.hash).map(str::to_owned)),
+            pocketbase_pin: self.versions.find(tenant).and_then(|version| version.pin.clone()),
             pid: view.as_ref().and_then(|view| view.pid),
             address: running.as_ref().map(|running| running.address.to_string()),
             epoch: self.placements.find(tenant).map_or(0, |placement| placement.epoch),

@@ -19,6 +19,7 @@ use crate::store;
 use crate::store::tenants::Tenant;
 use crate::supervisor::Priority;
 use crate::supervisor::announcement::Announcement;
+use crate::supervisor::config::Binary;
 use crate::supervisor::confine::Confinement;
 use crate::supervisor::files;
 use crate::supervisor::fleet::Fleet;
@@ -305,6 +306,7 @@ fn spawn(
     golden: &Golden,
     confinement: &Confinement,
 ) -> std::io::Result<(Process, Announcement)> {
+    let binary = binary_of(fleet, golden).map_err(std::io::Error::other)?;
     let log = logs::open(folder)?;
     let address = random_address();
     let path = |path: &Path| path.display().to_string();
@@ -327,18 +329,28 @@ fn spawn(
     let parts = [&golden.hooks_dir, &golden.public_dir].into_iter().flatten();
     let read = parts.chain([&fleet.layout.empty]).cloned().collect();
     let spec = jail::Spec {
-        program: fleet.binary.path.clone(),
+        program: binary.path.clone(),
         args,
         directory: folder.to_owned(),
         lock: folder.join("lock"),
         limits: jail::Limits { data_bytes: fleet.data_bytes(tenant), ..confinement.limits },
         cgroup: fleet.isolation.groups.as_ref().map(|groups| groups.leaf(tenant.as_str())).transpose()?,
-        sandbox: confinement.sandbox(&fleet.binary.path, folder, read, Some(address)),
+        sandbox: confinement.sandbox(&binary.path, folder, read, Some(address)),
     };
     let announcement = Announcement::of(&logs::path(folder));
-    let runs = Runs { address, sha256: &fleet.binary.sha256, profile: &confinement.profile };
+    let runs = Runs { address, sha256: &binary.sha256, profile: &confinement.profile };
     let process = Process::spawn(&fleet.isolation.jailer, &spec, &log, &runs)?;
     Ok((process, announcement))
+}
+
+/// The `PocketBase` that serves what was made from `golden`.
+pub(crate) fn binary_of<'a>(fleet: &'a Fleet, golden: &Golden) -> Result<&'a Binary, String> {
+    fleet.binaries.for_data_of(&golden.pocketbase).ok_or_else(|| {
+        let version = &golden.pocketbase;
+        format!(
+            "its data is PocketBase {version}'s, and no binary of that version or a newer one is in pocketbase.binaries"
+        )
+    })
 }
 
 /// A loopback address nobody uses: 127.64.0.0/10 has four million, and the port lies below the ephemeral range.

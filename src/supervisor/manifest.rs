@@ -43,6 +43,9 @@ pub struct Traits {
     pub has_hooks: bool,
     /// Limits of its tenants, before the configuration's.
     pub quota: Limits,
+    /// The version of `PocketBase` that it says it stays at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pocketbase: Option<String>,
     /// The version: SHA-256 in hex over everything that instances are made from.
     pub hash: String,
 }
@@ -53,6 +56,8 @@ pub struct Traits {
 pub(super) struct Manifest {
     pub(super) description: String,
     pub(super) app_name: Option<String>,
+    /// The version of `PocketBase` that it stays at, such as `0.39` or `0.39.11`.
+    pub(super) pocketbase: Option<String>,
     kinds: Option<Vec<Usage>>,
     pub(super) identity: Identity,
     pub(super) public_read: Vec<String>,
@@ -89,7 +94,8 @@ impl Manifest {
     pub(super) fn check(&self, is_global: bool) -> Result<(), String> {
         // Its outbound ports go without saying: they follow from [mail] and [accounts].
         if is_global && (self.kinds.is_some() || !self.public_read.is_empty() || !self.routes.is_empty()) {
-            return Err("the template `global` takes `description`, `app_name` and `outbound` only".to_owned());
+            let text = "the template `global` takes `description`, `app_name`, `outbound` and `pocketbase` only";
+            return Err(text.to_owned());
         }
         if self.kinds.as_ref().is_some_and(Vec::is_empty) {
             return Err("kinds = []: name at least one of \"personal\" and \"workspace\"".to_owned());
@@ -106,6 +112,11 @@ impl Manifest {
         self.outbound
             .iter()
             .try_for_each(|entry| port(entry).map(drop).map_err(|why| format!("outbound: {entry:?} {why}")))?;
+        if let Some(pin) = &self.pocketbase
+            && !(2..=3).contains(&pin.split('.').filter(|part| part.parse::<u32>().is_ok()).count())
+        {
+            return Err(format!("pocketbase = {pin:?}: a version such as \"0.39\" or \"0.39.11\""));
+        }
         for (field, paths) in [("public_read", &self.public_read), ("routes", &self.routes)] {
             if paths.len() > MOST_PATHS {
                 return Err(format!("{field}: at most {MOST_PATHS} paths"));
@@ -241,6 +252,7 @@ mod tests {
             ("colour = 'blue'", ["unknown field", "colour"]),
             ("kinds = ['global']", ["kinds", "global"]),
             ("kinds = []", ["kinds", "at least one"]),
+            ("pocketbase = 'new'", ["pocketbase", "0.39"]),
             ("identity = 'mine'", ["identity", "mine"]),
             ("public_read = ['api/x']", ["public_read", "begin with a slash"]),
             ("public_read = ['/index.html']", ["public_read", "not below /api/"]),

@@ -43,6 +43,7 @@ pub mod backoff;
 mod bake;
 pub mod binary;
 pub mod check;
+mod choice;
 pub mod config;
 mod confine;
 pub mod directory;
@@ -112,8 +113,8 @@ pub struct Parts {
     pub config: Config,
     /// The folders.
     pub layout: config::Layout,
-    /// The verified `PocketBase`.
-    pub binary: config::Binary,
+    /// The verified binaries of `PocketBase`.
+    pub binaries: config::Binaries,
     /// The baked templates.
     pub templates: template::Templates,
     /// The tenants.

@@ -1,4 +1,5 @@
-//! Upgrading all instances of a template now: a few first, then the others in waves.
+//! Upgrading all instances of a template, or all that can have a version of `PocketBase`, now: a few first, then the
+//! others in waves.
 //!
 //! A rollout is a task of this process and keeps no state of its own beyond its progress: who is at which version is in
 //! the version records, so one that was interrupted is resumed by starting it again. One rollout per template at a
@@ -22,10 +23,15 @@ use tokio_util::sync::CancellationToken;
 use crate::error::Code;
 use crate::error::Problem;
 use crate::ids::TenantId;
+use crate::store::tenants::Tenant;
 use crate::supervisor::Error;
 use crate::supervisor::Priority;
 use crate::supervisor::Supervisor;
+use crate::supervisor::config::Binaries;
+use crate::supervisor::config::is_older;
+use crate::supervisor::config::is_pinned_to;
 use crate::supervisor::template;
+use crate::supervisor::template::Golden;
 
 /// Failures and skipped tenants that are listed; all are counted.
 const LISTED: usize = 50;
@@ -72,9 +78,9 @@ pub struct Exception {
 /// What a rollout has come to.
 #[derive(Debug, Clone, Serialize)]
 pub struct Progress {
-    /// The template.
+    /// The template; `pocketbase` for a rollout of a version of `PocketBase` to all.
     pub template: String,
-    /// The version that it brings.
+    /// The version that it brings: a template's hash, or a version of `PocketBase`.
     pub hash: String,
     /// Where it is.
     pub stage: Stage,
@@ -114,6 +120,11 @@ pub enum RolloutError {
     /// It follows at each start of pocketfleet.
     #[error("the global instance is upgraded when pocketfleet starts; restart it instead")]
     Global,
+    /// Nothing is made with this version.
+    #[error(
+        "no template is made with PocketBase {0}: list its binary in pocketbase.binaries and restart or reload pocketfleet; `pocketfleet pocketbase list` shows what there is"
+    )]
+    Version(String),
     /// Numbers that make no sense.
     #[error("a canary and a wave have 1 to 10000 tenants")]
     Care,
@@ -122,7 +133,9 @@ pub enum RolloutError {
 impl From<RolloutError> for Problem {
     fn from(error: RolloutError) -> Self {
         let code = match error {
-            RolloutError::Template(template::Error::Unknown) | RolloutError::None => Code::NotFound,
+            RolloutError::Template(template::Error::Unknown) | RolloutError::None | RolloutError::Version(_) => {
+                Code::NotFound
+            }
             RolloutError::Template(template::Error::Broken { .. }) | RolloutError::Running | RolloutError::Global => {
                 Code::Conflict
             }
@@ -132,9 +145,22 @@ impl From<RolloutError> for Problem {
     }
 }
 
+/// Under which the rollout of a version of `PocketBase` is kept: no template has such a name.
+pub const POCKETBASE: &str = "pocketbase:";
+
+/// Whom a rollout is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// The tenants of a template.
+    Template,
+    /// Everybody whose template is made with a version of `PocketBase`.
+    PocketBase,
+}
+
 /// One rollout, shared by its task and those who look.
 #[derive(Debug)]
 struct Run {
+    scope: Scope,
     progress: Mutex<Progress>,
     stop: CancellationToken,
 }
@@ -173,8 +199,26 @@ impl Supervisor {
             return Err(RolloutError::Care);
         }
         let hash = self.fleet.templates.golden(name)?.hash.clone();
+        self.begin(name, name, hash, care)
+    }
+
+    /// Starts a rollout of a version of `PocketBase` to all instances whose template is made with it, the global instance
+    /// last.
+    pub fn roll_out_pocketbase(&self, version: &str, care: Care) -> Result<Progress, RolloutError> {
+        if !(1..=10_000).contains(&care.canary) || !(1..=10_000).contains(&care.wave) {
+            return Err(RolloutError::Care);
+        }
+        let templates = &self.fleet.templates;
+        let is_made = |name: &String| templates.golden(name).is_ok_and(|golden| golden.pocketbase == version);
+        if !templates.names().iter().any(is_made) {
+            return Err(RolloutError::Version(version.to_owned()));
+        }
+        self.begin(POCKETBASE, "pocketbase", version.to_owned(), care)
+    }
+
+    fn begin(&self, key: &str, name: &str, hash: String, care: Care) -> Result<Progress, RolloutError> {
         let mut rollouts = self.fleet.rollouts.lock();
-        if rollouts.get(name).is_some_and(|run| run.lock().is_running()) {
+        if rollouts.get(key).is_some_and(|run| run.lock().is_running()) {
             return Err(RolloutError::Running);
         }
         let progress = Progress {
@@ -188,8 +232,10 @@ impl Supervisor {
             skipped: 0,
             exceptions: Vec::new(),
         };
-        let run = Arc::new(Run { progress: Mutex::new(progress.clone()), stop: self.fleet.stopping.child_token() });
-        rollouts.insert(name.to_owned(), Arc::clone(&run));
+        let scope = if key == POCKETBASE { Scope::PocketBase } else { Scope::Template };
+        let stop = self.fleet.stopping.child_token();
+        let run = Arc::new(Run { scope, progress: Mutex::new(progress.clone()), stop });
+        rollouts.insert(key.to_owned(), Arc::clone(&run));
         drop(rollouts);
         let supervisor = self.clone();
         self.fleet.tasks.spawn_on(async move { supervisor.carry_out(&run).await }, &self.fleet.runtime);
@@ -210,6 +256,29 @@ impl Supervisor {
         Ok(run.lock().clone())
     }
 
+    /// How many instances that have run are at which version of `PocketBase`; `unknown` where it was not noted. One pass
+    /// over memory.
+    pub fn pocketbase_counts(&self) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for (hash, count) in self.fleet.versions.counts().into_values().flatten() {
+            let version = self.fleet.templates.pocketbase_of(&hash).unwrap_or("unknown");
+            *counts.entry(version.to_owned()).or_default() += count;
+        }
+        counts
+    }
+
+    /// The binaries of `PocketBase`, newest first.
+    pub fn binaries(&self) -> &Binaries {
+        &self.fleet.binaries
+    }
+
+    /// Keeps an instance at a version of `PocketBase` (or all that begin with these numbers), or lets it follow again. It
+    /// gets no changes of its template meanwhile that are made with another version. False where it never ran.
+    pub async fn pin_pocketbase(&self, tenant: &TenantId, pin: Option<&str>) -> Result<bool, Error> {
+        self.fleet.tenants.find(tenant).ok_or(Error::UnknownTenant)?;
+        Ok(self.fleet.versions.pin(tenant, pin).await?)
+    }
+
     /// Lets an upgrade that failed be tried again: for one tenant, or for all of a template. Returns how many.
     pub async fn retry_upgrades(&self, template: &str, tenant: Option<&TenantId>) -> Result<usize, Error> {
         let mut forgiven = 0;
@@ -225,7 +294,7 @@ impl Supervisor {
             let progress = run.lock();
             (progress.template.clone(), progress.hash.clone(), progress.care)
         };
-        let mut queue = self.candidates(&template, &hash).await;
+        let mut queue = self.candidates(run.scope, &template, &hash).await;
         run.lock().total = queue.len();
         tracing::info!(template.name = template, tenants = queue.len(), "a rollout begins");
         let stage = loop {
@@ -241,8 +310,8 @@ impl Supervisor {
             if queue.is_empty() {
                 break Stage::Done;
             }
-            let wave: Vec<TenantId> = queue.drain(..size.min(queue.len())).collect();
-            self.wave(run, wave, &hash).await;
+            let wave: Vec<_> = queue.drain(..size.min(queue.len())).collect();
+            self.wave(run, wave).await;
             let mut progress = run.lock();
             let allowed = if stage == Stage::Canary { 0 } else { care.max_failures };
             if progress.failed > failed && progress.failed > allowed {
@@ -264,38 +333,70 @@ impl Supervisor {
         );
     }
 
-    /// Tenants that have run and have another version, those left out that failed at this one.
-    async fn candidates(&self, template: &str, hash: &str) -> VecDeque<TenantId> {
+    /// Tenants that have run and have another version, with the one they are to get. Left out are those that failed at
+    /// it, that are kept at another version of `PocketBase`, or that have a newer one.
+    async fn candidates(&self, scope: Scope, name: &str, version: &str) -> VecDeque<(TenantId, String)> {
+        let templates = &self.fleet.templates;
+        let mut targets = BTreeMap::new();
+        for template in templates.names() {
+            let Ok(golden) = templates.golden(&template) else { continue };
+            let is_meant = match scope {
+                Scope::Template => template == name,
+                Scope::PocketBase => golden.pocketbase == version,
+            };
+            if is_meant {
+                targets.insert(template, golden);
+            }
+        }
+        let targets = Arc::new(targets);
         let mut found = VecDeque::new();
         let mut after = None;
         loop {
             let page = self.fleet.tenants.page(after.as_ref(), PAGE);
-            let Some(last) = page.last() else { return found };
+            let Some(last) = page.last() else {
+                // What everybody needs comes when the others have shown that it works.
+                let global = found.iter().position(|(tenant, _): &(TenantId, String)| tenant.is_global());
+                let global = global.and_then(|at| found.remove(at));
+                found.extend(global);
+                return found;
+            };
             after = Some(last.id.clone());
-            let supervisor = self.clone();
-            let (template, hash) = (template.to_owned(), hash.to_owned());
+            let (supervisor, targets) = (self.clone(), Arc::clone(&targets));
             let work = move || {
-                let wanted = |id: &TenantId| match supervisor.fleet.versions.find(id) {
-                    Some(version) => version.hash != hash && !version.has_failed(&hash),
-                    None => supervisor.version_on_disk(id).is_some_and(|has| has != hash),
+                let wanted = |tenant: &Arc<Tenant>| {
+                    let golden = targets.get(&tenant.template).filter(|_| !tenant.suspended)?;
+                    supervisor.may_become(&tenant.id, golden).then(|| (tenant.id.clone(), golden.hash.clone()))
                 };
-                let of_it = page.iter().filter(|tenant| tenant.template == template && !tenant.suspended);
-                of_it.map(|tenant| tenant.id.clone()).filter(wanted).collect::<Vec<_>>()
+                page.iter().filter_map(wanted).collect::<Vec<_>>()
             };
             // Folders are looked into where there is no record yet.
             found.extend(tokio::task::spawn_blocking(work).await.unwrap_or_default());
         }
     }
 
-    async fn wave(&self, run: &Run, wave: Vec<TenantId>, hash: &str) {
+    fn may_become(&self, id: &TenantId, golden: &Golden) -> bool {
+        let record = self.fleet.versions.find(id);
+        let Some(has) = record.as_ref().map_or_else(|| self.version_on_disk(id), |record| Some(record.hash.clone()))
+        else {
+            return false;
+        };
+        let pin = record.as_ref().and_then(|record| record.pin.as_deref());
+        let is_newer = |now: &str| is_older(&golden.pocketbase, now);
+        has != golden.hash
+            && !record.as_ref().is_some_and(|record| record.has_failed(&golden.hash))
+            && pin.is_none_or(|pin| is_pinned_to(&golden.pocketbase, pin))
+            && !self.fleet.templates.pocketbase_of(&has).is_some_and(is_newer)
+    }
+
+    async fn wave(&self, run: &Run, wave: Vec<(TenantId, String)>) {
         let width = std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(2);
         stream::iter(wave)
-            .for_each_concurrent(width, |tenant| async move {
+            .for_each_concurrent(width, |(tenant, hash)| async move {
                 let outcome = if run.stop.is_cancelled() {
                     Outcome::Stopped
                 } else {
                     self.fleet.upgrades.asked.insert(tenant.clone());
-                    let outcome = Box::pin(self.upgrade_now(&tenant, hash)).await;
+                    let outcome = Box::pin(self.upgrade_now(&tenant, &hash)).await;
                     self.fleet.upgrades.asked.remove(&tenant);
                     outcome
                 };

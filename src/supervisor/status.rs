@@ -23,6 +23,10 @@ pub struct InstanceStatus {
     pub template: String,
     /// Whether it is kept awake.
     pub pinned: bool,
+    /// The version of `PocketBase` that its data has; none when it never ran, or was not noted.
+    pub pocketbase: Option<String>,
+    /// The version that it is kept at.
+    pub pocketbase_pin: Option<String>,
     /// The process, if there is one.
     pub pid: Option<i32>,
     /// Where it listens, if it is awake.

@@ -27,6 +27,8 @@ use sha2::Sha256;
 use crate::ids::TenantId;
 use crate::supervisor::bake;
 use crate::supervisor::bake::BAKE_FORMAT;
+use crate::supervisor::choice;
+use crate::supervisor::config::Binary;
 use crate::supervisor::files;
 use crate::supervisor::files::Mode;
 use crate::supervisor::jail::Isolation;
@@ -39,6 +41,9 @@ pub(super) const STAGING_PREFIXES: [&str; 3] = ["bake-", "tenant-", "backup-"];
 
 /// The file that a golden directory has when it is whole; it holds the full hash.
 pub(super) const COMPLETE: &str = ".complete";
+
+/// The file of a golden directory that names the version of `PocketBase` that baked it.
+pub(super) const BAKED_BY: &str = ".pocketbase";
 
 const MANIFEST: &str = "template.toml";
 const MIGRATIONS: &str = "pb_migrations";
@@ -101,6 +106,8 @@ pub struct Locations {
     pub binary: PathBuf,
     /// Its version, such as `0.40.6`.
     pub version: String,
+    /// Binaries of older versions, newest first.
+    pub older: Vec<Binary>,
     /// The sandbox that templates are baked in.
     pub isolation: Isolation,
 }
@@ -180,6 +187,7 @@ impl Template {
             quota: manifest.quota,
             has_public: part(PUBLIC).is_some(),
             has_hooks: part(HOOKS).is_some(),
+            pocketbase: manifest.pocketbase,
             hash: hash.clone(),
         };
         Ok(Self {
@@ -268,6 +276,8 @@ pub struct Golden {
     pub dir: PathBuf,
     /// What `PocketBase` calls itself in mails.
     pub app_name: String,
+    /// Version of the `PocketBase` that baked it; empty where it was not noted.
+    pub pocketbase: String,
     /// Migrations that lead here from every earlier version, read-only files.
     pub migrations_dir: Option<PathBuf>,
     /// Hooks to serve with, read-only files.
@@ -299,6 +309,7 @@ impl Golden {
             hash: hash.to_owned(),
             dir: Self::data_dir(&root),
             app_name: app_name(&copy).unwrap_or_else(|| name.to_owned()),
+            pocketbase: fs::read_to_string(root.join(BAKED_BY)).unwrap_or_default(),
             migrations_dir: part(MIGRATIONS),
             hooks_dir: part(HOOKS),
             public_dir: part(PUBLIC),
@@ -342,6 +353,8 @@ struct Known {
 pub struct Templates {
     root: PathBuf,
     known: Arc<BTreeMap<String, Known>>,
+    /// The version of `PocketBase` behind each golden directory, by its hash.
+    baked_by: Arc<BTreeMap<String, String>>,
 }
 
 impl Templates {
@@ -358,13 +371,7 @@ impl Templates {
         let names = folders(&locations.templates).map_err(at(&locations.templates))?;
         let mut known = BTreeMap::new();
         for name in names {
-            let (golden, traits) = match Template::load(&locations.templates, &name, &locations.version) {
-                Ok(template) => {
-                    let golden = bake::golden(&template, locations).await.map(Arc::new).map_err(|e| chain(&e));
-                    (golden, Some(Arc::new(template.traits)))
-                }
-                Err(error) => (Err(chain(&error)), None),
-            };
+            let (golden, traits) = Box::pin(choice::prepare(&name, locations)).await;
             match &golden {
                 Ok(golden) => {
                     tracing::debug!(template.name = name, template.hash = &golden.hash[..16], "template ready");
@@ -373,12 +380,18 @@ impl Templates {
             }
             known.insert(name, Known { golden, traits });
         }
-        Ok(Self { root: locations.golden.clone(), known: Arc::new(known) })
+        let baked_by = choice::baked_by(&folders(&locations.golden).map_err(at(&locations.golden))?, &locations.golden);
+        Ok(Self { root: locations.golden.clone(), known: Arc::new(known), baked_by: Arc::new(baked_by) })
     }
 
     /// What a template says of itself; none for one that does not exist or cannot be read.
     pub fn traits(&self, name: &str) -> Option<Arc<Traits>> {
         self.known.get(name)?.traits.clone()
+    }
+
+    /// The version of `PocketBase` that an instance of this version has, where it was noted. No I/O.
+    pub fn pocketbase_of(&self, hash: &str) -> Option<&str> {
+        self.baked_by.get(hash).map(String::as_str)
     }
 
     /// The names of all templates, the broken ones too, in order.

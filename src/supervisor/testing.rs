@@ -46,6 +46,7 @@ pub(super) fn locations(root: &TempDir) -> Locations {
         staging: root.path().join("staging"),
         binary: binary(),
         version: "0.40.6".into(),
+        older: Vec::new(),
         isolation: Isolation::none(),
     }
 }

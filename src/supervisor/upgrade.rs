@@ -25,6 +25,7 @@ use time::OffsetDateTime;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
+use crate::failpoint;
 use crate::ids::TenantId;
 use crate::pocketbase::database;
 use crate::pocketbase::database::Durability;
@@ -36,6 +37,8 @@ use crate::store::versions::FailedUpgrade;
 use crate::supervisor::Priority;
 use crate::supervisor::bake;
 use crate::supervisor::config::UpgradePolicy;
+use crate::supervisor::config::is_older;
+use crate::supervisor::config::is_pinned_to;
 use crate::supervisor::confine::Confinement;
 use crate::supervisor::fleet::Fleet;
 use crate::supervisor::jail;
@@ -140,7 +143,7 @@ pub(crate) async fn start(
         recover(fleet, tenant, &folder).await.map_err(outside)?;
     }
     let has = snapshot::version(&folder);
-    if let Some(upgrade) = due(fleet, tenant, has.as_deref(), stop) {
+    if let Some(upgrade) = due(fleet, tenant, (has.as_deref(), golden), stop) {
         match Box::pin(upgrade.run()).await {
             Ok(started) => return Ok(started),
             Err(Trouble::Stopping) => return Err(outside("the server is shutting down")),
@@ -158,16 +161,26 @@ pub(crate) async fn start(
 fn due<'a>(
     fleet: &'a Arc<Fleet>,
     tenant: &'a Arc<Tenant>,
-    has: Option<&str>,
+    (has, now): (Option<&str>, &Golden),
     stop: &'a CancellationToken,
 ) -> Option<Upgrade<'a>> {
     let from = has?;
     let to = fleet.templates.golden(&tenant.template).ok().filter(|golden| golden.hash != from)?;
+    if is_older(&to.pocketbase, &now.pocketbase) {
+        // What a newer PocketBase has migrated is not for an older one.
+        tracing::debug!(tenant.id = %tenant.id, from = now.pocketbase, to = to.pocketbase, "not downgraded");
+        return None;
+    }
+    let record = fleet.versions.find(&tenant.id);
+    let pin = record.as_ref().and_then(|record| record.pin.as_deref());
+    if pin.is_some_and(|pin| !is_pinned_to(&to.pocketbase, pin)) {
+        return None;
+    }
     let asked = fleet.upgrades.asked.contains(&tenant.id);
     if !asked && fleet.upgrades.policy == UpgradePolicy::Manual && !tenant.id.is_global() {
         return None;
     }
-    let failed = fleet.versions.find(&tenant.id).and_then(|version| version.failed.clone());
+    let failed = record.and_then(|version| version.failed.clone());
     if let Some(failed) = failed.filter(|failed| failed.hash == to.hash) {
         let waits = failed.outside && (asked || failed.at + OUTSIDE_RETRY <= OffsetDateTime::now_utc());
         if !waits {
@@ -195,6 +208,21 @@ async fn recover(fleet: &Fleet, tenant: &Tenant, folder: &Path) -> Result<(), St
         tracing::info!(tenant.id = %tenant.id, version = short(&step.to), "rolled back an interrupted upgrade");
     }
     Ok(())
+}
+
+/// Ends what is left to do of an upgrade that was through when pocketfleet was killed, for an instance that was adopted:
+/// its record follows its own file, and the copy of its data goes.
+pub(crate) async fn settle_adopted(fleet: &Arc<Fleet>, tenant: &Arc<Tenant>) {
+    let folder = fleet.folder(&tenant.id);
+    if let Some(hash) = snapshot::version(&folder) {
+        note(fleet, tenant, hash);
+    }
+    // One that is not through is not adopted, so nothing is put back here.
+    if snapshot::is_pending(&folder)
+        && let Err(error) = blocking(&folder, snapshot::recover).await
+    {
+        tracing::warn!(tenant.id = %tenant.id, error, "remove the copy of an instance's data after its upgrade");
+    }
 }
 
 /// Makes sure that no process holds the data directory.
@@ -316,13 +344,16 @@ impl Upgrade<'_> {
         blocking(&self.folder, move |folder| snapshot::take(folder, &step))
             .await
             .map_err(|why| Trouble::Outside(format!("copy its data before the upgrade: {why}")))?;
+        failpoint::hit("upgrade.copied");
         self.migrate().await?;
+        failpoint::hit("upgrade.migrated");
         self.settle(superusers, had_owner).await?;
         let started = launch::attempts(self.fleet, self.tenant, &self.to, self.stop).await;
         let (process, running) = started.map_err(|failure| match Trouble::from(failure) {
             Trouble::Outside(_) if self.stop.is_cancelled() => Trouble::Stopping,
             other => other,
         })?;
+        failpoint::hit("upgrade.healthy");
         let step = self.step.clone();
         if let Err(error) = blocking(&self.folder, move |folder| snapshot::commit(folder, &step)).await {
             process.stop(self.fleet.config.stop_timeout).await;
@@ -361,13 +392,13 @@ impl Upgrade<'_> {
                 return Err(Trouble::Unclear(format!("the migrations did not end within {limit:?} (instances.upgrade_timeout)")));
             }
         }
-        match process.bury() {
-            Exit::Code(0) => Ok(()),
-            exit => {
-                let lines = logs::tail_since(&self.folder, log_start, REASON_LINES);
-                Err(launch::classify(exit, &lines).into())
-            }
+        let exit = process.bury();
+        let lines = logs::tail_since(&self.folder, log_start, REASON_LINES);
+        // Before 0.40 it ends with 0 also where a migration has failed.
+        if exit == Exit::Code(0) && !lines.iter().any(|line| line.contains(bake::FAILED_MIGRATION)) {
+            return Ok(());
         }
+        Err(launch::classify(exit, &lines).into())
     }
 
     /// Makes its files its user's, as the process that works on them next needs them.
@@ -387,8 +418,9 @@ impl Upgrade<'_> {
         let empty = self.fleet.layout.empty.display().to_string();
         let migrations = self.to.migrations_dir.as_ref().map_or_else(|| empty.clone(), |dir| dir.display().to_string());
         let read = self.to.migrations_dir.iter().chain([&self.fleet.layout.empty]).cloned().collect();
+        let binary = launch::binary_of(self.fleet, &self.to).map_err(std::io::Error::other)?;
         let spec = jail::Spec {
-            program: self.fleet.binary.path.clone(),
+            program: binary.path.clone(),
             args: vec![
                 format!("--dir={}", self.folder.join("pb_data").display()),
                 format!("--migrationsDir={migrations}"),
@@ -402,12 +434,12 @@ impl Upgrade<'_> {
             limits: confinement.limits,
             // The limits of a running instance are too small for a large migration, which is bounded by its time.
             cgroup: None,
-            sandbox: confinement.sandbox(&self.fleet.binary.path, &self.folder, read, None),
+            sandbox: confinement.sandbox(&binary.path, &self.folder, read, None),
         };
         let log = logs::open(&self.folder)?;
         // It does not listen anywhere.
         let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let runs = Runs { address: nowhere, sha256: &self.fleet.binary.sha256, profile: &confinement.profile };
+        let runs = Runs { address: nowhere, sha256: &binary.sha256, profile: &confinement.profile };
         Process::spawn(&self.fleet.isolation.jailer, &spec, &log, &runs)
     }
 
@@ -463,11 +495,12 @@ impl Upgrade<'_> {
     }
 
     async fn succeeded(&self, took: Duration) {
+        failpoint::hit("upgrade.committed");
         let id = &self.tenant.id;
         self.fleet.upgrades.unclear.remove(id);
         tracing::info!(
             tenant.id = %id, template.name = self.tenant.template, version = short(&self.step.to),
-            from = short(&self.step.from), duration_ms = took.as_millis(), "upgraded an instance"
+            from = short(&self.step.from), pocketbase = self.to.pocketbase, duration_ms = took.as_millis(), "upgraded an instance"
         );
         if let Err(error) = self.fleet.versions.note(id, &self.tenant.template, &self.step.to, false).await {
             // The instance's own file says it too, and the next start brings the record up to date.

@@ -35,6 +35,7 @@ mod oauth2;
 mod openapi;
 mod operators;
 mod packaging;
+mod pocketbase_versions;
 mod python;
 mod queue;
 mod queue_api;

@@ -50,6 +50,7 @@ use pocketfleet::store::versions::Versions;
 use pocketfleet::supervisor::Parts;
 use pocketfleet::supervisor::Supervisor;
 use pocketfleet::supervisor::config::Access;
+use pocketfleet::supervisor::config::Binaries;
 use pocketfleet::supervisor::config::Binary;
 use pocketfleet::supervisor::config::Layout;
 use pocketfleet::supervisor::config::Rosters;
@@ -81,6 +82,7 @@ pub(crate) async fn state() -> (AppState, TempDir) {
         staging: at("staging"),
         binary: at("pocketbase"),
         version: "0.40.6".to_owned(),
+        older: Vec::new(),
         isolation: Isolation::none(),
     };
     let supervisor = Supervisor::new(Parts {
@@ -91,7 +93,10 @@ pub(crate) async fn state() -> (AppState, TempDir) {
             staging: at("staging"),
             empty: at("empty"),
         },
-        binary: Binary { path: at("pocketbase"), sha256: String::new(), version: "0.40.6".to_owned() },
+        binaries: Binaries::new(
+            Binary { path: at("pocketbase"), sha256: String::new(), version: "0.40.6".to_owned() },
+            Vec::new(),
+        ),
         templates: Templates::open(&locations).await.unwrap(),
         tenants: tenants.clone(),
         placements: Placements::open(Arc::clone(&store), "test".to_owned()).await.unwrap(),
@@ -258,6 +263,7 @@ fn no_other_file_routes_past_the_document() {
                         | "control_backups.rs"
                         | "control_jobs.rs"
                         | "control_life.rs"
+                        | "control_pocketbase.rs"
                         | "control_templates.rs"
                 ),
             "{name} adds a route that is not documented"

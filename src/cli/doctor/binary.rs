@@ -24,14 +24,17 @@ pub async fn usable(inputs: &Inputs) -> Result<(), Error> {
 }
 
 async fn examine(inputs: &Inputs) -> Result<Vec<Finding>, Error> {
-    let path = binary::find(&inputs.binary, &inputs.version, &inputs.search_path)?;
-    let unreadable = |source| Error::Unreadable { path: path.clone(), source };
+    let unreadable = |source| Error::Unreadable { path: inputs.binary.clone().into(), source };
     // The data directory need not exist yet, so the version is asked for in a folder that goes again.
     let scratch = tempfile::tempdir().map_err(unreadable)?;
-    let found = binary::verify(&path, &inputs.version, &inputs.sha256, scratch.path()).await?;
-    let pinned = if inputs.sha256.is_empty() { " (any is accepted)" } else { ", as pinned" };
-    Ok(vec![
-        Finding::ok(CHECK, format!("{} at {}", found.version, path.display())),
-        Finding::ok("PocketBase hash", format!("{}{pinned}", found.sha256)),
-    ])
+    let named = (inputs.binary.as_str(), inputs.version.as_str(), inputs.sha256.as_str());
+    let found = binary::verify_all(named, &inputs.binaries, &inputs.search_path, scratch.path()).await?;
+    let mut findings = Vec::new();
+    for binary in found.all() {
+        findings.push(Finding::ok(CHECK, format!("{} at {}", binary.version, binary.path.display())));
+        let is_pinned = !inputs.sha256.is_empty() && binary.version == inputs.version;
+        let pinned = if is_pinned { ", as pinned" } else { " (any is accepted)" };
+        findings.push(Finding::ok("PocketBase hash", format!("{}{pinned}", binary.sha256)));
+    }
+    Ok(findings)
 }

@@ -1,7 +1,5 @@
 //! How far a start with this configuration would keep instances from each other.
 
-use std::path::Path;
-
 use crate::cli::doctor::Finding;
 use crate::cli::doctor::Inputs;
 use crate::supervisor::binary;
@@ -10,10 +8,11 @@ use crate::supervisor::jail::Isolation;
 /// The level, and what is missing.
 pub fn check(inputs: &Inputs) -> Finding {
     const CHECK: &str = "isolation";
-    // Without one there is another finding that says so.
-    let program = binary::find(&inputs.binary, &inputs.version, &inputs.search_path);
-    let program = program.unwrap_or_else(|_| Path::new("/").to_owned());
-    let isolation = Isolation::detect(&inputs.isolation, &inputs.data, &program);
+    // Where one is missing another finding says so.
+    let first = binary::find(&inputs.binary, &inputs.version, &inputs.search_path);
+    let others = inputs.binaries.iter().map(|other| binary::find(other, "", &inputs.search_path));
+    let programs: Vec<_> = std::iter::once(first).chain(others).flatten().collect();
+    let isolation = Isolation::detect(&inputs.isolation, &inputs.data, &programs);
     let report = isolation.report();
     let found = format!("level {}: {}", report.level, report.means);
     let missing = report.missing.join("; ");

@@ -33,6 +33,8 @@ pub struct Inputs {
     pub version: String,
     /// The SHA-256 it must have, in hex; empty for any.
     pub sha256: String,
+    /// Binaries of other versions.
+    pub binaries: Vec<String>,
     /// `PATH` of the environment.
     pub search_path: String,
     /// What isolation is asked for.
@@ -48,6 +50,7 @@ impl Inputs {
             binary: config.pocketbase.binary.clone(),
             version: config.pocketbase.version.clone(),
             sha256: config.pocketbase.sha256.clone(),
+            binaries: config.pocketbase.binaries.clone(),
             search_path: config.search_path.clone(),
             isolation: config.isolation.clone(),
         }
@@ -160,6 +163,7 @@ mod tests {
             binary: folder.path().join("none").display().to_string(),
             version: "0.40.6".to_owned(),
             sha256: String::new(),
+            binaries: Vec::new(),
             search_path: String::new(),
             isolation: Config::load(&Flags::default()).unwrap().isolation,
         };

@@ -76,7 +76,7 @@ impl Isolation {
     }
 
     /// Looks at the kernel, at the privileges of this process, and at whether other users could reach what is named.
-    pub fn detect(config: &Config, data: &Path, binary: &Path) -> Self {
+    pub fn detect(config: &Config, data: &Path, binaries: &[PathBuf]) -> Self {
         let wanted = config.level.level();
         let users = Users { base: config.uid_base, count: config.uid_count };
         let mut missing = Vec::new();
@@ -91,7 +91,7 @@ impl Isolation {
             }
         }
         if wanted >= 2 && level == 1 {
-            let lacks = second(users, data, binary);
+            let lacks = second(users, data, binaries);
             // Without a privilege nobody asked for a level that takes one.
             let is_expected = config.level == Wanted::Auto && !uid::lacking().is_empty();
             if lacks.is_empty() {
@@ -172,7 +172,7 @@ fn first(landlock: i32, seccomp: bool) -> Result<Option<String>, String> {
 }
 
 /// Level 2: everything that is in the way.
-fn second(users: Users, data: &Path, binary: &Path) -> Vec<String> {
+fn second(users: Users, data: &Path, binaries: &[PathBuf]) -> Vec<String> {
     let mut missing = Vec::new();
     let lacking = uid::lacking();
     if !lacking.is_empty() {
@@ -185,14 +185,14 @@ fn second(users: Users, data: &Path, binary: &Path) -> Vec<String> {
         ));
     }
     // The data directory itself is opened for them, its parents are not ours.
-    let folders = data.parent().into_iter().chain(binary.parent());
+    let folders = data.parent().into_iter().chain(binaries.iter().filter_map(|binary| binary.parent()));
     if let Some(closed) = folders.flat_map(Path::ancestors).find(|folder| !is_open(folder, 0o001)) {
         let folder = closed.display();
         missing.push(format!(
             "the folder {folder} is closed to other users: chmod o+x {folder}, or move what is below it"
         ));
     }
-    if !is_open(binary, 0o005) {
+    for binary in binaries.iter().filter(|binary| !is_open(binary, 0o005)) {
         missing.push(format!("other users may not run {0}: chmod o+rx {0}", binary.display()));
     }
     missing
@@ -229,7 +229,7 @@ mod tests {
         std::fs::create_dir(&closed).unwrap();
         std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o700)).unwrap();
         let users = Users { base: 5_000, count: 10 };
-        let missing = second(users, &closed.join("data"), Path::new("/bin/sh"));
+        let missing = second(users, &closed.join("data"), &["/bin/sh".into()]);
         let needle = format!("chmod o+x {}", closed.display());
         assert!(missing.iter().any(|line| line.contains(&needle)), "{missing:?}");
     }
