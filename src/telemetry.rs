@@ -216,6 +216,10 @@ pub struct Metrics {
     pub exits: Family<ReasonLabels, Counter>,
     /// Running processes taken over from an earlier pocketfleet.
     pub adopted: Counter,
+    /// How often the rules of level 3 were changed by somebody else and put back.
+    pub network_repaired: Counter,
+    /// 1 while they cannot be put back.
+    pub network_lost: Gauge,
     /// Instances by state, set when scraped.
     pub instances: Family<StateLabels, Gauge>,
     /// Requests waiting for an instance.
@@ -289,6 +293,8 @@ impl Metrics {
             starts: Counter::default(),
             exits: Family::default(),
             adopted: Counter::default(),
+            network_repaired: Counter::default(),
+            network_lost: Gauge::default(),
             instances: Family::default(),
             waiting: Gauge::default(),
             oldest_waiter: Gauge::default(),
@@ -333,6 +339,8 @@ impl Metrics {
         r.register("starts", "Processes started", self.starts.clone());
         r.register("failures", "Failures of instances, running or starting", self.exits.clone());
         r.register("adopted", "Processes taken over from an earlier run", self.adopted.clone());
+        r.register("network_repaired", "Rules of level 3 put back after a change", self.network_repaired.clone());
+        r.register("network_lost", "1 while the rules of level 3 are not in force", self.network_lost.clone());
         r.register("instances", "Instances by state", self.instances.clone());
         r.register("waiting", "Requests waiting for an instance", self.waiting.clone());
         r.register("oldest_waiter_seconds", "Age of the oldest waiting request", self.oldest_waiter.clone());

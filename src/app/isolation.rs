@@ -14,7 +14,8 @@ use crate::supervisor::jail::config::Wanted;
 
 /// How far processes will be kept from each other, and whether that is enough.
 pub(super) fn reach(config: &Config, data: &Path, binaries: &Binaries) -> anyhow::Result<Isolation> {
-    let isolation = Isolation::detect(&config.isolation, data, &binaries.paths()).with_groups(&config.isolation);
+    let isolation = Isolation::detect(&config.isolation, data, &binaries.paths());
+    let isolation = isolation.with_groups(&config.isolation).with_network(data);
     let report = isolation.report();
     let missing = report.missing.join("; ");
     let (level, required) = (isolation.level, config.isolation.require);

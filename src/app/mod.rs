@@ -292,6 +292,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
         upgrade: config.pocketbase.upgrade,
         public_url: config.public_url(listen),
         isolation,
+        network_check: config.isolation.network_check,
         uids: Uids::open(Arc::clone(&store)).await?,
         global_outbound: accounts::config::outbound_ports(&config.mail, &config.accounts),
         metrics: Arc::clone(&metrics),

@@ -77,8 +77,7 @@ impl Backups {
         }
         let repository = self.repository()?;
         // What was served once holds lines of that in its log; what goes in is a copy that was not.
-        let binary = supervisor.binary().path.clone();
-        repository.try_out(from, id, &trial, Some(&binary), scratch.path()).await?;
+        repository.try_out(from, id, &trial, Some(supervisor), scratch.path()).await?;
         let (manifest, key) = repository.manifest(from, id).await?;
         repository.write_out(&manifest, &key, &data).await?;
         failpoint::hit("backup.restore.tried");

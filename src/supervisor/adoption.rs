@@ -135,9 +135,12 @@ async fn take_over(
         if !fleet.binaries.has(&identity.binary_sha256) {
             return Err("it runs another PocketBase binary".to_owned());
         }
-        let confinement = fleet.confinement(&placement.tenant, &tenant.template).await;
-        if confinement.is_ok_and(|confinement| confinement.profile != identity.jail_profile) {
-            return Err("it runs in another sandbox".to_owned());
+        if let Ok(confinement) = fleet.confinement(&placement.tenant, &tenant.template).await {
+            if confinement.profile != identity.jail_profile {
+                return Err("it runs in another sandbox".to_owned());
+            }
+            let connected = fleet.connect(&confinement, identity.address).await;
+            connected.map_err(|_| "the rules of level 3 are not in force")?;
         }
         // Nobody has been served by it, so stopping it loses nothing; its next start rolls the data back.
         if snapshot::is_unfinished(&fleet.folder(&placement.tenant)) {

@@ -9,6 +9,8 @@ use crate::supervisor::fleet::Fleet;
 use crate::supervisor::jail;
 use crate::supervisor::jail::Limits;
 use crate::supervisor::jail::Sandbox;
+use crate::supervisor::jail::network::Reach;
+use crate::supervisor::launch;
 use crate::supervisor::launch::outside;
 use crate::supervisor::manifest;
 use crate::supervisor::state::Failure;
@@ -21,6 +23,8 @@ pub(crate) struct Confinement {
     pub(crate) user: Option<u32>,
     pub(crate) limits: Limits,
     outbound: Vec<u16>,
+    /// Where to, at level 3.
+    reach: Reach,
     /// All of it in short, for the record of the process.
     pub(crate) profile: String,
 }
@@ -46,14 +50,40 @@ impl Fleet {
             file_bytes: config.file_bytes,
         };
         let limits = self.isolation.limits(configured);
-        let mut outbound = manifest::ports(self.templates.traits(template).as_deref());
+        let traits = self.templates.traits(template);
+        let (mut outbound, mut reach) = (manifest::ports(traits.as_deref()), manifest::reach(traits.as_deref()));
         if tenant.is_global() {
             outbound.extend(&self.global_outbound);
+            // Hosts that the operator named: a mail server is often on this machine or beside it.
+            reach.anywhere.clone_from(&self.global_outbound);
         }
         outbound.sort_unstable();
         outbound.dedup();
         let profile = self.isolation.profile(&limits, &outbound, user);
-        Ok(Confinement { level: self.isolation.level, user, limits, outbound, profile })
+        Ok(Confinement { level: self.isolation.level, user, limits, outbound, reach, profile })
+    }
+}
+
+impl Fleet {
+    /// The address for a start: the one that the rules of level 3 know, else a new one.
+    pub(crate) fn address(&self, confinement: &Confinement) -> SocketAddr {
+        let known = self.isolation.network.as_ref().zip(confinement.user);
+        known.and_then(|(network, user)| network.address(user)).unwrap_or_else(launch::random_address)
+    }
+
+    /// Sees to it that the rules of level 3 let the process answer at its address, and reach what it may. Resolves when
+    /// they do.
+    pub(crate) async fn connect(&self, confinement: &Confinement, address: SocketAddr) -> Result<(), Failure> {
+        let (Some(network), Some(user)) = (&self.isolation.network, confinement.user) else { return Ok(()) };
+        let admitted = network.admit(user, address, confinement.reach.clone()).await;
+        admitted.map_err(|error| outside(format!("the rules of level 3 are not in force: {error}")))
+    }
+
+    /// Somebody else has the address: another one at the next start.
+    pub(crate) fn give_up_address(&self, confinement: &Confinement) {
+        if let (Some(network), Some(user)) = (&self.isolation.network, confinement.user) {
+            network.forget(user);
+        }
     }
 }
 

@@ -317,6 +317,9 @@ impl Fleet {
         self.stopping_global.cancel();
         if tokio::time::timeout(patience, self.tasks.wait()).await.is_err() {
             tracing::error!(tasks = self.tasks.len(), "supervisor tasks did not end in time");
+        } else if let Some(network) = self.isolation.network.clone() {
+            // Nobody runs any more whom the rules are about.
+            drop(tokio::task::spawn_blocking(move || network.take_down()).await);
         }
     }
 }

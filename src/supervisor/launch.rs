@@ -158,9 +158,10 @@ pub(crate) async fn attempts(
 ) -> Result<(Process, Running), Failure> {
     ensure_directory(fleet, tenant, golden).await?;
     for _ in 0..ATTEMPTS {
-        match attempt(fleet, tenant, golden, stop).await {
+        let confinement = fleet.confinement(&tenant.id, &tenant.template).await?;
+        match attempt(fleet, tenant, golden, &confinement, stop).await {
             Ok(started) => return Ok(started),
-            Err(Setback::Again) => {}
+            Err(Setback::Again) => fleet.give_up_address(&confinement),
             Err(Setback::Final(failure)) => return Err(failure),
         }
     }
@@ -247,11 +248,11 @@ async fn attempt(
     fleet: &Arc<Fleet>,
     record: &Tenant,
     golden: &Arc<Golden>,
+    confinement: &Confinement,
     stop: &CancellationToken,
 ) -> Result<(Process, Running), Setback> {
     let tenant = &record.id;
     let folder = fleet.folder(tenant);
-    let confinement = fleet.confinement(tenant, &record.template).await?;
     let store = |error: store::Error| outside(format!("the control database: {error}"));
     // The keys are read before anything can write the database, while the new epoch goes to disk.
     let (epoch, signers) =
@@ -259,7 +260,7 @@ async fn attempt(
     let epoch = epoch.map_err(store)?;
     let log_start = logs::length(&folder);
     let started = signers.and_then(|signers| {
-        let started = spawn(fleet, tenant, &folder, golden, &confinement);
+        let started = spawn(fleet, tenant, &folder, golden, confinement);
         Ok((signers, started.map_err(|error| outside(format!("start the jailer: {error}")))?))
     });
     let (signers, (process, announcement)) = match started {
@@ -275,16 +276,22 @@ async fn attempt(
     let ready = async {
         // Noted while it boots. If we die before this is on disk, the lock on the directory still tells.
         let noted = fleet.placements.started(tenant, epoch, process.identity().clone());
-        tokio::join!(noted, health::await_ready(address, &token, CHECK_PATIENCE, &announcement))
+        let proved = async {
+            // Before it is asked: what the rules do not know yet is asked again after a second only.
+            fleet.connect(confinement, address).await?;
+            Ok(health::await_ready(address, &token, CHECK_PATIENCE, &announcement).await)
+        };
+        tokio::join!(noted, proved)
     };
     let failure = tokio::select! {
         biased;
         outcome = tokio::time::timeout(fleet.config.start_timeout, ready) => match outcome {
-            Ok((Ok(()), Ok(()))) => return Ok((process, Running::new(address, epoch, signers, log_start))),
+            Ok((Ok(()), Ok(Ok(())))) => return Ok((process, Running::new(address, epoch, signers, log_start))),
             Ok((Err(error), _)) => store(error).into(),
             // Somebody else answers where ours should. Whoever it is gets no traffic; another address will do.
-            Ok((_, Err(health::Error::NotOurs))) => Setback::Again,
-            Ok((_, Err(error))) => Failure::Crash(format!("its first health check failed: {error}")).into(),
+            Ok((_, Ok(Err(health::Error::NotOurs)))) => Setback::Again,
+            Ok((_, Err(failure))) => Setback::Final(failure),
+            Ok((_, Ok(Err(error)))) => Failure::Crash(format!("its first health check failed: {error}")).into(),
             Err(_) => Failure::Unclear("it did not become healthy in time".to_owned()).into(),
         },
         () = process.exited() => {
@@ -308,7 +315,7 @@ fn spawn(
 ) -> std::io::Result<(Process, Announcement)> {
     let binary = binary_of(fleet, golden).map_err(std::io::Error::other)?;
     let log = logs::open(folder)?;
-    let address = random_address();
+    let address = fleet.address(confinement);
     let path = |path: &Path| path.display().to_string();
     let empty = path(&fleet.layout.empty);
     let hooks = golden.hooks_dir.as_deref().map_or_else(|| empty.clone(), path);
@@ -355,7 +362,7 @@ pub(crate) fn binary_of<'a>(fleet: &'a Fleet, golden: &Golden) -> Result<&'a Bin
 
 /// A loopback address nobody uses: 127.64.0.0/10 has four million, and the port lies below the ephemeral range.
 /// Two fleets on one machine practically never meet, and if they do the start is repeated with another address.
-fn random_address() -> SocketAddr {
+pub(crate) fn random_address() -> SocketAddr {
     let [a, b, c, ..] = rand::random::<[u8; 8]>();
     let host = Ipv4Addr::new(127, 64 | (a & 0x3f), b, c.clamp(1, 254));
     let ports = PORTS.end - PORTS.start;

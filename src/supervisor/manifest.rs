@@ -4,6 +4,10 @@
 //! silently without effect. Nothing here changes what an instance contains (apart from `app_name`), so editing a
 //! manifest does not make a new version of the template.
 
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::net::SocketAddr;
+
 use serde::Deserialize;
 use serde::Serialize;
 
@@ -13,6 +17,7 @@ use crate::pocketbase::routes::is_hooks;
 use crate::store::tenants::Identity;
 use crate::store::tenants::Kind;
 use crate::store::tenants::Limits;
+use crate::supervisor::jail::network::Reach;
 use crate::supervisor::launch;
 
 /// Most entries of a list of paths.
@@ -138,6 +143,25 @@ pub(super) fn ports(traits: Option<&Traits>) -> Vec<u16> {
         ports.push(53);
     }
     ports
+}
+
+/// Where a template's code may connect to at level 3. A name is not looked up: its addresses may be others when the
+/// code asks. So a name, like a port alone, means the public internet; an address means itself.
+pub(super) fn reach(traits: Option<&Traits>) -> Reach {
+    let mut reach = Reach::default();
+    for entry in traits.map(|traits| traits.outbound.as_slice()).unwrap_or_default() {
+        let Ok(port) = port(entry) else { continue };
+        let host = entry.rsplit_once(':').map(|(host, _)| host);
+        match host.map(str::parse::<Ipv4Addr>) {
+            Some(Ok(address)) => reach.exact.push(SocketAddr::from((address, port))),
+            _ if host == Some("localhost") => {
+                reach.exact.push(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+                reach.exact.push(SocketAddr::from((Ipv6Addr::LOCALHOST, port)));
+            }
+            _ => reach.public.push(port),
+        }
+    }
+    reach
 }
 
 /// The port of an entry of `outbound`.

@@ -79,7 +79,7 @@ mod waiting;
 
 pub use config::Config;
 pub use error::Error;
-pub use prove::prove;
+pub use prove::Unproved;
 pub use slot::Lease;
 pub use slot::Listening;
 pub use status::FleetStatus;
@@ -131,6 +131,8 @@ pub struct Parts {
     pub public_url: String,
     /// How far processes are kept from each other.
     pub isolation: jail::Isolation,
+    /// How often the rules of level 3 are looked at.
+    pub network_check: Duration,
     /// The users of tenants.
     pub uids: Uids,
     /// Ports that the global instance connects to: the mail server's, the sign-in services'.
@@ -148,7 +150,14 @@ pub struct Supervisor {
 impl Supervisor {
     /// A supervisor whose tasks run on the current runtime.
     pub fn new(parts: Parts) -> Self {
-        Self { fleet: Fleet::new(parts) }
+        let every = parts.network_check;
+        let fleet = Fleet::new(parts);
+        if let Some(network) = fleet.isolation.network.clone() {
+            // Until the last instance is gone.
+            let watch = network.watch(every, Arc::clone(&fleet.metrics), fleet.stopping_global.clone());
+            fleet.tasks.spawn_on(watch, &fleet.runtime);
+        }
+        Self { fleet }
     }
 
     /// Takes over what an earlier pocketfleet left running and stops what fails the checks. Resolves when every

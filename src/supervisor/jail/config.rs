@@ -1,5 +1,7 @@
 //! The `[isolation]` section.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use serde::Deserializer;
 use serde::de::Error as _;
@@ -13,6 +15,8 @@ pub struct Config {
     pub require: u8,
     pub uid_base: u32,
     pub uid_count: u32,
+    #[serde(with = "humantime_serde")]
+    pub network_check: Duration,
     pub memory_bytes: u64,
     pub cpu_percent: u32,
     pub pids: u32,
@@ -21,7 +25,7 @@ pub struct Config {
 /// The level that is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
-    /// 2 where this process has the privileges for it, else 1.
+    /// The highest that works.
     Auto,
     /// This one, or the highest below it that works.
     Level(u8),
@@ -31,7 +35,7 @@ impl Wanted {
     /// The level to try for.
     pub fn level(self) -> u8 {
         match self {
-            Self::Auto => 2,
+            Self::Auto => 3,
             Self::Level(level) => level,
         }
     }
@@ -87,6 +91,10 @@ impl Config {
         if self.uid_count < 2 || last > u64::from(i32::MAX.unsigned_abs()) {
             let count = self.uid_count;
             return Err(format!("isolation.uid_count = {count}: at least 2, and no id above 2147483647"));
+        }
+        if self.network_check < Duration::from_millis(100) || self.network_check > Duration::from_hours(1) {
+            let every = humantime_serde::re::humantime::format_duration(self.network_check);
+            return Err(format!("isolation.network_check = {every}: \"100ms\" to \"1h\""));
         }
         if self.memory_bytes > 0 && self.memory_bytes < 64 << 20 {
             let bytes = self.memory_bytes;

@@ -15,6 +15,8 @@ use crate::supervisor::jail::cgroup::Groups;
 use crate::supervisor::jail::config::Config;
 use crate::supervisor::jail::config::Wanted;
 use crate::supervisor::jail::landlock;
+use crate::supervisor::jail::network;
+use crate::supervisor::jail::network::Network;
 use crate::supervisor::jail::uid;
 use crate::supervisor::process;
 
@@ -27,7 +29,8 @@ const NPROC: u64 = 256;
 /// How far processes are kept from each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Isolation {
-    /// 0 = resource limits only; 1 = Landlock and seccomp; 2 = and a user for each tenant; 3 = and a network for each.
+    /// 0 = resource limits only; 1 = Landlock and seccomp; 2 = and a user for each tenant; 3 = and rules of the packet
+    /// filter for each.
     pub level: u8,
     /// What is in the way of the level that was asked for, and what of the present one this kernel cannot enforce.
     pub missing: Vec<String>,
@@ -35,6 +38,8 @@ pub struct Isolation {
     pub(crate) jailer: PathBuf,
     /// Control groups with limits, where such limits are configured and can be set.
     pub groups: Option<Groups>,
+    /// The rules of level 3, once they were set up.
+    pub(crate) network: Option<Network>,
     users: Users,
 }
 
@@ -55,13 +60,16 @@ pub struct Report {
     pub means: &'static str,
     /// What is missing or not enforced, a sentence each.
     pub missing: Vec<String>,
+    /// The rules of level 3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<network::Report>,
 }
 
 impl Isolation {
     /// No sandbox at all: for looking at templates in tests of this crate.
     pub fn none() -> Self {
         let users = Users { base: 0, count: 0 };
-        Self { level: 0, missing: Vec::new(), jailer: process::own_program(), groups: None, users }
+        Self { level: 0, missing: Vec::new(), jailer: process::own_program(), groups: None, network: None, users }
     }
 
     /// Prepares control groups, where the configuration sets limits that take them. Moves this process into one of its
@@ -71,6 +79,22 @@ impl Isolation {
         match Groups::set_up(config) {
             Ok(groups) => self.groups = groups,
             Err(why) => self.missing.push(why),
+        }
+        self
+    }
+
+    /// Puts the rules of level 3 into force, where that is the level. Where they are refused it is 2. Blocks.
+    #[must_use]
+    pub fn with_network(mut self, data: &Path) -> Self {
+        if self.level < 3 {
+            return self;
+        }
+        match Network::set_up(data, self.users.base, self.users.count) {
+            Ok(network) => self.network = Some(network),
+            Err(error) => {
+                self.level = 2;
+                self.missing.push(format!("the rules of level 3 were refused: {error}"));
+            }
         }
         self
     }
@@ -91,7 +115,17 @@ impl Isolation {
             }
         }
         if wanted >= 2 && level == 1 {
-            let lacks = second(users, data, binaries);
+            let mut lacks = second(users, data, binaries);
+            // Its rules hold for our tenants as well, whatever our level: they could not answer us.
+            if lacks.is_empty()
+                && let Some(table) = network::rival(data, users.base, users.count)
+            {
+                lacks.push(format!(
+                    "another pocketfleet of this machine has users of the same range (its rules are the nftables table \
+                     inet {table}): set isolation.uid_base to another range, or delete that table if its pocketfleet \
+                     is gone"
+                ));
+            }
             // Without a privilege nobody asked for a level that takes one.
             let is_expected = config.level == Wanted::Auto && !uid::lacking().is_empty();
             if lacks.is_empty() {
@@ -103,9 +137,12 @@ impl Isolation {
             }
         }
         if wanted >= 3 && level == 2 {
-            missing.push("level 3 is not offered by this build".to_owned());
+            match network::lacks(data, users.base, users.count) {
+                None => level = 3,
+                Some(why) => missing.push(why),
+            }
         }
-        Self { level, missing, jailer: process::own_program(), groups: None, users }
+        Self { level, missing, jailer: process::own_program(), groups: None, network: None, users }
     }
 
     /// Whether tenants have users of their own.
@@ -125,13 +162,18 @@ impl Isolation {
 
     /// For operators.
     pub fn report(&self) -> Report {
-        let means = match self.level {
+        let network = self.network.as_ref().map(Network::report);
+        let lost = network.as_ref().and_then(|network| network.lost.as_ref());
+        let mut missing = self.missing.clone();
+        missing.extend(lost.map(|why| format!("the rules of level 3 are not in force: {why}")));
+        let level = if lost.is_some() { 2 } else { self.level };
+        let means = match level {
             0 => "resource limits only; template code can read and change everything that pocketfleet can",
             1 => "Landlock and seccomp; all processes share pocketfleet's user",
             2 => "Landlock, seccomp, and a user of its own for every tenant",
-            _ => "Landlock, seccomp, a user and a network of its own for every tenant",
+            _ => "Landlock, seccomp, a user of its own and rules of the packet filter for every tenant",
         };
-        Report { level: self.level, means, missing: self.missing.clone() }
+        Report { level, means, missing, network }
     }
 
     /// The limits of one process: what is configured, and a bound of processes where a user means one tenant.

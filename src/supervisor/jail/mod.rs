@@ -26,6 +26,7 @@ pub mod config;
 pub mod detect;
 pub mod landlock;
 mod limits;
+pub mod network;
 mod seccomp;
 mod uid;
 

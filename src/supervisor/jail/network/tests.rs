@@ -1,0 +1,213 @@
+//! The rules in the kernel, where there is one that takes them; in a network namespace of the test's own.
+
+use std::net::TcpListener;
+use std::net::TcpStream;
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
+
+use nix::unistd::Uid;
+
+use super::*;
+
+const BASE: u32 = 1_700_000_000;
+const COUNT: u32 = 1_000;
+const ADA: u32 = BASE + 1;
+const BOB: u32 = BASE + 2;
+
+/// Runs a test in a thread with a network of its own, or says why not. Programs that it starts are in there too.
+fn alone(test: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        let entered = enter();
+        if let Err(why) = entered {
+            #[expect(clippy::print_stderr, reason = "a test that does not run says so")]
+            {
+                eprintln!("skipped: {why}");
+            }
+            return;
+        }
+        test();
+    });
+    thread.join().unwrap();
+}
+
+fn enter() -> Result<(), String> {
+    #[expect(unsafe_code, reason = "no safe form of the call is at hand")]
+    // SAFETY: the call takes a number and gives this thread a network of its own.
+    let left = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    if left != 0 {
+        return Err(format!("a network namespace: {}", std::io::Error::last_os_error()));
+    }
+    up();
+    nft::run(nft::Mode::Check, "add table inet probe\n").map_err(|error| error.to_string())
+}
+
+/// Brings the loopback device of the namespace up.
+fn up() {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let mut name = [0_i8; libc::IFNAMSIZ];
+    for (to, from) in name.iter_mut().zip(b"lo") {
+        *to = i8::try_from(*from).unwrap();
+    }
+    let flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap();
+    let request = libc::ifreq { ifr_name: name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags } };
+    #[expect(unsafe_code, reason = "no safe form of the call is at hand")]
+    // SAFETY: the descriptor is open, and the request lives until the call returns.
+    let done = unsafe {
+        libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&socket.as_fd()), libc::SIOCSIFFLAGS, std::ptr::from_ref(&request))
+    };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Does something in a thread that belongs to a user: sockets are judged by who made them.
+fn as_user<T: Send>(user: u32, work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            #[expect(unsafe_code, reason = "the safe form is for the whole process, and this is for one thread")]
+            // SAFETY: the raw call takes three numbers and concerns this thread only.
+            let done = unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) };
+            assert_eq!(done, 0);
+            assert_eq!(Uid::effective().as_raw(), user);
+            work()
+        });
+        thread.join().unwrap()
+    })
+}
+
+fn set_up() -> (tempfile::TempDir, Network) {
+    let data = tempfile::tempdir().unwrap();
+    let network = Network::set_up(data.path(), BASE, COUNT).unwrap();
+    (data, network)
+}
+
+/// As [`Network::admit`], for a thread without a runtime.
+fn admit(network: &Network, user: u32, address: &str, reach: Reach) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let address = address.parse().unwrap();
+    // The blocking pool's threads are started from this one, and so are in its namespace.
+    runtime.block_on(network.admit(user, address, reach)).unwrap();
+}
+
+/// Whether a connection can be made, and be used, without waiting long for one that nobody answers.
+fn connects(address: &str) -> bool {
+    TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_millis(400)).is_ok()
+}
+
+#[test]
+fn a_tenant_answers_at_its_own_address_only_and_begins_nothing() {
+    alone(|| {
+        let (_data, network) = set_up();
+        admit(&network, ADA, "127.64.1.1:20001", Reach::default());
+        admit(&network, BOB, "127.64.1.2:20002", Reach::default());
+        let ours = TcpListener::bind("127.0.0.1:9000").unwrap();
+        let _adas = as_user(ADA, || TcpListener::bind("127.64.1.1:20001").unwrap());
+        // Ada squats on the address of Bob, who sleeps, and on others.
+        let _squats = as_user(ADA, || {
+            ["127.64.1.2:20002", "127.64.1.1:20002", "127.0.0.1:20001"]
+                .map(|address| TcpListener::bind(address).unwrap())
+        });
+        assert!(connects("127.64.1.1:20001"));
+        for squatted in ["127.64.1.2:20002", "127.64.1.1:20002", "127.0.0.1:20001"] {
+            assert!(!connects(squatted), "{squatted}");
+        }
+        // From a tenant: another's address, its own, ours, and a datagram.
+        for address in ["127.64.1.1:20001", "127.0.0.1:9000"] {
+            for user in [ADA, BOB, BASE] {
+                assert!(!as_user(user, || connects(address)), "{address}");
+            }
+            assert!(connects(address), "{address} is for us");
+        }
+        assert!(as_user(4_000, || connects("127.0.0.1:9000")), "other users are none of our business");
+        let datagrams = UdpSocket::bind("127.0.0.1:53").unwrap();
+        for user in [ADA, BASE] {
+            as_user(user, || UdpSocket::bind("127.0.0.1:0").unwrap().send_to(b"x", "127.0.0.1:53").unwrap_err());
+        }
+        drop((ours, datagrams));
+    });
+}
+
+#[test]
+fn what_is_listed_is_reached_and_private_addresses_are_not() {
+    alone(|| {
+        let (_data, network) = set_up();
+        let _everywhere = TcpListener::bind("0.0.0.0:443").unwrap();
+        let _beside = TcpListener::bind("127.0.0.1:5432").unwrap();
+        let reach = Reach { public: vec![443], exact: vec!["127.0.0.1:5432".parse().unwrap()], anywhere: Vec::new() };
+        admit(&network, ADA, "127.64.1.1:20001", reach);
+        admit(&network, BOB, "127.64.1.2:20002", Reach { anywhere: vec![443], ..Reach::default() });
+        assert!(as_user(ADA, || connects("127.0.0.1:5432")), "an address that is listed");
+        assert!(!as_user(ADA, || connects("127.0.0.1:443")), "a public port, on this machine");
+        assert!(as_user(BOB, || connects("127.0.0.1:443")), "what the operator configured");
+        assert!(!as_user(BOB, || connects("127.64.1.1:443")), "never where instances listen");
+        assert!(!as_user(BOB, || connects("127.0.0.1:5432")), "a neighbour's");
+        // What is narrowed is narrowed.
+        admit(&network, ADA, "127.64.1.1:20001", Reach::default());
+        assert!(!as_user(ADA, || connects("127.0.0.1:5432")));
+    });
+}
+
+#[test]
+fn rules_that_somebody_changed_are_put_back() {
+    alone(|| {
+        let (_data, network) = set_up();
+        admit(&network, ADA, "127.64.1.1:20001", Reach::default());
+        let table = network.report().table;
+        network.look();
+        assert_eq!(network.report().repaired, 0, "nobody changed anything");
+        let spoil = [
+            "flush ruleset".to_owned(),
+            format!("flush chain inet {table} tenant"),
+            format!("flush set inet {table} listeners"),
+            format!("insert rule inet {table} output accept"),
+            format!("add element inet {table} anywhere {{ {ADA} . 9000 }}"),
+        ];
+        let _ours = TcpListener::bind("127.0.0.1:9000").unwrap();
+        let _adas = as_user(ADA, || TcpListener::bind("127.64.1.1:20001").unwrap());
+        for (count, change) in (1..).zip(&spoil) {
+            nft::run(nft::Mode::Apply, change).unwrap();
+            network.look();
+            assert_eq!(network.report().repaired, count, "{change}");
+            assert_eq!(network.report().lost, None);
+            assert!(connects("127.64.1.1:20001") && !as_user(ADA, || connects("127.0.0.1:9000")), "{change}");
+        }
+        // A change of ours finds it before the next look does.
+        nft::run(nft::Mode::Apply, "flush ruleset").unwrap();
+        admit(&network, BOB, "127.64.1.2:20002", Reach::default());
+        assert_eq!(network.report().repaired, 6);
+        assert!(!as_user(BOB, || connects("127.0.0.1:9000")));
+    });
+}
+
+#[test]
+fn two_fleets_do_not_hurt_each_other_and_a_table_goes_with_its_own() {
+    alone(|| {
+        let (data, network) = set_up();
+        let neighbour = tempfile::tempdir().unwrap();
+        let table = network.report().table;
+        assert_eq!(rival(neighbour.path(), BASE + 10, 5), Some(table.clone()), "users that two would have");
+        assert_eq!(rival(data.path(), BASE, COUNT), None, "its own");
+        let base = BASE + COUNT;
+        assert_eq!(rival(neighbour.path(), base, COUNT), None);
+        let second = Network::set_up(neighbour.path(), base, COUNT).unwrap();
+        nft::run(nft::Mode::Apply, "add table inet somebody\n").unwrap();
+        admit(&network, ADA, "127.64.1.1:20001", Reach::default());
+        admit(&second, base + 1, "127.64.1.2:20002", Reach::default());
+        let _listeners = [
+            as_user(ADA, || TcpListener::bind("127.64.1.1:20001").unwrap()),
+            as_user(base + 1, || TcpListener::bind("127.64.1.2:20002").unwrap()),
+        ];
+        assert!(connects("127.64.1.1:20001") && connects("127.64.1.2:20002"));
+        // The next run of the first one, with a smaller range: what it had is replaced, and its address remembered.
+        let next = Network::set_up(data.path(), BASE, COUNT).unwrap();
+        assert_eq!(next.address(ADA), Some("127.64.1.1:20001".parse().unwrap()));
+        assert!(connects("127.64.1.1:20001"));
+        let smaller = Network::set_up(data.path(), BASE, COUNT / 2).unwrap();
+        let mut names = [smaller.report().table, second.report().table.clone(), "somebody".to_owned()];
+        let mut found = nft::tables().unwrap();
+        names.sort();
+        found.sort();
+        assert_eq!(found, names);
+        smaller.take_down();
+        assert!(connects("127.64.1.2:20002"));
+        assert_eq!(nft::tables().unwrap().len(), 2);
+    });
+}
