@@ -20,5 +20,13 @@ fn main() -> ExitCode {
         let (step, nth) = step.split_once(':').unwrap_or((&step, "1"));
         pocketfleet::failpoint::arm(step, nth.parse().unwrap_or(1));
     }
+    #[cfg(feature = "testing")]
+    #[expect(clippy::disallowed_methods, reason = "as failpoints")]
+    let stand_in = std::env::var("PF_STAND_IN");
+    #[cfg(feature = "testing")]
+    if let Some((choice, value)) = stand_in.as_ref().ok().and_then(|text| text.split_once('=')) {
+        let (choice, nth) = choice.split_once(':').unwrap_or((choice, "1"));
+        pocketfleet::failpoint::choose(choice, nth.parse().unwrap_or(1), value);
+    }
     cli::run(std::env::args_os())
 }

@@ -7,6 +7,7 @@ use super::Error;
 use super::Queued;
 use super::chain::End;
 use super::chain::Log;
+use crate::store;
 
 /// Most entries in one commit.
 const BATCH: usize = 256;
@@ -49,8 +50,10 @@ async fn write(log: &Log, end: &mut Option<End>, batch: Vec<Queued>) {
         }
         Err(error) => {
             tracing::error!(%error, "the audit log could not be written; what needed it was refused");
+            let is_full = matches!(error, Error::Store(store::Error::Full));
             for done in waiting {
-                let _ = done.send(Err(Error::Failed));
+                let refusal = if is_full { Error::Store(store::Error::Full) } else { Error::Failed };
+                let _ = done.send(Err(refusal));
             }
         }
     }

@@ -112,7 +112,7 @@ impl From<Error> for Problem {
         match error {
             Error::Kind | Error::TooLarge(_) => Self::new(Code::InvalidBody).message(error.to_string()),
             Error::Closed => Self::new(Code::ShuttingDown).retry_after(Duration::from_secs(1)),
-            Error::Store(_) => Self::new(Code::Internal),
+            Error::Store(error) => error.into(),
         }
     }
 }

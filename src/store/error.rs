@@ -36,6 +36,9 @@ pub enum Error {
         /// The newest version this build can read.
         known: i64,
     },
+    /// There is no room on the disk; nothing was written.
+    #[error("the disk of the control database is full")]
+    Full,
     /// The engine underneath failed; for a write, whether it happened is not known.
     #[error("the store failed")]
     Engine(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -59,6 +62,7 @@ impl From<Error> for Problem {
             Error::Exists | Error::Stale => Code::Conflict,
             Error::Invalid(_) => Code::InvalidRequest,
             Error::Closed => Code::ShuttingDown,
+            Error::Full => Code::ServerFull,
             Error::Lagged | Error::Corrupt(_) | Error::NewerSchema { .. } | Error::Engine(_) => Code::Internal,
         })
     }
@@ -74,6 +78,7 @@ mod tests {
         assert_eq!(code(Error::Stale), Code::Conflict);
         assert_eq!(code(Error::Exists), Code::Conflict);
         assert_eq!(code(Error::Closed), Code::ShuttingDown);
+        assert_eq!(code(Error::Full), Code::ServerFull);
         assert_eq!(code(Error::Invalid("x")), Code::InvalidRequest);
         let problem = Problem::from(Error::Corrupt("/secret/path".to_owned()));
         assert_eq!(problem.code, Code::Internal);

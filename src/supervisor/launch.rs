@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use futures_util::future::Either;
 use tokio_util::sync::CancellationToken;
 
+use crate::failpoint;
 use crate::ids::TenantId;
 use crate::pocketbase::database;
 use crate::pocketbase::database::Signers;
@@ -60,6 +61,12 @@ pub(crate) const PORTS: Range<u16> = 20_000..32_000;
 /// How long a start that the jailer refused is not repeated: what is in its way is not the instance's to mend, and does
 /// not pass by itself.
 const JAIL_RETRY: Duration = Duration::from_mins(5);
+
+/// Room on a disk below which a start that failed is put down to it: less than the journal of a small change.
+const LEAST_ROOM: u64 = 256 << 10;
+
+/// What Go says when the kernel gives it no more threads.
+const NO_THREAD: &str = "failed to create new OS thread";
 
 /// Lines of a log in which Go's reason for giving up is looked for.
 const GO_LINES: usize = 1_000;
@@ -189,8 +196,11 @@ async fn ensure_directory(fleet: &Arc<Fleet>, tenant: &Arc<Tenant>, golden: &Arc
             .and_then(|()| snapshot::set_version(&folder, &golden.hash))
             .and_then(|()| files::sync_folder(&fleet.layout.instances))
             .map_err(|error| outside(format!("make its folder: {error}")))?;
+        failpoint::hit("instance.folder");
         provision::provision(&golden, &data, &fleet.layout.staging, owner.as_ref(), &fleet.public_url)
-            .map_err(|error| outside(format!("provision its directory: {error}")))
+            .map_err(|error| outside(format!("provision its directory: {error}")))?;
+        failpoint::hit("instance.provisioned");
+        Ok(())
     });
     work.await.unwrap_or_else(|_| Err(outside("the provisioning task failed")))
 }
@@ -271,6 +281,7 @@ async fn attempt(
         }
     };
     fleet.metrics.starts.inc();
+    failpoint::hit("instance.spawned");
     let token = mint(&signers.superuser, SystemTime::now(), PROOF_TTL);
     let address = process.identity().address;
     let ready = async {
@@ -363,6 +374,9 @@ pub(crate) fn binary_of<'a>(fleet: &'a Fleet, golden: &Golden) -> Result<&'a Bin
 /// A loopback address nobody uses: 127.64.0.0/10 has four million, and the port lies below the ephemeral range.
 /// Two fleets on one machine practically never meet, and if they do the start is repeated with another address.
 pub(crate) fn random_address() -> SocketAddr {
+    if let Some(address) = failpoint::chosen("instance.address").and_then(|text| text.parse().ok()) {
+        return address;
+    }
     let [a, b, c, ..] = rand::random::<[u8; 8]>();
     let host = Ipv4Addr::new(127, 64 | (a & 0x3f), b, c.clamp(1, 254));
     let ports = PORTS.end - PORTS.start;
@@ -394,7 +408,20 @@ pub(crate) fn judge(fleet: &Fleet, tenant: &TenantId, exit: Exit, log_start: u64
     if exit == Exit::Code(2) && lines.iter().any(|line| is_out_of_memory(line)) {
         return Failure::Crash(format!("{exit}: out of memory (instances.data_bytes)"));
     }
-    classify(exit, &lines)
+    if exit == Exit::Code(2) && lines.iter().any(|line| line.contains(NO_THREAD)) {
+        return Failure::Crash(format!("{exit}: out of processes and threads (instances.nproc)"));
+    }
+    let failure = classify(exit, &lines);
+    // Where nothing can be written, it could not say so either.
+    if matches!(failure, Failure::Crash(_)) && is_full(&fleet.folder(tenant)) {
+        return outside(format!("no space left on the disk of its folder: {exit}"));
+    }
+    failure
+}
+
+/// Whether a file system has no room for the smallest of files.
+fn is_full(folder: &Path) -> bool {
+    rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < LEAST_ROOM)
 }
 
 /// What Go says when the kernel gives it no more memory.
@@ -427,6 +454,9 @@ pub(crate) fn classify(exit: Exit, lines: &[String]) -> Failure {
     let has = |needle: &str| lines.iter().rev().take(4).any(|line| line.contains(needle));
     let reason = if said.is_empty() { exit.to_string() } else { format!("{exit}: {said}") };
     if let Exit::Code(code @ 120..=127) = exit {
+        if said.contains("execute the PocketBase binary") && said.contains("temporarily unavailable") {
+            return outside(format!("its user has no process left (instances.nproc): {said}"));
+        }
         if code == i32::from(jail::exit::EXEC) {
             return outside(format!("the PocketBase binary failed: {said}"));
         }

@@ -87,7 +87,7 @@ impl From<Error> for Problem {
                 "all sessions known here were ended, but the accounts service is away: repeat this to end others too",
             ),
             Error::NoSession => Self::new(Code::NotFound).message("there is no such session"),
-            Error::Store(_) => Self::new(Code::Internal),
+            Error::Store(error) => error.into(),
         }
     }
 }

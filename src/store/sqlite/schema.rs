@@ -40,11 +40,16 @@ pub(super) fn describe(path: &Path, error: rusqlite::Error) -> Error {
     }
 }
 
-/// The error to report when `error` means that the file is damaged.
+/// The error to report when `error` means that the file is damaged, or that its disk is full.
 pub(super) fn damage(path: &Path, error: &rusqlite::Error) -> Option<Error> {
-    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    use rusqlite::ErrorCode::{DatabaseCorrupt, DiskFull, NotADatabase};
+    if error.sqlite_error().is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE) {
+        // The index of the write-ahead log cannot grow.
+        return Some(Error::Full);
+    }
     match error.sqlite_error_code() {
         Some(NotADatabase) => Some(Error::Corrupt(format!("{} is not a database", path.display()))),
+        Some(DiskFull) => Some(Error::Full),
         Some(DatabaseCorrupt) => Some(Error::Corrupt(format!("{} ({error})", path.display()))),
         _ => None,
     }

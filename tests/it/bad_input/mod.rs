@@ -1,4 +1,5 @@
-//! The list of bad inputs for HTTP, paths and identity (items 1 to 64), against the whole product over plain sockets.
+//! The list of bad inputs for HTTP, paths and identity (items 1 to 64), against the whole product over plain sockets;
+//! `account` names the tests of the others (65 to 90), `hosting` has those that are nowhere else.
 //!
 //! Each gets an answer below 500 that tells nothing of the inside, wakes no instance and changes nothing; where nobody
 //! can tell where the next request would begin, the connection ends.
@@ -25,6 +26,8 @@ use crate::support::User;
 use crate::support::raw::status;
 use crate::tokens::key;
 
+mod account;
+mod hosting;
 mod rows;
 
 const NOTES: &str = "/api/collections/notes/records";

@@ -113,6 +113,12 @@ pub(crate) struct TestApp {
     pub program: Option<PathBuf>,
     /// The step at which the next start kills itself (`name:nth`).
     failpoint: Option<String>,
+    /// The data directory, where it is not below `dir`.
+    pub elsewhere: Option<PathBuf>,
+    /// The `PocketBase` to run, where it is not the one under test.
+    pub pocketbase: Option<PathBuf>,
+    /// What the environment of each start has besides.
+    pub environment: Vec<(&'static str, String)>,
     // Must be the last field: the directory goes after everything that uses it.
     pub dir: tempfile::TempDir,
 }
@@ -176,6 +182,9 @@ impl TestApp {
             expected: Vec::new(),
             program: None,
             failpoint: None,
+            elsewhere: None,
+            pocketbase: None,
+            environment: Vec::new(),
             dir,
         }
     }
@@ -198,7 +207,7 @@ impl TestApp {
     }
 
     pub(crate) fn data(&self) -> PathBuf {
-        self.dir.path().join("data")
+        self.elsewhere.clone().unwrap_or_else(|| self.dir.path().join("data"))
     }
 
     pub(crate) fn log_path(&self) -> PathBuf {
@@ -221,13 +230,14 @@ impl TestApp {
         let child = program
             .current_dir(root())
             .envs(self.failpoint.take().map(|step| ("PF_FAILPOINT", step)))
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .arg("serve")
             .arg("--config")
             .arg(&self.config)
             .arg("--data")
             .arg(self.data())
             .arg("--pocketbase")
-            .arg(pocketbase())
+            .arg(self.pocketbase.clone().unwrap_or_else(pocketbase))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -463,7 +473,8 @@ impl Drop for TestApp {
                 assert!(status.success(), "pocketfleet ended with {status}:\n{}", self.log());
             }
         }
-        let left = processes_in(self.dir.path());
+        let mut left = processes_in(self.dir.path());
+        left.extend(self.elsewhere.iter().flat_map(|folder| processes_in(folder)));
         if panicking {
             for (pid, _) in left {
                 // A failed test must not leave processes to the others.
