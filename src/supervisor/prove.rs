@@ -139,7 +139,7 @@ impl Trial<'_> {
             "--http".as_ref(),
             http.as_ref(),
         ];
-        let program = &fleet.binary.path;
+        let program = &fleet.binaries.newest().path;
         if fleet.isolation.level == 0 {
             return Ok(Oneshot::start(program, &args, &empty, output)?);
         }
