@@ -17,6 +17,7 @@ use serde_json::json;
 
 pub(crate) mod fathom;
 pub(crate) mod golden;
+pub(crate) mod isolation;
 pub(crate) mod node;
 pub(crate) mod oidc;
 pub(crate) mod raw;
@@ -113,6 +114,8 @@ pub(crate) struct TestApp {
     pub program: Option<PathBuf>,
     /// The step at which the next start kills itself (`name:nth`).
     failpoint: Option<String>,
+    /// The first user of tenants, where the app has a range of its own.
+    users: Option<u32>,
     // Must be the last field: the directory goes after everything that uses it.
     pub dir: tempfile::TempDir,
 }
@@ -159,7 +162,8 @@ impl TestApp {
             ("instances.start_timeout", "\"40s\""),
             ("instances.stop_timeout", "\"20s\""),
         ];
-        let mut text = String::new();
+        let users = isolation::users(keys);
+        let mut text = isolation::keys(keys, users);
         for (key, value) in defaults {
             if !keys.lines().any(|line| line.trim_start().starts_with(key)) {
                 text.extend([key, " = ", value, "\n"]);
@@ -176,6 +180,7 @@ impl TestApp {
             expected: Vec::new(),
             program: None,
             failpoint: None,
+            users,
             dir,
         }
     }
@@ -464,6 +469,7 @@ impl Drop for TestApp {
             }
         }
         let left = processes_in(self.dir.path());
+        isolation::forget(self.users);
         if panicking {
             for (pid, _) in left {
                 // A failed test must not leave processes to the others.
