@@ -216,6 +216,8 @@ pub struct Metrics {
     pub exits: Family<ReasonLabels, Counter>,
     /// Running processes taken over from an earlier pocketfleet.
     pub adopted: Counter,
+    /// How often an instance was told to use a whole core for long.
+    pub cpu_alarms: Counter,
     /// How often the rules of level 3 were changed by somebody else and put back.
     pub network_repaired: Counter,
     /// 1 while they cannot be put back.
@@ -293,6 +295,7 @@ impl Metrics {
             starts: Counter::default(),
             exits: Family::default(),
             adopted: Counter::default(),
+            cpu_alarms: Counter::default(),
             network_repaired: Counter::default(),
             network_lost: Gauge::default(),
             instances: Family::default(),
@@ -339,6 +342,7 @@ impl Metrics {
         r.register("starts", "Processes started", self.starts.clone());
         r.register("failures", "Failures of instances, running or starting", self.exits.clone());
         r.register("adopted", "Processes taken over from an earlier run", self.adopted.clone());
+        r.register("cpu_alarms", "Instances seen to use a whole core for long", self.cpu_alarms.clone());
         r.register("network_repaired", "Rules of level 3 put back after a change", self.network_repaired.clone());
         r.register("network_lost", "1 while the rules of level 3 are not in force", self.network_lost.clone());
         r.register("instances", "Instances by state", self.instances.clone());

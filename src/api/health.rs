@@ -161,6 +161,8 @@ struct InstancesHealth {
     /// Instances in quarantine or blocked.
     troubled: usize,
     broken_templates: usize,
+    /// Instances that have used a whole core for longer than `instances.cpu_alarm`.
+    burning: usize,
     /// How far processes are kept from each other, 0 to 3 (`docs/isolation.md`).
     #[schema(example = 2)]
     isolation_level: u8,
@@ -195,6 +197,7 @@ impl InstancesHealth {
             adopted: fleet.adopted,
             troubled,
             broken_templates,
+            burning: fleet.burning,
             isolation_level: fleet.isolation.level,
             details: pocketbase.map(|pocketbase| TroubleReport {
                 troubled: fleet.troubled,
@@ -259,6 +262,7 @@ mod tests {
             pid: Some(7),
             address: None,
             epoch: 1,
+            cpu_percent: None,
             in_flight: 0,
             waiting: 0,
             restarts: 0,
@@ -276,6 +280,7 @@ mod tests {
             starts: 0,
             restarts: 0,
             adopted: 0,
+            burning: 0,
             troubled,
             broken_templates: vec![],
             isolation: Isolation::none().report(),

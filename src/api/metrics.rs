@@ -74,6 +74,7 @@ mod tests {
             starts: 0,
             restarts: 0,
             adopted: 0,
+            burning: 0,
             troubled: vec![],
             broken_templates: vec![],
             isolation: Isolation::none().report(),

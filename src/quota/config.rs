@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::Limits;
-use super::rules;
+use crate::store::limit_rules::check;
 
 /// The `[quota]` section of the configuration; `config/default.toml` documents every key.
 #[derive(Debug, Clone, Deserialize)]
@@ -55,7 +55,7 @@ impl Config {
 
     /// Checks what a type cannot.
     pub fn validate(&self) -> Result<(), Invalid> {
-        rules::check(&self.defaults()).map_err(|(field, rule)| Invalid::Limit(field, rule))?;
+        check(&self.defaults()).map_err(|(field, rule)| Invalid::Limit(field, rule))?;
         if !(Duration::from_secs(1)..=Duration::from_hours(24)).contains(&self.sweep_interval) {
             return Err(Invalid::Interval(self.sweep_interval));
         }

@@ -13,7 +13,6 @@
 
 mod account;
 mod config;
-mod rules;
 mod sweep;
 
 use std::io;
@@ -27,11 +26,11 @@ use std::time::Instant;
 use dashmap::DashMap;
 use tokio::sync::mpsc;
 
+pub use crate::store::limit_rules::check;
 pub use crate::store::tenants::Limits;
 pub use account::Place;
 pub use config::Config;
 pub use config::Invalid;
-pub use rules::check;
 pub use sweep::Sweep;
 
 use account::Account;

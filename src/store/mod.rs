@@ -31,6 +31,7 @@ pub mod hooks;
 pub mod inbox;
 pub mod invitations;
 mod keys;
+pub mod limit_rules;
 pub mod members;
 pub mod placements;
 pub mod secrets;

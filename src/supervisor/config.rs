@@ -35,6 +35,8 @@ pub struct Config {
     pub probe_timeout: Duration,
     pub probe_misses: u32,
     #[serde(with = "humantime_serde")]
+    pub cpu_alarm: Duration,
+    #[serde(with = "humantime_serde")]
     pub backoff_base: Duration,
     #[serde(with = "humantime_serde")]
     pub backoff_max: Duration,

@@ -283,6 +283,7 @@ impl Fleet {
             pid: view.as_ref().and_then(|view| view.pid),
             address: running.as_ref().map(|running| running.address.to_string()),
             epoch: self.placements.find(tenant).map_or(0, |placement| placement.epoch),
+            cpu_percent: view.as_ref().and_then(|view| view.cpu_percent),
             in_flight: slot.as_ref().map_or(0, |slot| slot.in_flight()),
             waiting: slot.as_ref().map_or(0, |slot| slot.waiting.load(Ordering::SeqCst)),
             restarts: view.as_ref().map_or(0, |view| view.restarts),

@@ -11,6 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::supervisor::Awakening;
 use crate::supervisor::Error;
+use crate::supervisor::busy::Busy;
+use crate::supervisor::busy::Seen;
 use crate::supervisor::fleet::Admission;
 use crate::supervisor::fleet::Fleet;
 use crate::supervisor::health;
@@ -58,6 +60,7 @@ pub(crate) struct Instance {
     machine: Machine,
     occupied: Option<Occupied>,
     misses: u32,
+    busy: Busy,
     probe_at: Instant,
     since: Instant,
     restarts: u64,
@@ -109,6 +112,7 @@ impl Instance {
             inbox,
             occupied,
             misses: 0,
+            busy: Busy::default(),
             probe_at: now,
             since: now,
             restarts: 0,
@@ -264,6 +268,7 @@ impl Instance {
                     "instance is awake"
                 );
                 self.occupied = Some(occupied);
+                self.busy = Busy::default();
                 Event::Ready
             }
             Err(failure) => Event::Failed(self.report(failure, log_start)),
@@ -434,6 +439,7 @@ impl Instance {
     async fn probe(&mut self) {
         self.probe_at = Instant::now() + self.probe_interval();
         self.rotate_log().await;
+        self.look_at_cpu();
         let Some(occupied) = &self.occupied else { return };
         if self.slot.silent_for() < self.fleet.config.probe_interval {
             self.misses = 0;
@@ -460,6 +466,24 @@ impl Instance {
                 }
             }
         }
+    }
+
+    fn look_at_cpu(&mut self) {
+        let Some(used) = self.occupied.as_ref().and_then(|occupied| occupied.process.cpu_time()) else { return };
+        match self.busy.look(used, Instant::now(), self.fleet.config.cpu_alarm) {
+            Seen::Nothing => {}
+            Seen::Burning(lasts) => {
+                self.fleet.metrics.cpu_alarms.inc();
+                let seconds = lasts.as_secs();
+                tracing::warn!(tenant.id = %self.slot.tenant, seconds, "an instance uses a whole core; if its hooks loop, `tenants sleep` ends it");
+            }
+            Seen::Calm => {
+                tracing::info!(tenant.id = %self.slot.tenant, "an instance does not use a whole core any more")
+            }
+        }
+        let view = self.slot.view.load();
+        let (cpu_percent, is_burning) = (self.busy.percent, self.busy.is_burning());
+        self.slot.view.store(Arc::new(View { cpu_percent, is_burning, ..View::clone(&view) }));
     }
 
     async fn give_up_on(&mut self, reason: &str) {
@@ -517,6 +541,8 @@ impl Instance {
             pid: self.occupied.as_ref().map(|occupied| occupied.process.identity().pid),
             until,
             restarts: self.restarts,
+            cpu_percent: self.occupied.as_ref().and(self.busy.percent),
+            is_burning: self.occupied.is_some() && self.busy.is_burning(),
         }));
         self.slot.phase.send_replace(phase);
     }

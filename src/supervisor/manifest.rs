@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::pocketbase::routes::TAKEN;
 use crate::pocketbase::routes::can_be_public;
 use crate::pocketbase::routes::is_hooks;
+use crate::store::limit_rules;
 use crate::store::tenants::Identity;
 use crate::store::tenants::Kind;
 use crate::store::tenants::Limits;
@@ -111,6 +112,7 @@ impl Manifest {
                 return Err(format!("{field}: one line of at most {LONGEST_TEXT} characters"));
             }
         }
+        limit_rules::check(&self.quota).map_err(|(field, rule)| format!("quota.{field}: {rule}"))?;
         if self.outbound.len() > MOST_PATHS {
             return Err(format!("outbound: at most {MOST_PATHS} entries"));
         }
@@ -299,10 +301,39 @@ mod tests {
             ("outbound = ['a b:443']", ["outbound", "host name"]),
             ("outbound = ['20000']", ["outbound", "instances listen on"]),
             ("app_name = \"two\\nlines\"", ["app_name", "one line"]),
+            ("quota.memory = 1000", ["quota.memory", "at least 134217728"]),
+            ("quota.disk_hard = 1", ["quota.disk_hard", "at least 65536"]),
+            ("quota.disk_hard = 1125899906842625", ["quota.disk_hard", "at most 1125899906842624"]),
+            ("quota.in_flight = 1000000001", ["quota.in_flight", "at most 1000000000"]),
+            ("quota.disk_hard = 1000000\nquota.disk_soft = 2000000", ["quota.disk_soft", "above disk_hard"]),
+            ("quota.disk_hard = -1", ["quota.disk_hard", "-1"]),
+            ("quota.disk = 5", ["unknown field", "disk"]),
         ] {
             let error = check(text).err().unwrap_or_else(|| panic!("{text} was taken"));
             assert!(needles.iter().all(|needle| error.contains(needle)), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_name_means_the_public_internet_and_an_address_means_itself() {
+        let manifest = check("outbound = ['443', 'api.example.com:8443', '10.0.0.5:5432', 'localhost:25']").unwrap();
+        let traits = Traits {
+            description: String::new(),
+            kinds: Vec::new(),
+            identity: Identity::Global,
+            public_read: Vec::new(),
+            routes: Vec::new(),
+            outbound: manifest.outbound,
+            has_public: false,
+            has_hooks: false,
+            quota: Limits::default(),
+            hash: String::new(),
+        };
+        let found = reach(Some(&traits));
+        assert_eq!((found.public, found.anywhere), (vec![443, 8443], Vec::new()));
+        let exact = ["10.0.0.5:5432", "127.0.0.1:25", "[::1]:25"].map(|address| address.parse().unwrap());
+        assert_eq!(found.exact, exact);
+        assert_eq!(reach(None), Reach::default());
     }
 
     #[test]

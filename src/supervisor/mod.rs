@@ -42,6 +42,7 @@ pub mod aside;
 pub mod backoff;
 mod bake;
 pub mod binary;
+mod busy;
 pub mod check;
 mod choice;
 pub mod config;
@@ -339,13 +340,15 @@ impl Supervisor {
     pub fn fleet(&self) -> status::FleetStatus {
         let mut states: BTreeMap<String, usize> = BTreeMap::new();
         let mut troubled = Vec::new();
-        let mut remembered = 0;
+        let (mut remembered, mut burning) = (0, 0);
         for slot in &self.fleet.registry {
             if slot.tenant.is_global() {
                 continue;
             }
             remembered += 1;
-            let state = slot.view.load().state;
+            let view = slot.view.load();
+            let state = view.state;
+            burning += usize::from(view.is_burning);
             *states.entry(state.to_owned()).or_default() += 1;
             if matches!(state, "backoff" | "quarantined" | "blocked") {
                 troubled.push(slot.tenant.clone());
@@ -362,6 +365,7 @@ impl Supervisor {
             starts: self.fleet.metrics.starts.get(),
             restarts: self.fleet.restarts.load(Ordering::Relaxed),
             adopted: self.fleet.metrics.adopted.get(),
+            burning,
             troubled: troubled.iter().filter_map(|tenant| self.fleet.status(tenant).ok()).collect(),
             broken_templates: self.fleet.templates.broken(),
             isolation: self.fleet.isolation.report(),

@@ -157,6 +157,14 @@ impl Process {
         &self.identity
     }
 
+    /// CPU time that it has used, all its threads together; none when it is gone.
+    pub fn cpu_time(&self) -> Option<Duration> {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.pid.as_raw_nonzero())).ok()?;
+        let ticks = parse_cpu(&text)?;
+        let rate = rustix::param::clock_ticks_per_second();
+        Some(Duration::from_millis(ticks.saturating_mul(1_000).checked_div(rate)?))
+    }
+
     /// Resolves when the process has exited. Cancel safe; leaves the zombie for [`bury`](Self::bury).
     pub async fn exited(&self) {
         // Readiness of a pidfd never goes away again, and an error here means that the runtime is going down.
@@ -302,6 +310,12 @@ pub fn boot_id() -> io::Result<String> {
 fn start_tick(pid: Pid) -> io::Result<(char, u64)> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat", pid = pid.as_raw_nonzero()))?;
     parse_stat(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unexpected /proc/<pid>/stat"))
+}
+
+/// User and system time, in ticks.
+fn parse_cpu(text: &str) -> Option<u64> {
+    let mut fields = text.rsplit_once(") ")?.1.split(' ').skip(11);
+    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
 }
 
 fn parse_stat(text: &str) -> Option<(char, u64)> {

@@ -153,6 +153,10 @@ pub(crate) struct View {
     pub(crate) pid: Option<i32>,
     pub(crate) until: Option<Instant>,
     pub(crate) restarts: u64,
+    /// Of one core, in per cent, at the last probe.
+    pub(crate) cpu_percent: Option<u32>,
+    /// It has used a whole core for long.
+    pub(crate) is_burning: bool,
 }
 
 /// The shared side of one instance that is awake, starting, or remembered for its failures.
@@ -189,7 +193,16 @@ pub(crate) enum Attempt {
 impl Slot {
     pub(crate) fn new(tenant: TenantId, places: usize) -> (Arc<Self>, mpsc::Receiver<Command>) {
         let (mail, inbox) = mpsc::channel(16);
-        let view = View { state: "asleep", reason: None, last_log: Vec::new(), pid: None, until: None, restarts: 0 };
+        let view = View {
+            state: "asleep",
+            reason: None,
+            last_log: Vec::new(),
+            pid: None,
+            until: None,
+            restarts: 0,
+            cpu_percent: None,
+            is_burning: false,
+        };
         let slot = Self {
             tenant,
             running: ArcSwapOption::empty(),

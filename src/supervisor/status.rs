@@ -33,6 +33,8 @@ pub struct InstanceStatus {
     pub address: Option<String>,
     /// How often it was started since it exists.
     pub epoch: u64,
+    /// What it used of one core between its last two probes, in per cent.
+    pub cpu_percent: Option<u32>,
     /// Requests at work.
     pub in_flight: u32,
     /// Requests waiting.
@@ -62,6 +64,8 @@ pub struct FleetStatus {
     pub restarts: u64,
     /// Processes taken over from an earlier pocketfleet.
     pub adopted: u64,
+    /// Instances that have used a whole core for longer than `instances.cpu_alarm`.
+    pub burning: usize,
     /// Instances in backoff, quarantine or blocked.
     pub troubled: Vec<InstanceStatus>,
     /// Templates that could not be baked: name and error.

@@ -105,6 +105,7 @@ pub(crate) async fn state() -> (AppState, TempDir) {
         upgrade: config.pocketbase.upgrade,
         public_url: String::new(),
         isolation: Isolation::none(),
+        network_check: config.isolation.network_check,
         uids: Uids::open(Arc::clone(&store)).await.unwrap(),
         global_outbound: Vec::new(),
         metrics: Arc::clone(&metrics),

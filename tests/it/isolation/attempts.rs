@@ -25,7 +25,7 @@ pub(super) struct Scene {
 
 impl Scene {
     /// Everybody is awake.
-    pub(super) fn of(app: &TestApp, mallory: &User, ada: &User) -> Self {
+    pub(super) fn of(app: &TestApp, mallory: &User, ada: &User, listed: u16) -> Self {
         let instances = app.data().join("instances");
         let (own, theirs) = (instances.join(&mallory.id), instances.join(&ada.id));
         let binary = std::fs::canonicalize(pocketbase()).unwrap();
@@ -41,7 +41,7 @@ impl Scene {
             "theirs": theirs.join("pb_data"), "binary": binary, "beside": beside, "temporary": temporary,
             "hook": hooks.join("more.pb.js"), "control": app.data().join("control.db"),
             "address": status["address"], "pid": status["pid"], "us": app.pid(), "base": app.base,
-            "squatted": squatted.to_string(), "lock": own.join("lock"), "self": mine["pid"],
+            "squatted": squatted.to_string(), "listed": listed, "lock": own.join("lock"), "self": mine["pid"],
         });
         Self { at, squatted, own, marks: vec![beside, temporary] }
     }
@@ -64,7 +64,7 @@ pub(super) struct Attempt {
 /// Starts the own binary on somebody else's address; whether that worked is seen from outside.
 const SQUAT: &str = "squat";
 
-const ATTEMPTS: [(&str, &str); 24] = [
+const ATTEMPTS: [(&str, &str); 25] = [
     ("run a program of the system (`cat /etc/passwd`)", "return toString($os.cmd('/bin/cat', '/etc/passwd').output())"),
     ("run its own PocketBase binary", "return toString($os.cmd(at.binary, '--version').output())"),
     ("read `/etc/passwd`", "return toString($os.readFile('/etc/passwd'))"),
@@ -89,6 +89,10 @@ const ATTEMPTS: [(&str, &str); 24] = [
         "return $http.send({ url: 'http://' + at.address + '/api/health', timeout: 20 }).statusCode",
     ),
     ("call pocketfleet's port", "return $http.send({ url: at.base + '/health', timeout: 20 }).statusCode"),
+    (
+        "call a port of this machine that its template lists for the internet",
+        "return $http.send({ url: 'http://127.0.0.1:' + at.listed, timeout: 20 }).statusCode",
+    ),
     ("listen on the address of a stopped tenant", SQUAT),
     (
         "put a link to another tenant's database into its data",

@@ -17,6 +17,7 @@ use serde_json::json;
 
 pub(crate) mod fathom;
 pub(crate) mod golden;
+pub(crate) mod isolation;
 pub(crate) mod node;
 pub(crate) mod oidc;
 pub(crate) mod raw;
@@ -119,6 +120,8 @@ pub(crate) struct TestApp {
     pub pocketbase: Option<PathBuf>,
     /// What the environment of each start has besides.
     pub environment: Vec<(&'static str, String)>,
+    /// The first user of tenants, where the app has a range of its own.
+    users: Option<u32>,
     // Must be the last field: the directory goes after everything that uses it.
     pub dir: tempfile::TempDir,
 }
@@ -165,7 +168,8 @@ impl TestApp {
             ("instances.start_timeout", "\"40s\""),
             ("instances.stop_timeout", "\"20s\""),
         ];
-        let mut text = String::new();
+        let users = isolation::users(keys);
+        let mut text = isolation::keys(keys, users);
         for (key, value) in defaults {
             if !keys.lines().any(|line| line.trim_start().starts_with(key)) {
                 text.extend([key, " = ", value, "\n"]);
@@ -185,6 +189,7 @@ impl TestApp {
             elsewhere: None,
             pocketbase: None,
             environment: Vec::new(),
+            users,
             dir,
         }
     }
@@ -475,6 +480,7 @@ impl Drop for TestApp {
         }
         let mut left = processes_in(self.dir.path());
         left.extend(self.elsewhere.iter().flat_map(|folder| processes_in(folder)));
+        isolation::forget(self.users);
         if panicking {
             for (pid, _) in left {
                 // A failed test must not leave processes to the others.

@@ -1,6 +1,6 @@
-//! Which limits make sense.
+//! Which limits of a tenant make sense, wherever they are written: in the configuration, in a template, by an admin.
 
-use super::Limits;
+use crate::store::tenants::Limits;
 
 /// The largest limit in bytes: a pebibyte, which no one machine has and every sum of which fits.
 const MOST_BYTES: u64 = 1 << 50;
