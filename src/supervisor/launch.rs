@@ -411,6 +411,15 @@ pub(crate) fn judge(fleet: &Fleet, tenant: &TenantId, exit: Exit, log_start: u64
     if exit == Exit::Code(2) && lines.iter().any(|line| line.contains(NO_THREAD)) {
         return Failure::Crash(format!("{exit}: out of processes and threads (instances.nproc)"));
     }
+    let mut binaries = fleet.binaries.all().iter();
+    if matches!(exit, Exit::Code(120..=127))
+        && let Some((path, error)) =
+            binaries.find_map(|binary| Some((&binary.path, std::fs::File::open(&binary.path).err()?)))
+    {
+        // The jailer stumbles over it at one step or another. It comes back by itself, as the jail does not.
+        let path = path.display();
+        return outside(format!("the PocketBase binary {path} cannot be opened ({error}): put it back"));
+    }
     let failure = classify(exit, &lines);
     // Where nothing can be written, it could not say so either.
     if matches!(failure, Failure::Crash(_)) && is_full(&fleet.folder(tenant)) {
@@ -493,6 +502,9 @@ mod tests {
         assert!(matches!(classify(Exit::Code(1), &lines("Error: file is not a database (26)")), Failure::Fatal(_)));
         assert!(matches!(classify(Exit::Code(1), &lines("disk I/O error (4874)")), Failure::Outside(..)));
         assert!(matches!(classify(Exit::Code(126), &lines("jailer: execute")), Failure::Outside(..)));
+        let no_process = "jailer: execute the PocketBase binary: Resource temporarily unavailable (os error 11)";
+        let no_process = classify(Exit::Code(i32::from(jail::exit::EXEC)), &lines(no_process));
+        assert!(matches!(no_process, Failure::Outside(why, _) if why.contains("instances.nproc")));
         let jail = classify(Exit::Code(i32::from(jail::exit::SANDBOX)), &lines("jailer: put seccomp into force"));
         assert_eq!(
             jail,

@@ -136,3 +136,19 @@ fn migrate(connection: &mut Connection, path: &Path) -> rusqlite::Result<()> {
     }
     transaction.commit()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_other_failures() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch("CREATE TABLE t (x BLOB); PRAGMA max_page_count = 3").unwrap();
+        // SQLite says the same when it may not grow as when it cannot.
+        let error = connection.execute("INSERT INTO t VALUES (zeroblob(100000))", []).unwrap_err();
+        assert!(matches!(damage(Path::new("x"), &error), Some(Error::Full)), "{error}");
+        let error = connection.execute("INSERT INTO nothing VALUES (1)", []).unwrap_err();
+        assert!(damage(Path::new("x"), &error).is_none(), "{error}");
+    }
+}

@@ -28,6 +28,8 @@ routerAdd("POST", "/api/fault/talk", (e) => {
     for (let n = 0; n < 600; n++) console.log(line)
     return e.json(200, { said: 600 })
 })
+routerAdd("POST", "/api/fault/backup", (e) => { $app.createBackup(new Context(), "one.zip"); return e.json(200, {}) })
+routerAdd("POST", "/api/fault/restore", (e) => { $app.restoreBackup(new Context(), "one.zip"); return e.json(200, {}) })
 "#;
 
 /// Leaves at each start while a file says so.
@@ -169,4 +171,28 @@ async fn fault_27_a_log_that_is_flooded_deleted_or_without_room_takes_nobody_alo
     assert_eq!(ada.post("/api/fault/talk", json!({})).await.status(), 200);
     assert_eq!(write(&ada, "z").await, 200);
     assert_eq!(pid(app, &ada.id), silent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fault_33_a_restore_of_its_own_is_the_same_process_and_no_crash() {
+    let mut of = Hooked::prepare("", FAULTS);
+    of.app.expect_log("request failed");
+    of.app.launch().await;
+    let app = &of.app;
+    let ada = app.user("ada").await;
+    ada.note("kept").await;
+    assert_eq!(ada.post("/api/fault/backup", json!({})).await.status(), 200);
+    ada.note("lost").await;
+    let before = pid(app, &ada.id);
+    // It becomes itself anew, so its answer may not come.
+    drop(ada.request(reqwest::Method::POST, "/api/fault/restore").json(&json!({})).send().await);
+    eventually("it serves what was restored", async || {
+        let (status, body) = list(&ada).await;
+        assert!(matches!(status, 200 | 502..=504), "{status} {body}");
+        (status == 200 && body["totalItems"] == 1).then_some(())
+    })
+    .await;
+    assert_eq!(ada.titles().await, ["kept"]);
+    assert_eq!(pid(app, &ada.id), before);
+    assert_eq!(app.tenant(&ada.id)["restarts"], 0);
 }

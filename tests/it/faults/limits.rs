@@ -44,6 +44,12 @@ impl Drop for Crowd {
     }
 }
 
+/// Users of nobody else: kernels count by user, and all tests of this machine would share them.
+fn own_users(fault: u32) -> String {
+    let base = 1_950_000_000 + std::process::id() % 1_000 * 1_000 + fault * 10;
+    format!("isolation.uid_base = {base}\nisolation.uid_count = 10\n")
+}
+
 /// The user whom a tenant's files belong to.
 fn owner(app: &TestApp, tenant: &str) -> u32 {
     use std::os::unix::fs::MetadataExt;
@@ -124,7 +130,7 @@ async fn fault_19_no_process_or_thread_left_is_classified_and_backed_off() {
         return skip(19, "processes are counted by user, and users for tenants take root");
     }
     let keys = "instances.nproc = 40\ninstances.backoff_base = \"100ms\"\ninstances.backoff_max = \"1s\"\n";
-    let mut app = TestApp::with(keys).await;
+    let mut app = TestApp::with(&format!("{keys}{}", own_users(19))).await;
     app.expect_log("instance failed");
     let (ada, bob) = (app.user("ada").await, app.user("bob").await);
     ada.note("x").await;
@@ -166,7 +172,7 @@ async fn fault_34_without_inotify_instances_start() {
     if most > 200 {
         return skip(34, &format!("this machine has {most} inotify instances for each user"));
     }
-    let app = TestApp::start().await;
+    let app = TestApp::with(&own_users(34)).await;
     let ada = app.user("ada").await;
     ada.note("x").await;
     app.put_to_sleep(&ada.id);

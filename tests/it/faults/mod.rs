@@ -58,7 +58,6 @@ fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
 /// A file system of its own. Let go of when dropped, whoever still uses it.
 struct Disk {
     folder: PathBuf,
-    image: Option<PathBuf>,
 }
 
 impl Disk {
@@ -67,7 +66,7 @@ impl Disk {
         std::fs::create_dir_all(folder).map_err(|error| error.to_string())?;
         let options = format!("size={size},mode=711");
         run("mount", &["-t", "tmpfs", "-o", &options, "none", &folder.display().to_string()])?;
-        Ok(Self { folder: folder.to_owned(), image: None })
+        Ok(Self { folder: folder.to_owned() })
     }
 
     /// An ext4 in a new file.
@@ -82,7 +81,7 @@ impl Disk {
     fn mounted(image: &Path, folder: &Path) -> Result<Self, String> {
         std::fs::create_dir_all(folder).map_err(|error| error.to_string())?;
         run("mount", &["-o", "loop", &image.display().to_string(), &folder.display().to_string()])?;
-        Ok(Self { folder: folder.to_owned(), image: Some(image.to_owned()) })
+        Ok(Self { folder: folder.to_owned() })
     }
 
     /// Takes all that is left of it; the file to remove.

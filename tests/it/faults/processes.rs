@@ -164,6 +164,7 @@ async fn fault_07_stopped_instance_is_noticed_killed_and_replaced() {
     app.expect_log("health probe missed");
     app.expect_log("instance failed");
     app.expect_log("the instance broke off");
+    app.expect_log("request failed");
     let ada = app.user("ada").await;
     ada.note("x").await;
     let old = pid(&app, &ada.id).unwrap();

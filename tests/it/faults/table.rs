@@ -114,7 +114,7 @@ pub(super) const FAULTS: [Fault; 40] = [
         number: 11,
         what: "a stranger has the address that an instance was to have",
         injected: "a listener on the address that a test build is told to choose; one where the record of a running process points",
-        outcome: "another address is taken, at once and without counting as a failure; who does not accept a token of ours gets no request, and a recorded process that does not answer where it should is stopped",
+        outcome: "another address is taken, at once and without counting as a failure; the stranger may get a health check, with a token that is good for ten seconds, and no request of anybody; a recorded process that does not answer where it should is stopped",
         tests: &[
             "faults::net::fault_11_a_stranger_on_the_address_gets_no_request_and_another_one_is_taken",
             "faults::net::fault_11_a_stranger_where_the_record_says_our_process_listens_is_not_adopted",
@@ -318,7 +318,10 @@ pub(super) const FAULTS: [Fault; 40] = [
         what: "PocketBase restores a backup of its own, and executes itself anew",
         injected: "from a hook, in the sandbox",
         outcome: "the same process with other data; no crash",
-        tests: &["isolation::an_instance_in_the_sandbox_still_backs_up_restores_and_restarts_itself"],
+        tests: &[
+            "faults::hooks::fault_33_a_restore_of_its_own_is_the_same_process_and_no_crash",
+            "isolation::an_instance_in_the_sandbox_still_backs_up_restores_and_restarts_itself",
+        ],
     },
     Fault {
         number: 34,
