@@ -114,12 +114,7 @@ async fn begin(
                 }
             };
             let tenant = to.as_deref().map(tenant_of).transpose()?.unwrap_or_else(|| from.clone());
-            if tenant.is_global() || tenant == backup::control() {
-                return Err(Problem::from(backup::Error::FleetOnly).into());
-            }
-            if tenants.find(&tenant).is_none() {
-                return Err(Problem::from(backup::Error::UnknownTenant).into());
-            }
+            backups.check_restore(&tenant, &from).map_err(Problem::from)?;
             Task::Restore { tenant, from, id }
         }
         Wanted::Prune => Task::Prune,

@@ -40,11 +40,57 @@ pub(super) enum End {
 }
 
 /// Runs the server until it is told to stop, or to give way to the program that stands in its place by then.
-pub fn serve(mut config: Config) -> anyhow::Result<()> {
+pub fn serve(config: Config) -> anyhow::Result<()> {
+    let inherited = Inherited::take(&config.origin).context("take over what was handed over")?;
+    // From here on there may be a program to go back to, whatever fails.
+    let back = way_back(&inherited, &config.origin).context("keep the way back")?;
+    let mut signals = None;
+    match prepare(config, inherited, &mut signals) {
+        Ok(ready) => {
+            drop(back);
+            ready.run(signals.context("hear signals")?)
+        }
+        Err(error) => {
+            let Some(back) = back else { return Err(error) };
+            reload::hold_signals(true).context("hold signals back")?;
+            signals.map_or(Ok(()), |mut signals: Signals| signals.keep())?;
+            let error =
+                anyhow!(take_back(back, &error)).context(format!("go back to the program before, because {error:#}"));
+            Err(error)
+        }
+    }
+}
+
+/// Executes the program before. Returns only when that does not work.
+fn take_back(back: Handover, error: &anyhow::Error) -> std::io::Error {
+    let reason = format!("{error:#}");
+    tracing::error!(error = reason, "this program does not start; going back to the one before");
+    back.go_back(reason)
+}
+
+/// What goes back to the program before, if there is one, by descriptors of its own.
+fn way_back(inherited: &Inherited, origin: &Origin) -> std::io::Result<Option<Handover>> {
+    let Inherited { listener: Some(listener), lock: Some(lock), previous: Some(previous), .. } = inherited else {
+        return Ok(None);
+    };
+    let started = inherited.started.as_ref().unwrap_or(origin).clone();
+    let handover = Handover::of(listener, lock.try_clone()?, started, Some(previous.try_clone()?))?;
+    Ok(Some(handover.in_generation(&inherited.generation)))
+}
+
+/// Everything that a run begins with.
+struct Ready {
+    config: Config,
+    folders: Folders,
+    listener: TcpListener,
+    handover: Handover,
+    runtime: tokio::runtime::Runtime,
+}
+
+fn prepare(mut config: Config, inherited: Inherited, signals: &mut Option<Signals>) -> anyhow::Result<Ready> {
     telemetry::install(&config.log)?;
     // What the run before held back comes through once somebody listens for it.
-    let mut signals = Signals::install()?;
-    let inherited = Inherited::take(&config.origin).context("take over what was handed over")?;
+    *signals = Some(Signals::install()?);
     reload::hold_signals(false).context("hear signals")?;
     let Inherited { listener, lock, previous, started, generation } = inherited;
     if lock.is_some() {
@@ -65,44 +111,44 @@ pub fn serve(mut config: Config) -> anyhow::Result<()> {
         None => bind(config.server.listen)?,
     };
     let handover = Handover::of(&listener, lock, config.origin.clone(), previous).context("keep the listener")?;
-    let mut handover = handover.in_generation(&generation);
+    let handover = handover.in_generation(&generation);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
         .enable_all()
         .build()
         .context("build the control runtime")?;
-    let outcome = runtime.block_on(Box::pin(super::run(config, &folders, listener, &mut signals, &mut handover)));
-    if matches!(outcome, Ok(End::Stopped)) {
-        runtime.shutdown_timeout(LAST_TASKS);
-        return Ok(());
-    }
-    if outcome.is_err() && !handover.can_go_back() {
-        runtime.shutdown_timeout(LAST_TASKS);
-        return outcome.map(drop);
-    }
-    reload::hold_signals(true).context("hold signals back")?;
-    runtime.shutdown_timeout(LAST_TASKS);
-    signals.keep()?;
-    let error = match outcome {
-        Ok(_) => handover.pass_on(),
-        Err(error) => {
-            let reason = format!("{error:#}");
-            tracing::error!(error = reason, "this program does not start; going back to the one before");
-            handover.go_back(reason)
+    Ok(Ready { config, folders, listener, handover, runtime })
+}
+
+impl Ready {
+    fn run(self, mut signals: Signals) -> anyhow::Result<()> {
+        let Self { config, folders, listener, mut handover, runtime } = self;
+        let outcome = runtime.block_on(Box::pin(super::run(config, &folders, listener, &mut signals, &mut handover)));
+        if matches!(outcome, Ok(End::Stopped)) {
+            runtime.shutdown_timeout(LAST_TASKS);
+            return Ok(());
         }
-    };
-    Err(anyhow!(error).context("execute the program"))
+        if outcome.is_err() && !handover.can_go_back() {
+            runtime.shutdown_timeout(LAST_TASKS);
+            return outcome.map(drop);
+        }
+        reload::hold_signals(true).context("hold signals back")?;
+        runtime.shutdown_timeout(LAST_TASKS);
+        signals.keep()?;
+        let error = match outcome {
+            Ok(_) => handover.pass_on(),
+            Err(error) => take_back(handover, &error),
+        };
+        Err(anyhow!(error).context("execute the program"))
+    }
 }
 
 /// Where there is not even a configuration to run with: goes back to the program before, if there is one.
 pub fn cannot_start(origin: Origin, error: config::Error) -> anyhow::Error {
-    let back = Inherited::take(&origin).and_then(|inherited| match inherited {
-        Inherited { listener: Some(listener), lock: Some(lock), previous: Some(previous), generation, started } => {
-            let handover = Handover::of(&listener, lock, started.unwrap_or(origin), Some(previous))?;
-            Err(handover.in_generation(&generation).go_back(error.to_string()))
-        }
-        _ => Ok(()),
+    let back = Inherited::take(&origin).and_then(|inherited| match way_back(&inherited, &origin)? {
+        Some(back) => Err(back.go_back(error.to_string())),
+        None => Ok(()),
     });
     match back {
         Ok(()) => error.into(),

@@ -203,6 +203,7 @@ fn backups(
         supervisor,
         tenants: tenants.clone(),
         control: data.join("control.db"),
+        reserve: config.quota.reserve,
         shutdown: shutdown.clone(),
     }))
 }
@@ -298,6 +299,7 @@ pub fn lifecycle(given: Ended<'_>, services: &Services) -> Lifecycle {
         staging: services.staging.clone(),
         // Whoever keeps something of tenants elsewhere is named here.
         erasers: vec![Arc::new(Kept(services.backups.clone()))],
+        keep_replaced: config.backup.keep_replaced,
         audit: services.audit.clone(),
         shutdown,
     })

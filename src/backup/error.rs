@@ -43,6 +43,9 @@ pub enum Error {
     /// No master key that is here opens it.
     #[error("the backup cannot be opened with the master key that is given")]
     Sealed,
+    /// A restore that must not be.
+    #[error("{0}")]
+    Unfit(&'static str),
     /// Somebody's files are beyond what can be backed up.
     #[error("{0}")]
     TooMuch(&'static str),
@@ -79,6 +82,12 @@ impl Error {
 
     /// Whether it makes sense to try again without anybody's doing.
     pub fn is_passing(&self) -> bool {
+        // Nobody brings a tenant back by waiting.
+        let is_gone =
+            |error: &supervisor::Error| matches!(error, supervisor::Error::Deleted | supervisor::Error::UnknownTenant);
+        if let Self::Supervisor(error) = self {
+            return !is_gone(error);
+        }
         matches!(
             self,
             Self::Unready(Unready::Busy | Unready::Io(_))
@@ -86,7 +95,6 @@ impl Error {
                 | Self::Store(_)
                 | Self::Io { .. }
                 | Self::Database(_)
-                | Self::Supervisor(_)
                 | Self::Stopping
         )
     }
@@ -111,7 +119,7 @@ impl From<Error> for Problem {
         let text = error.to_string();
         match error {
             Error::Off => Self::new(Code::BackupsOff),
-            Error::FleetOnly | Error::Unready(_) => Self::new(Code::Conflict).message(text),
+            Error::FleetOnly | Error::Unready(_) | Error::Unfit(_) => Self::new(Code::Conflict).message(text),
             Error::NotFound | Error::UnknownTenant => Self::new(Code::NotFound).message(text),
             Error::Supervisor(error) => error.into(),
             Error::Vault(error) => error.into(),
@@ -119,5 +127,17 @@ impl From<Error> for Problem {
             Error::Stopping => Self::new(Code::ShuttingDown),
             _ => Self::new(Code::BackupFailed).message(text),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_a_deleted_tenant_is_not_tried_again() {
+        assert!(Error::from(supervisor::Error::TenantBusy).is_passing());
+        assert!(!Error::from(supervisor::Error::Deleted).is_passing());
+        assert!(!Error::from(supervisor::Error::UnknownTenant).is_passing());
     }
 }

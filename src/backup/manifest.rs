@@ -1,5 +1,6 @@
 //! What a snapshot says of itself, and the list of its files.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::Deserialize;
@@ -160,7 +161,8 @@ pub(super) fn encode(items: &[Item]) -> serde_json::Result<Vec<u8>> {
     Ok(lines)
 }
 
-/// Reads a list of files. None: it is not one, or names a file that no data directory has, or one twice.
+/// Reads a list of files. None: it is not one, or names a file that no data directory has, or one twice, or one where
+/// another has a folder.
 pub(super) fn decode(lines: &[u8]) -> Option<Vec<Item>> {
     let mut items: Vec<Item> = Vec::new();
     for line in lines.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
@@ -170,10 +172,10 @@ pub(super) fn decode(lines: &[u8]) -> Option<Vec<Item>> {
         }
         items.push(item);
     }
-    let mut paths: Vec<&str> = items.iter().map(|item| item.path.as_str()).collect();
-    paths.sort_unstable();
-    let has_twins = paths.windows(2).any(|pair| pair[0] == pair[1]);
-    (!has_twins).then_some(items)
+    let paths: HashSet<&str> = items.iter().map(|item| item.path.as_str()).collect();
+    let is_in_a_file = |path: &str| path.match_indices('/').any(|(at, _)| paths.contains(&path[..at]));
+    let is_sound = paths.len() == items.len() && !paths.iter().any(|path| is_in_a_file(path));
+    is_sound.then_some(items)
 }
 
 #[cfg(test)]
@@ -211,6 +213,7 @@ mod tests {
             assert!(decode(&encode(&[item(bad)]).unwrap()).is_none(), "{bad}");
         }
         assert!(decode(&encode(&[item("data.db"), item("data.db")]).unwrap()).is_none());
+        assert!(decode(&encode(&[item("storage/a"), item("storage/a-b"), item("storage/a/b")]).unwrap()).is_none());
         assert!(decode(b"{}\n").is_none());
     }
 }

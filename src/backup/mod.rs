@@ -90,6 +90,8 @@ pub struct Parts {
     pub tenants: Tenants,
     /// The file of the control database.
     pub control: PathBuf,
+    /// Bytes of the disk that a restore leaves free.
+    pub reserve: u64,
     /// Whether we are about to stop.
     pub shutdown: Shutdown,
 }
@@ -108,12 +110,15 @@ struct Inner {
     supervisor: Supervisor,
     tenants: Tenants,
     control: PathBuf,
+    reserve: u64,
     /// One snapshot, restore or prune of a tenant at a time.
     locks: Vec<tokio::sync::Mutex<()>>,
-    /// Keys that are in the store: tenant, key, master key.
-    written: Mutex<HashSet<(TenantId, String, String)>>,
+    /// Keys that are in the store: of whom, which, and under which master key, the only one.
+    written: Mutex<HashMap<TenantId, (String, String)>>,
     /// What databases were at their newest snapshot.
     fingerprints: Mutex<HashMap<TenantId, String>>,
+    /// Tenants of whom something in the store was found damaged: the next snapshot writes all of theirs anew.
+    damaged: Mutex<HashSet<TenantId>>,
     asked: Mutex<Keyed<TenantId>>,
     shutdown: Shutdown,
 }
@@ -125,11 +130,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Backups {
     /// Backups with these parts.
     pub fn new(parts: Parts) -> Self {
-        let Parts { config, repository, vault, supervisor, tenants, control, shutdown } = parts;
+        let Parts { config, repository, vault, supervisor, tenants, control, reserve, shutdown } = parts;
         let hour = std::time::Duration::from_hours(1);
         let asked = Mutex::new(Keyed::new(config.requests_per_hour.get(), hour, LIMITED));
         let locks = std::iter::repeat_with(Default::default).take(LOCKS).collect();
-        let (written, fingerprints) = (Mutex::default(), Mutex::default());
+        let (written, fingerprints, damaged) = (Mutex::default(), Mutex::default(), Mutex::default());
         let inner = Inner {
             config,
             repository,
@@ -137,9 +142,11 @@ impl Backups {
             supervisor,
             tenants,
             control,
+            reserve,
             locks,
             written,
             fingerprints,
+            damaged,
             asked,
             shutdown,
         };
@@ -172,7 +179,7 @@ impl Backups {
         self.inner.locks[at].lock().await
     }
 
-    fn lock_written(&self) -> MutexGuard<'_, HashSet<(TenantId, String, String)>> {
+    fn lock_written(&self) -> MutexGuard<'_, HashMap<TenantId, (String, String)>> {
         lock(&self.inner.written)
     }
 
@@ -182,6 +189,17 @@ impl Backups {
 
     fn fingerprint(&self, tenant: &TenantId) -> Option<String> {
         lock(&self.inner.fingerprints).get(tenant).cloned()
+    }
+
+    /// Remembers whose objects were found damaged.
+    fn note_damage(&self, tenant: &TenantId, error: &Error) {
+        if matches!(error, Error::Damaged(_)) {
+            lock(&self.inner.damaged).insert(tenant.clone());
+        }
+    }
+
+    fn is_damaged(&self, tenant: &TenantId) -> bool {
+        lock(&self.inner.damaged).contains(tenant)
     }
 
     async fn index(&self, manifest: &Manifest, key: &Arc<BackupKey>) -> Result<Vec<Item>, Error> {
@@ -217,8 +235,9 @@ impl Backups {
     pub async fn erase(&self, tenant: &TenantId) -> Result<(), Error> {
         let Some(repository) = &self.inner.repository else { return Ok(()) };
         let _alone = self.alone(tenant).await;
-        self.lock_written().retain(|(other, _, _)| other != tenant);
+        self.lock_written().remove(tenant);
         lock(&self.inner.fingerprints).remove(tenant);
+        lock(&self.inner.damaged).remove(tenant);
         repository.erase(tenant).await
     }
 
@@ -229,7 +248,7 @@ impl Backups {
         std::fs::create_dir(&data).map_err(Error::io("make a scratch folder"))?;
         let prover = Some(&self.inner.supervisor);
         let tried = self.repository()?.try_out(tenant, id, &data, prover, scratch.path()).await;
-        let outcome = tried.map(|(_, verified)| verified);
+        let outcome = tried.map(|(_, verified)| verified).inspect_err(|error| self.note_damage(tenant, error));
         take::blocking(move || drop(scratch)).await?;
         outcome
     }

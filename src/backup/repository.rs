@@ -130,6 +130,25 @@ impl Repository {
         Ok(())
     }
 
+    /// Removes what a tenant's key is sealed by when that is no master key any more: whoever has an old one would go on
+    /// opening new snapshots with it. The key lies in the store under one of `live`.
+    pub(super) async fn drop_retired(&self, wrapped: &WrappedBackupKey, live: &[MasterKey]) -> Result<(), Error> {
+        let prefix = format!("keys/{}/", wrapped.tenant);
+        for info in self.blobs.list(&prefix).await? {
+            let name = info.key.strip_prefix(&prefix).and_then(|name| name.split_once('.'));
+            let Some((_, kek)) = name.filter(|(id, _)| *id == wrapped.id) else { continue };
+            if kek != wrapped.kek && live.iter().all(|master| master.id != kek) {
+                self.blobs.delete(&info.key).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is a key of a tenant's.
+    pub(super) async fn has_key(&self, tenant: &TenantId) -> Result<bool, Error> {
+        Ok(!self.blobs.list(&format!("keys/{tenant}/")).await?.is_empty())
+    }
+
     /// A tenant's key of this name, sealed by whichever master key is here.
     pub(super) async fn key(&self, tenant: &TenantId, id: &str) -> Result<BackupKey, Error> {
         let prefix = format!("keys/{tenant}/");
@@ -169,6 +188,16 @@ impl Repository {
         let is_new = self.put_once(&object, sealed).await?;
         failpoint::hit("backup.chunk");
         Ok((name, if is_new { bytes } else { 0 }))
+    }
+
+    /// Removes the object of a content when it is not what it was, so that it can be stored again.
+    pub(super) async fn remove_damaged(&self, key: &Arc<BackupKey>, plain: &[u8]) -> Result<(), Error> {
+        let name = key.name(plain);
+        let object = chunk_object(key.tenant(), &name)?;
+        match self.chunk(key, &name).await {
+            Err(Error::Damaged(_)) => self.blobs.delete(&object).await.map(drop).map_err(Error::from),
+            found => found.map(drop),
+        }
     }
 
     /// A chunk, checked.

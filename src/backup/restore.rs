@@ -10,10 +10,13 @@ use time::OffsetDateTime;
 
 use super::Backups;
 use super::Error;
+use super::Reason;
 use super::SnapshotId;
 use super::take;
 use crate::failpoint;
 use crate::ids::TenantId;
+use crate::pocketbase::database;
+use crate::supervisor;
 
 /// What was done.
 #[derive(Debug, Clone, Serialize)]
@@ -46,18 +49,16 @@ impl Backups {
     }
 
     /// Restores a snapshot of `from` as the data of `tenant`, who is usually the same.
-    /// `kept` names what is put away; where that lies already, this was done before.
+    /// `kept` names what is put away; where that lies already, this was done before. An owner has two such directories
+    /// at most: what there was before the first restore, and what the last one replaced.
     pub async fn restore(
         &self,
         tenant: &TenantId,
-        from: &TenantId,
-        id: &SnapshotId,
+        (from, id): (&TenantId, &SnapshotId),
         kept: &str,
+        reason: Reason,
     ) -> Result<Restored, Error> {
-        if tenant.is_global() || *tenant == super::control() || *from == super::control() {
-            return Err(Error::FleetOnly);
-        }
-        self.inner.tenants.find(tenant).ok_or(Error::UnknownTenant)?;
+        self.check_restore(tenant, from)?;
         let _alone = self.alone(tenant).await;
         let supervisor = &self.inner.supervisor;
         let done = Restored {
@@ -70,21 +71,64 @@ impl Backups {
         if supervisor.replaced().join(kept).exists() && !supervisor.is_being_replaced(tenant) {
             return Ok(done);
         }
+        let repository = self.repository()?;
+        let (manifest, key) = repository.manifest(from, id).await?;
+        if from != tenant && self.inner.tenants.find(tenant).is_some_and(|found| found.template != manifest.template) {
+            return Err(Error::Unfit("the backup is of another template than the tenant whose data it would replace"));
+        }
         let scratch = supervisor.scratch().map_err(Error::io("make a scratch folder"))?;
+        let disk = rustix::fs::statvfs(scratch.path()).map_err(|error| Error::io("look at the disk")(error.into()))?;
+        if !has_room(disk.f_bavail.saturating_mul(disk.f_frsize), manifest.bytes, self.inner.reserve) {
+            return Err(Error::Unfit("there is not enough room on the disk to try the backup and put it in place"));
+        }
         let (data, trial) = (scratch.path().join("data"), scratch.path().join("trial"));
         for folder in [&data, &trial] {
             std::fs::create_dir(folder).map_err(Error::io("make a scratch folder"))?;
         }
-        let repository = self.repository()?;
         // What was served once holds lines of that in its log; what goes in is a copy that was not.
-        repository.try_out(from, id, &trial, Some(supervisor), scratch.path()).await?;
-        let (manifest, key) = repository.manifest(from, id).await?;
+        let tried = repository.try_out(from, id, &trial, Some(supervisor), scratch.path()).await;
+        tried.inspect_err(|error| self.note_damage(from, error))?;
         repository.write_out(&manifest, &key, &data).await?;
+        if from != tenant {
+            // Two instances with the same secrets would take each other's tokens.
+            let database = data.join("data.db");
+            take::blocking(move || database::rotate_secrets(&database)).await??;
+        }
         failpoint::hit("backup.restore.tried");
-        supervisor.replace(tenant, data, manifest.template_hash.clone(), kept).await?;
+        supervisor.replace(tenant, (scratch, data), manifest.template_hash.clone(), kept).await?;
         failpoint::hit("backup.restore.done");
         tracing::info!(tenant.id = %tenant, backup.id = %id, kept, "restored a backup");
-        take::blocking(move || drop(scratch)).await?;
+        if reason == Reason::Owner
+            && let Err(error) = supervisor.thin_replaced(tenant).await
+        {
+            tracing::warn!(tenant.id = %tenant, %error, "data that earlier restores replaced is removed later");
+        }
         Ok(done)
+    }
+
+    /// Whether a tenant's data may be replaced at all by a backup of `from`.
+    pub fn check_restore(&self, tenant: &TenantId, from: &TenantId) -> Result<(), Error> {
+        if [tenant, from].into_iter().any(|id| id.is_global() || *id == super::control()) {
+            return Err(Error::FleetOnly);
+        }
+        let record = self.inner.tenants.find(tenant).ok_or(Error::UnknownTenant)?;
+        // Its folder is put aside under a tombstone; one that was made beside it could never be brought back.
+        if record.deleted.is_some() { Err(supervisor::Error::Deleted.into()) } else { Ok(()) }
+    }
+}
+
+/// Whether a restore leaves the reserve of a disk alone: its files are there twice, once to be tried and once to go in.
+fn has_room(free: u64, bytes: u64, reserve: u64) -> bool {
+    free >= bytes.saturating_mul(2).saturating_add(reserve)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restore_takes_its_size_twice_and_leaves_the_reserve() {
+        assert!(has_room(25, 10, 5) && !has_room(24, 10, 5) && has_room(0, 0, 0));
+        assert!(!has_room(u64::MAX - 1, u64::MAX, 0), "a size that somebody made up");
     }
 }

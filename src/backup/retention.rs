@@ -11,7 +11,6 @@ use super::Backups;
 use super::Error;
 use super::SnapshotId;
 use super::config::Config;
-use super::take;
 use crate::failpoint;
 use crate::ids::TenantId;
 
@@ -66,7 +65,10 @@ impl Backups {
             self.prune_tenant(&tenant, &mut pruned).await?;
         }
         if only.is_none() {
-            pruned.replaced = self.sweep_replaced().await?;
+            let sweep =
+                self.inner.supervisor.sweep_replaced(self.inner.config.keep_replaced, OffsetDateTime::now_utc());
+            pruned.replaced =
+                sweep.await.map_err(|error| Error::io("remove replaced data")(std::io::Error::other(error)))?;
         }
         Ok(pruned)
     }
@@ -109,36 +111,6 @@ impl Backups {
         pruned.bytes += bytes;
         Ok(())
     }
-
-    /// Removes data that restores replaced long enough ago.
-    async fn sweep_replaced(&self) -> Result<u64, Error> {
-        let (root, keep) = (self.inner.supervisor.replaced(), self.inner.config.keep_replaced);
-        let now = OffsetDateTime::now_utc();
-        let work = move || -> std::io::Result<u64> {
-            let mut count = 0;
-            let entries = match std::fs::read_dir(&root) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-                entries => entries?,
-            };
-            for entry in entries {
-                let entry = entry?;
-                if replaced_at(&entry.file_name().to_string_lossy()).is_some_and(|at| now - at > keep) {
-                    std::fs::remove_dir_all(entry.path())?;
-                    count += 1;
-                }
-            }
-            Ok(count)
-        };
-        take::blocking(work).await?.map_err(Error::io("remove replaced data"))
-    }
-}
-
-/// When the data of this name was replaced. What has another name is not ours to remove.
-fn replaced_at(name: &str) -> Option<OffsetDateTime> {
-    let mut words = name.splitn(3, '.');
-    TenantId::parse(words.next()?).ok()?;
-    let at = OffsetDateTime::from_unix_timestamp(words.next()?.parse().ok()?).ok()?;
-    SnapshotId::parse(words.next()?).ok().map(|_| at)
 }
 
 #[cfg(test)]
@@ -181,15 +153,6 @@ mod tests {
         // Two of the days are hours that are kept anyway, and two of the weeks an hour and a day.
         assert_eq!(kept.len(), 24 + 5 + 2, "{kept:?}");
         assert!(kept.contains(&ids[0]) && kept.contains(&ids[23]) && !kept.contains(&ids[24]));
-    }
-
-    #[test]
-    fn names_that_restores_did_not_make_are_left_alone() {
-        let now = datetime!(2026-11-21 13:30 UTC);
-        assert_eq!(replaced_at(&format!("ada.{}.{}", now.unix_timestamp(), SnapshotId::new(now))), Some(now));
-        for other in ["", "ada", "ada.1", "ada.x.20261121T133701042-00000000", "my-copy.tar"] {
-            assert_eq!(replaced_at(other), None, "{other}");
-        }
     }
 
     proptest! {

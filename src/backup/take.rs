@@ -23,6 +23,7 @@ use super::Backups;
 use super::Error;
 use super::chunk;
 use super::chunk::Cut;
+use super::lock;
 use super::manifest;
 use super::manifest::Content;
 use super::manifest::FORMAT;
@@ -36,6 +37,8 @@ use crate::ids::TenantId;
 use crate::pocketbase::copy;
 use crate::pocketbase::copy::Served;
 use crate::store::sqlite;
+use crate::store::tenants::Stage;
+use crate::supervisor;
 use crate::supervisor::directory::Glance;
 use crate::vault::BackupKey;
 
@@ -71,6 +74,8 @@ pub(super) struct Writer<'a> {
     pub(super) key: Arc<BackupKey>,
     known: Known,
     seed: u64,
+    /// Whether every object is looked at, because some were damaged.
+    is_full: bool,
 }
 
 /// Runs file work on a thread that may block.
@@ -103,7 +108,11 @@ impl Writer<'_> {
                 break;
             }
             content.bytes += chunk.len() as u64;
-            let (name, new) = self.backups.repository()?.put_chunk(&self.key, chunk, &self.known.chunks).await?;
+            let repository = self.backups.repository()?;
+            if self.is_full {
+                repository.remove_damaged(&self.key, &chunk).await?;
+            }
+            let (name, new) = repository.put_chunk(&self.key, chunk, &self.known.chunks).await?;
             new_bytes += new;
             content.chunks.push(name);
         }
@@ -121,6 +130,19 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// Forgets what cannot be beside a path: files that were where its folders are now, and those below it that were in a
+/// folder of its name.
+fn make_room(items: &mut BTreeMap<String, Item>, path: &str) {
+    for (at, _) in path.match_indices('/') {
+        items.remove(&path[..at]);
+    }
+    let folder = format!("{path}/");
+    while let Some((below, _)) = items.range(folder.clone()..).next().filter(|(below, _)| below.starts_with(&folder)) {
+        let below = below.clone();
+        items.remove(&below);
+    }
+}
+
 impl Stored {
     /// Stores the files of `storage` that are not stored yet.
     async fn files(&mut self, writer: &Writer<'_>, tree: &Arc<Tree>) -> Result<(), Error> {
@@ -128,6 +150,7 @@ impl Stored {
         let listing = blocking(move || looking.storage()).await?.map_err(Error::io("list its files"))?;
         self.skipped = listing.skipped;
         for path in listing.files {
+            make_room(&mut self.items, &path);
             if !self.items.contains_key(&path) {
                 self.file(writer, tree, path).await?;
             }
@@ -220,15 +243,10 @@ impl Backups {
     /// A writer of a tenant's objects, which knows those of the newest snapshot. The caller is alone with the tenant.
     async fn writer(&self, tenant: &TenantId) -> Result<Writer<'_>, Error> {
         let repository = self.repository()?;
-        let (key, wrapped) = self.inner.vault.backup_key(tenant).await?;
-        let is_written =
-            self.lock_written().contains(&(wrapped.tenant.clone(), wrapped.id.clone(), wrapped.kek.clone()));
-        if !is_written {
-            repository.put_key(&wrapped, &self.inner.vault.public_masters().await?).await?;
-            self.lock_written().insert((wrapped.tenant.clone(), wrapped.id.clone(), wrapped.kek.clone()));
-        }
+        let key = self.key_in_store(tenant).await?;
+        let is_full = self.is_damaged(tenant);
         let mut known = Known::default();
-        if let Some(newest) = repository.snapshots(tenant).await?.last() {
+        if let Some(newest) = repository.snapshots(tenant).await?.last().filter(|_| !is_full) {
             // What cannot be read is not known, and is stored again.
             if let Ok((manifest, old)) = repository.manifest(tenant, newest).await
                 && old.id() == key.id()
@@ -240,7 +258,41 @@ impl Backups {
             }
         }
         let seed = u64::from_str_radix(key.name(b"cuts").get(..16).unwrap_or_default(), 16).unwrap_or_default();
-        Ok(Writer { backups: self, key: Arc::new(key), known, seed })
+        Ok(Writer { backups: self, key: Arc::new(key), known, seed, is_full })
+    }
+
+    /// A tenant's key, which lies in the store under the master key of today and under no retired one.
+    async fn key_in_store(&self, tenant: &TenantId) -> Result<BackupKey, Error> {
+        let repository = self.repository()?;
+        let (key, wrapped) = self.inner.vault.backup_key(tenant).await?;
+        let name = (wrapped.id.clone(), wrapped.kek.clone());
+        if self.lock_written().get(tenant) != Some(&name) {
+            let masters = self.inner.vault.public_masters().await?;
+            repository.put_key(&wrapped, &masters).await?;
+            repository.drop_retired(&wrapped, &masters).await?;
+            // While the master key is being replaced the one before it is not retired yet.
+            if masters.iter().all(|master| master.id == wrapped.kek) {
+                self.lock_written().insert(tenant.clone(), name);
+            }
+        }
+        Ok(key)
+    }
+
+    /// Sees to it that the snapshots of a tenant who has some open with the master key of today, whether or not another
+    /// one is taken.
+    pub async fn renew_key(&self, tenant: &TenantId) -> Result<(), Error> {
+        let master = self.inner.vault.master_key_id();
+        if self.lock_written().get(tenant).is_some_and(|(_, kek)| *kek == master) {
+            return Ok(());
+        }
+        let _alone = self.alone(tenant).await;
+        let record = self.inner.tenants.find(tenant).ok_or(Error::UnknownTenant)?;
+        // One whose erasure has begun gets no key any more.
+        let is_kept = record.deleted.as_ref().is_none_or(|deletion| deletion.stage != Stage::Erasing);
+        if is_kept && self.repository()?.has_key(tenant).await? {
+            self.key_in_store(tenant).await?;
+        }
+        Ok(())
     }
 
     /// Takes a snapshot of a tenant's instance.
@@ -251,6 +303,10 @@ impl Backups {
         }
         let supervisor = &self.inner.supervisor;
         let record = self.inner.tenants.find(tenant).ok_or(Error::UnknownTenant)?;
+        // Before there is a key: one whose erasure has begun must not get another.
+        if record.deleted.is_some() {
+            return Err(supervisor::Error::Deleted.into());
+        }
         let writer = self.writer(tenant).await?;
         let data = self.data_of(tenant).await?;
         for attempt in 1..=ATTEMPTS {
@@ -326,6 +382,9 @@ impl Backups {
         };
         self.repository()?.put_manifest(&writer.key, &manifest).await?;
         failpoint::hit("backup.done");
+        if writer.is_full {
+            lock(&self.inner.damaged).remove(&manifest.tenant);
+        }
         self.note_fingerprint(&manifest);
         tracing::info!(
             tenant.id = %manifest.tenant, backup.id = %manifest.id, files, bytes, new_bytes = manifest.new_bytes,
@@ -336,6 +395,9 @@ impl Backups {
 
     /// Whether a tenant's database was written since its newest snapshot, or there is none.
     pub async fn has_changed(&self, tenant: &TenantId) -> Result<bool, Error> {
+        if self.is_damaged(tenant) {
+            return Ok(true);
+        }
         let data = self.inner.supervisor.folder(tenant).join("pb_data");
         let now = blocking(move || Tree::open(&data).and_then(|tree| tree.fingerprint())).await?;
         // What cannot be looked at is for the copy to complain about.
@@ -359,4 +421,22 @@ struct Description {
     hash: Option<String>,
     epoch: u64,
     reason: Reason,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_file_and_a_folder_of_one_name_the_later_is_stored() {
+        let item = |path: &str| {
+            let content = Content { bytes: 0, sha256: String::new(), chunks: Vec::new() };
+            (path.to_owned(), Item { path: path.to_owned(), content, stamp: None })
+        };
+        let mut items: BTreeMap<_, _> =
+            ["storage/a", "storage/a-b", "storage/c/d", "storage/c/e/f", "storage/cd"].map(item).into();
+        make_room(&mut items, "storage/a/b");
+        make_room(&mut items, "storage/c");
+        assert_eq!(items.keys().collect::<Vec<_>>(), ["storage/a-b", "storage/cd"]);
+    }
 }

@@ -34,6 +34,7 @@ use crate::queue::Queue;
 use crate::queue::Run;
 use crate::store::BoxFuture;
 use crate::store::tenants::Tenants;
+use crate::supervisor;
 use crate::supervisor::directory::Unready;
 
 /// Below everything that somebody waits for.
@@ -233,7 +234,8 @@ impl Worker {
                     run.checkpoint(json!({ "kept": kept })).await.map_err(|_| Error::Stopping)?;
                     kept
                 };
-                Ok(shown(&self.backups.restore(&tenant, &from, &id, &kept).await?))
+                let reason = if run.job.tenant == control() { Reason::Operator } else { Reason::Owner };
+                Ok(shown(&self.backups.restore(&tenant, (&from, &id), &kept, reason).await?))
             }
             Task::Prune => Ok(shown(&self.backups.prune(None).await?)),
         }
@@ -266,7 +268,9 @@ impl Worker {
                     tally.new_bytes += manifest.new_bytes;
                 }
                 Ok(None) => tally.unchanged += 1,
-                Err(Error::Unready(Unready::NeverRan)) => tally.without_data += 1,
+                Err(Error::Unready(Unready::NeverRan) | Error::Supervisor(supervisor::Error::Deleted)) => {
+                    tally.without_data += 1;
+                }
                 Err(error @ (Error::Off | Error::Stopping)) => return Err(error),
                 Err(error) => tally.failed(&tenant, &error),
             }
@@ -312,12 +316,15 @@ async fn one(
     all: bool,
     reason: Reason,
 ) -> (TenantId, Result<Option<Manifest>, Error>) {
-    let is_wanted = if all { Ok(true) } else { backups.has_changed(&tenant).await };
-    let outcome = match is_wanted {
-        Ok(true) => backups.take(&tenant, reason).await.map(Some),
-        Ok(false) => Ok(None),
-        Err(error) => Err(error),
+    let attempt = async {
+        // Also of those who did not change, and of the deleted: the old master key may be gone tomorrow.
+        backups.renew_key(&tenant).await?;
+        if !all && !backups.has_changed(&tenant).await? {
+            return Ok(None);
+        }
+        backups.take(&tenant, reason).await.map(Some)
     };
+    let outcome = attempt.await;
     (tenant, outcome)
 }
 

@@ -27,6 +27,7 @@ use crate::store::tenants::Deletion;
 use crate::store::tenants::Erasure;
 use crate::store::tenants::Kind;
 use crate::store::tenants::Tenant;
+use crate::supervisor::aside::Stuck;
 
 /// Jobs that one look at the queue brings.
 const PAGE: usize = 500;
@@ -57,7 +58,7 @@ impl Lifecycle {
         }
         let deletion = tenant.deleted.as_ref().ok_or(Error::NotDeleted)?;
         match deletion.stage {
-            Stage::Gone => {}
+            Stage::Gone => self.gather(id, deletion).await?,
             Stage::Erasing => return self.wipe(id).await,
             Stage::Leaving | Stage::Returning => return Err(Error::NotDeleted),
         }
@@ -74,6 +75,15 @@ impl Lifecycle {
         self.wipe(id).await
     }
 
+    /// Puts aside what lies among the instances once more: a fleet that was restored has the data of its deleted
+    /// tenants there. Where both are, both go.
+    async fn gather(&self, id: &TenantId, deletion: &Deletion) -> Result<(), Error> {
+        match self.parts().supervisor.put_aside(id, &deletion.folder(id)).await {
+            Ok(()) | Err(Stuck::Taken(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Goes on with an erasure that was interrupted.
     pub(super) async fn erase_again(&self, id: &TenantId) -> Result<(), Error> {
         let _alone = self.alone(id).await;
@@ -84,13 +94,14 @@ impl Lifecycle {
     async fn tally(&self, tenant: &Tenant, deletion: &Deletion) -> Result<BTreeMap<String, u64>, Error> {
         let (parts, id) = (self.parts(), &tenant.id);
         let usage = parts.supervisor.size_aside(&deletion.folder(id)).await?;
+        let replaced = parts.supervisor.size_replaced(id).await?;
         let many = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         let mut counts: BTreeMap<String, u64> = BTreeMap::new();
         let mut note = |name: &str, count: u64| {
             counts.insert(name.to_owned(), count);
         };
-        note("bytes", usage.bytes);
-        note("files", usage.files);
+        note("bytes", usage.bytes.saturating_add(replaced.bytes));
+        note("files", usage.files.saturating_add(replaced.files));
         note("jobs", many(self.jobs(id).len()));
         note("schedules", many(parts.queue.schedules(id).len()));
         note("secrets", many(parts.vault.count(id)));
@@ -151,6 +162,10 @@ impl Lifecycle {
         self.wipe_records(&tenant).await?;
         failpoint::hit("erase.records");
         parts.supervisor.destroy(&deletion.folder(id)).await?;
+        // The place is free now for whatever lies among the instances in spite of the tombstone.
+        parts.supervisor.put_aside(id, &deletion.folder(id)).await?;
+        parts.supervisor.destroy(&deletion.folder(id)).await?;
+        parts.supervisor.destroy_replaced(id).await?;
         parts.supervisor.forget(id).await?;
         failpoint::hit("erase.folder");
         if let Some(user) = account_of(&tenant) {
@@ -189,6 +204,7 @@ impl Lifecycle {
         })?;
         if let Some(user) = account_of(tenant) {
             self.wipe_prefix(&format!("session.{user}.")).await?;
+            self.wipe_key(&format!("seen.{user}")).await?;
             parts.api_keys.erase(&KeyOwner::User(user.clone()), OffsetDateTime::now_utc()).await?;
         }
         parts.tenancy.erase(tenant).await?;

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::Weak;
+use std::time::Duration;
 
 use time::OffsetDateTime;
 
@@ -84,6 +85,8 @@ pub struct Parts {
     pub staging: Staging,
     /// Other parts that keep something of them.
     pub erasers: Erasers,
+    /// How long data that restores replaced is kept, whether or not backups are made.
+    pub keep_replaced: Duration,
     /// Where it is written down.
     pub audit: Audit,
     /// Owns the tasks.
@@ -158,6 +161,11 @@ impl Lifecycle {
             if let Err(error) = done {
                 tracing::warn!(tenant.id = %tenant.id, stage = ?deletion.stage, %error, "a deleted tenant is seen to later");
             }
+        }
+        match self.parts().supervisor.sweep_replaced(self.parts().keep_replaced, now).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "removed data that restores had replaced"),
+            Err(error) => tracing::warn!(%error, "data that restores replaced is removed later"),
         }
     }
 

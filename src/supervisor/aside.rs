@@ -12,9 +12,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use serde::Serialize;
+use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
 use super::Error;
@@ -151,6 +153,42 @@ impl Supervisor {
         blocking(move || remove(&folder)).await
     }
 
+    /// What lies in the data that restores of a tenant replaced.
+    pub async fn size_replaced(&self, tenant: &TenantId) -> Result<Usage, Stuck> {
+        let (root, tenant) = (self.replaced(), tenant.clone());
+        blocking(move || {
+            let mut sum = Usage::default();
+            for name in replaced_of(&root, &tenant)? {
+                let folder = root.join(name);
+                let usage = usage::measure(&folder).map_err(failed("measure", &folder))?;
+                sum.bytes = sum.bytes.saturating_add(usage.bytes);
+                sum.files = sum.files.saturating_add(usage.files);
+            }
+            Ok(sum)
+        })
+        .await
+    }
+
+    /// Removes the data that restores of a tenant replaced, for good.
+    pub async fn destroy_replaced(&self, tenant: &TenantId) -> Result<(), Stuck> {
+        let (root, tenant) = (self.replaced(), tenant.clone());
+        blocking(move || replaced_of(&root, &tenant)?.into_iter().try_for_each(|name| remove(&root.join(name)))).await
+    }
+
+    /// Of the data that restores of a tenant replaced, leaves the oldest, which is what it had before the first of them,
+    /// and the newest.
+    pub async fn thin_replaced(&self, tenant: &TenantId) -> Result<(), Stuck> {
+        let (root, tenant) = (self.replaced(), tenant.clone());
+        blocking(move || thin(&root, &tenant)).await
+    }
+
+    /// Removes data that restores replaced longer ago than `keep`. How many directories; what cannot be removed is
+    /// logged and stays for the next time.
+    pub async fn sweep_replaced(&self, keep: Duration, now: OffsetDateTime) -> Result<u64, Stuck> {
+        let root = self.replaced();
+        blocking(move || sweep(&root, keep, now)).await
+    }
+
     /// Forgets which version an erased tenant had and what ran it.
     pub async fn forget(&self, tenant: &TenantId) -> Result<(), Error> {
         self.fleet.versions.remove(tenant).await?;
@@ -257,6 +295,56 @@ fn hold(folder: &Path) -> Result<Option<File>, Stuck> {
     }
 }
 
+/// Whose data a restore replaced, and when, by the name that it is kept under: the tenant, the second, and something
+/// random that sorts. What has another name is not ours to remove.
+fn replaced_by(name: &str) -> Option<(TenantId, OffsetDateTime)> {
+    let mut words = name.splitn(3, '.');
+    let tenant = TenantId::parse(words.next()?).ok()?;
+    let at = OffsetDateTime::from_unix_timestamp(words.next()?.parse().ok()?).ok()?;
+    let (time, random) = words.next()?.split_once('-')?;
+    let is_ours = time.len() == 18 && random.len() == 8 && random.bytes().all(|b| b.is_ascii_hexdigit());
+    is_ours.then_some((tenant, at))
+}
+
+/// The names under which the data of a tenant is kept, the oldest first.
+fn replaced_of(root: &Path, tenant: &TenantId) -> Result<Vec<String>, Stuck> {
+    let mut found: Vec<(OffsetDateTime, String)> = all_replaced(root)?
+        .into_iter()
+        .filter_map(|name| {
+            let (whose, at) = replaced_by(&name)?;
+            (whose == *tenant).then_some((at, name))
+        })
+        .collect();
+    found.sort();
+    Ok(found.into_iter().map(|(_, name)| name).collect())
+}
+
+fn all_replaced(root: &Path) -> Result<Vec<String>, Stuck> {
+    match folders(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        found => found.map_err(failed("list", root)),
+    }
+}
+
+fn thin(root: &Path, tenant: &TenantId) -> Result<(), Stuck> {
+    let mut names = replaced_of(root, tenant)?;
+    names.pop();
+    names.into_iter().skip(1).try_for_each(|name| remove(&root.join(name)))
+}
+
+fn sweep(root: &Path, keep: Duration, now: OffsetDateTime) -> Result<u64, Stuck> {
+    let mut count = 0;
+    for name in all_replaced(root)? {
+        if replaced_by(&name).is_some_and(|(_, at)| now - at > keep) {
+            match remove(&root.join(&name)) {
+                Ok(()) => count += 1,
+                Err(error) => tracing::warn!(%error, "data that a restore replaced is removed later"),
+            }
+        }
+    }
+    Ok(count)
+}
+
 fn relocate(from: &Path, to: &Path) -> Result<(), Stuck> {
     match files::rename_new(from, to) {
         Ok(()) => {}
@@ -329,5 +417,53 @@ mod tests {
         fs::remove_dir(&to).unwrap();
         relocate(&from, &to).unwrap();
         assert!(to.join("lock").exists() && !from.exists());
+    }
+
+    /// A folder as a restore leaves it, so long ago.
+    fn replaced(root: &Path, tenant: &str, now: OffsetDateTime, days: u64, number: u32) -> PathBuf {
+        let at = (now - Duration::from_hours(24 * days)).unix_timestamp();
+        let folder = root.join(format!("{tenant}.{at}.20261121T133701042-{number:08x}"));
+        fs::create_dir_all(folder.join("pb_data")).unwrap();
+        folder
+    }
+
+    #[test]
+    fn what_restores_replaced_is_found_by_its_tenant_and_by_nobody_else_s_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("replaced");
+        let [ada, bob] = ["ada", "bob"].map(|id| TenantId::parse(id).unwrap());
+        assert_eq!(replaced_of(&root, &ada).unwrap(), [] as [String; 0]);
+        let now = OffsetDateTime::now_utc();
+        let kept: Vec<_> = [5, 3, 1, 0].into_iter().map(|days| replaced(&root, "ada", now, days, 1)).collect();
+        let others = [
+            replaced(&root, "ada-2", now, 9, 1),
+            replaced(&root, "bob", now, 2, 1),
+            root.join("ada.tar"),
+            root.join("ada.1.copy"),
+            root.join("ada"),
+        ];
+        for folder in &others {
+            fs::create_dir_all(folder).unwrap();
+        }
+        assert_eq!(replaced_of(&root, &ada).unwrap().len(), 4);
+        // What was there before the first of them, and what the last one replaced.
+        thin(&root, &ada).unwrap();
+        assert_eq!(kept.iter().map(|folder| folder.exists()).collect::<Vec<_>>(), [true, false, false, true]);
+        thin(&root, &bob).unwrap();
+        assert_eq!(sweep(&root, Duration::from_hours(24 * 4), now).unwrap(), 2, "one of ada's, one of her namesake's");
+        assert!(!kept[0].exists() && !others[0].exists() && kept[3].exists());
+        assert!(others[1..].iter().all(|folder| folder.exists()), "{others:?}");
+    }
+
+    #[test]
+    fn what_an_instance_closed_is_swept_as_well() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("replaced");
+        let now = OffsetDateTime::now_utc();
+        let closed = replaced(&root, "ada", now, 9, 1);
+        fs::set_permissions(closed.join("pb_data"), fs::Permissions::from_mode(0o000)).unwrap();
+        let other = replaced(&root, "bob", now, 9, 1);
+        assert_eq!(sweep(&root, Duration::from_hours(24), now).unwrap(), 2);
+        assert!(!closed.exists() && !other.exists());
     }
 }

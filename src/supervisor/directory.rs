@@ -169,20 +169,25 @@ impl Supervisor {
     /// Stops an instance, puts another data directory in the place of its own, and lets it start again. Requests that
     /// come meanwhile wait as for a start; clients of its event streams are made to connect anew. What was there is
     /// kept under [`replaced`](Self::replaced), by this name.
+    ///
+    /// `staged` is a folder of `scratch`, which goes with the work and not with the caller: one who gives up while the
+    /// directories change places must not take away what is being put in.
     pub async fn replace(
         &self,
         tenant: &TenantId,
-        staged: PathBuf,
+        (scratch, staged): (TempDir, PathBuf),
         hash: Option<String>,
         kept: &str,
     ) -> Result<(), Error> {
-        self.fleet.tenants.find(tenant).ok_or(Error::UnknownTenant)?;
+        self.fleet.standing(tenant)?;
         // Given back however this ends, or the slot would never be forgotten.
         let waiting = Waiting(self.fleet.slot(tenant)?);
         let slot = &waiting.0;
         let (fleet, id) = (Arc::clone(&self.fleet), tenant.clone());
         let replacement = Replacement { hash, kept: self.replaced().join(kept) };
         let work = Work(Box::pin(async move {
+            // A deletion that came since then waits for this task, or has been through: nothing is made behind its back.
+            fleet.standing(&id)?;
             let folder = fleet.folder(&id);
             let failed = |reason: String| Error::Blocked { reason };
             upgrade::unlocked(&fleet, &folder).await.map_err(failed)?;
@@ -200,7 +205,9 @@ impl Supervisor {
                 if folder.join("pb_data").exists() {
                     snapshot::recover(folder)?;
                 }
-                replace::begin(folder, &staged, &replacement)
+                let begun = replace::begin(folder, &staged, &replacement);
+                drop(scratch);
+                begun
             });
             let outcome = replaced.await.map_err(failed);
             launch::release(&fleet, &id, epoch).await;

@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::ids::TenantId;
 use crate::store::placements::Placements;
+use crate::store::tenants::Tenant;
 use crate::store::tenants::Tenants;
 use crate::store::uids::Uids;
 use crate::store::versions::Versions;
@@ -110,6 +111,12 @@ impl Drop for Admission {
 }
 
 impl Fleet {
+    /// A tenant that is registered and not deleted.
+    pub(crate) fn standing(&self, tenant: &TenantId) -> Result<Arc<Tenant>, Error> {
+        let found = self.tenants.find(tenant).ok_or(Error::UnknownTenant)?;
+        if found.deleted.is_some() { Err(Error::Deleted) } else { Ok(found) }
+    }
+
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let starts = if parts.config.max_starting == 0 { cores.max(2) } else { parts.config.max_starting };

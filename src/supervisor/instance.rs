@@ -176,7 +176,7 @@ impl Instance {
                 if reply.is_closed() {
                     return;
                 }
-                let outcome = self.alone(work).await;
+                let outcome = self.alone(work, &reply).await;
                 // Whoever asked may have gone; what was done is done.
                 let _ = reply.send(outcome);
             }
@@ -197,7 +197,8 @@ impl Instance {
     }
 
     /// Stops the process, does the work, and forgets earlier failures: the folder is another one now.
-    async fn alone(&mut self, work: Work) -> Result<(), Error> {
+    /// One who gave up while it drained does not want it any more.
+    async fn alone(&mut self, work: Work, reply: &oneshot::Sender<Result<(), Error>>) -> Result<(), Error> {
         if self.occupied.is_some() {
             self.must_stop = true;
             self.feed(Event::SleepAsked).await;
@@ -206,9 +207,15 @@ impl Instance {
         if self.occupied.is_some() {
             return Err(Error::TenantBusy);
         }
-        self.fleet.changes.note_start(&self.slot.tenant);
-        self.fleet.changes.note_rewrite(&self.slot.tenant);
-        let outcome = work.0.await;
+        let outcome = if reply.is_closed() {
+            // What it would have put in place goes with it.
+            drop(work);
+            Err(Error::TenantBusy)
+        } else {
+            self.fleet.changes.note_start(&self.slot.tenant);
+            self.fleet.changes.note_rewrite(&self.slot.tenant);
+            work.0.await
+        };
         self.feed(Event::Released).await;
         if self.is_kept_awake() {
             self.feed(Event::Wanted).await;

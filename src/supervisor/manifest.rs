@@ -327,6 +327,7 @@ mod tests {
             has_public: false,
             has_hooks: false,
             quota: Limits::default(),
+            pocketbase: None,
             hash: String::new(),
         };
         let found = reach(Some(&traits));

@@ -119,6 +119,11 @@ impl Vault {
         Ok((BackupKey { tenant: tenant.clone(), id: data.id, key }, wrapped))
     }
 
+    /// Names the master key of today.
+    pub fn master_key_id(&self) -> String {
+        self.inner.keyring.load().primary().to_owned()
+    }
+
     /// What is public of the master keys that are in use: what a restore needs to tell the right key from a wrong one.
     pub async fn public_masters(&self) -> Result<Vec<MasterKey>, Error> {
         let found = self.inner.keys.master().await?;

@@ -120,8 +120,10 @@ fn tune_writer(connection: &Connection) -> rusqlite::Result<String> {
     let mode = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     connection.execute_batch(
         // FULL syncs the log at each commit: what was acknowledged survives a power cut. The size limit gives back
-        // the space of a log that grew in a burst.
-        "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA journal_size_limit = 67108864;",
+        // the space of a log that grew in a burst. What is deleted is overwritten: keys that an erasure destroys must not
+        // stay in free pages, where every copy of the file would have them.
+        "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA journal_size_limit = 67108864; \
+         PRAGMA secure_delete = ON;",
     )?;
     Ok(mode)
 }
