@@ -1,13 +1,13 @@
 """The sandbox's part of scripts/bench: what a wake costs at each level of isolation.
 
-Level 0 takes a program with the feature `testing` (cargo build --release --features testing), level 2 takes root; a level
-that the program does not reach is left out."""
+Level 0 takes a program with the feature `testing` (cargo build --release --features testing), level 2 takes root, level 3
+`nft` as well; a level that the program does not reach is left out."""
 
 import json
 import os
 import urllib.request
 
-LEVELS = (0, 1, 2)
+LEVELS = (0, 1, 2, 3)
 SETTING = "POCKETFLEET_ISOLATION__LEVEL"
 
 

@@ -30,7 +30,7 @@ pub(crate) enum Seen {
 }
 
 impl Busy {
-    /// A look: CPU time used since the process began, and how long it may burn a core (zero: as long as it likes).
+    /// A look: CPU time used or waited for since the process began, and how long it may burn a core (zero: as long as it likes).
     pub(crate) fn look(&mut self, used: Duration, now: Instant, patience: Duration) -> Seen {
         let Some((at, before)) = self.last.replace((now, used)) else { return Seen::Nothing };
         let (span, spent) = (now.saturating_duration_since(at), used.saturating_sub(before));

@@ -476,7 +476,7 @@ impl Instance {
     }
 
     fn look_at_cpu(&mut self) {
-        let Some(used) = self.occupied.as_ref().and_then(|occupied| occupied.process.cpu_time()) else { return };
+        let Some(used) = self.occupied.as_ref().and_then(|occupied| occupied.process.cpu_demand()) else { return };
         match self.busy.look(used, Instant::now(), self.fleet.config.cpu_alarm) {
             Seen::Nothing => {}
             Seen::Burning(lasts) => {

@@ -157,12 +157,14 @@ impl Process {
         &self.identity
     }
 
-    /// CPU time that it has used, all its threads together; none when it is gone.
-    pub fn cpu_time(&self) -> Option<Duration> {
-        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.pid.as_raw_nonzero())).ok()?;
-        let ticks = parse_cpu(&text)?;
-        let rate = rustix::param::clock_ticks_per_second();
-        Some(Duration::from_millis(ticks.saturating_mul(1_000).checked_div(rate)?))
+    /// CPU time that its threads have used or waited for, all together; none when it is gone. Waiting counts, because on a
+    /// busy machine what would burn a core does not get one.
+    pub fn cpu_demand(&self) -> Option<Duration> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid.as_raw_nonzero())).ok()?;
+        // A thread that ended meanwhile had its last words.
+        let texts = tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("schedstat")).ok());
+        let demands: Vec<u64> = texts.filter_map(|text| parse_demand(&text)).collect();
+        (!demands.is_empty()).then(|| Duration::from_nanos(demands.into_iter().fold(0, u64::saturating_add)))
     }
 
     /// Resolves when the process has exited. Cancel safe; leaves the zombie for [`bury`](Self::bury).
@@ -312,10 +314,10 @@ fn start_tick(pid: Pid) -> io::Result<(char, u64)> {
     parse_stat(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "unexpected /proc/<pid>/stat"))
 }
 
-/// User and system time, in ticks.
-fn parse_cpu(text: &str) -> Option<u64> {
-    let mut fields = text.rsplit_once(") ")?.1.split(' ').skip(11);
-    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+/// Of one thread, in nanoseconds: on a CPU, and ready for one.
+fn parse_demand(text: &str) -> Option<u64> {
+    let mut fields = text.split_whitespace().map(str::parse::<u64>);
+    fields.next()?.ok()?.checked_add(fields.next()?.ok()?)
 }
 
 fn parse_stat(text: &str) -> Option<(char, u64)> {

@@ -33,7 +33,7 @@ pub struct InstanceStatus {
     pub address: Option<String>,
     /// How often it was started since it exists.
     pub epoch: u64,
-    /// What it used of one core between its last two probes, in per cent.
+    /// What it used, or waited for, of one core between its last two probes, in per cent.
     pub cpu_percent: Option<u32>,
     /// Requests at work.
     pub in_flight: u32,
