@@ -227,8 +227,7 @@ impl Backups {
         let scratch = self.inner.supervisor.scratch().map_err(Error::io("make a scratch folder"))?;
         let data = scratch.path().join("data");
         std::fs::create_dir(&data).map_err(Error::io("make a scratch folder"))?;
-        let binary = self.inner.supervisor.binary().path.clone();
-        let tried = self.repository()?.try_out(tenant, id, &data, Some(&binary), scratch.path()).await;
+        let tried = self.repository()?.try_out(tenant, id, &data, Some(&self.inner.supervisor), scratch.path()).await;
         let outcome = tried.map(|(_, verified)| verified);
         take::blocking(move || drop(scratch)).await?;
         outcome

@@ -26,7 +26,7 @@ use super::take::hex;
 use crate::ids::TenantId;
 use crate::pocketbase::copy;
 use crate::store::sqlite;
-use crate::supervisor;
+use crate::supervisor::Supervisor;
 use crate::vault::BackupKey;
 
 /// Longest list of files that is read, in bytes.
@@ -150,7 +150,7 @@ impl Repository {
         tenant: &TenantId,
         id: &SnapshotId,
         data: &Path,
-        binary: Option<&Path>,
+        supervisor: Option<&Supervisor>,
         scratch: &Path,
     ) -> Result<(Manifest, Verified), Error> {
         let (manifest, key) = self.manifest(tenant, id).await?;
@@ -173,8 +173,8 @@ impl Repository {
             }
         }
         let mut booted = false;
-        if let Some(binary) = binary.filter(|_| !is_control) {
-            let proved = supervisor::prove(binary, data, scratch, PATIENCE).await;
+        if let Some(supervisor) = supervisor.filter(|_| !is_control) {
+            let proved = supervisor.prove(tenant, &manifest.pocketbase, data, scratch, PATIENCE).await;
             proved.map_err(|error| Error::Failed(error.to_string()))?;
             booted = true;
         }

@@ -14,6 +14,7 @@ use super::SnapshotId;
 use super::take;
 use crate::failpoint;
 use crate::ids::TenantId;
+use crate::supervisor::directory::Origin;
 
 /// What was done.
 #[derive(Debug, Clone, Serialize)]
@@ -77,12 +78,12 @@ impl Backups {
         }
         let repository = self.repository()?;
         // What was served once holds lines of that in its log; what goes in is a copy that was not.
-        let binary = supervisor.binary().path.clone();
-        repository.try_out(from, id, &trial, Some(&binary), scratch.path()).await?;
+        repository.try_out(from, id, &trial, Some(supervisor), scratch.path()).await?;
         let (manifest, key) = repository.manifest(from, id).await?;
         repository.write_out(&manifest, &key, &data).await?;
         failpoint::hit("backup.restore.tried");
-        supervisor.replace(tenant, data, manifest.template_hash.clone(), kept).await?;
+        let origin = Origin { hash: manifest.template_hash.clone(), pocketbase: manifest.pocketbase.clone() };
+        supervisor.replace(tenant, data, origin, kept).await?;
         failpoint::hit("backup.restore.done");
         tracing::info!(tenant.id = %tenant, backup.id = %id, kept, "restored a backup");
         take::blocking(move || drop(scratch)).await?;

@@ -8,6 +8,7 @@ use std::hash::DefaultHasher;
 use std::hash::Hash;
 use std::hash::Hasher;
 use std::io;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -21,9 +22,12 @@ use tokio::sync::oneshot;
 use crate::ids::TenantId;
 use crate::supervisor::Error;
 use crate::supervisor::Supervisor;
-use crate::supervisor::config::Binary;
+use crate::supervisor::choice;
 use crate::supervisor::jail;
 use crate::supervisor::launch;
+use crate::supervisor::prove;
+use crate::supervisor::prove::Under;
+use crate::supervisor::prove::Unproved;
 use crate::supervisor::replace;
 use crate::supervisor::replace::Replacement;
 use crate::supervisor::slot::Command;
@@ -79,6 +83,15 @@ pub struct Glance {
     pub is_served: bool,
 }
 
+/// What a data directory that comes from elsewhere was made with.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The version of its template.
+    pub hash: Option<String>,
+    /// The version of `PocketBase`.
+    pub pocketbase: String,
+}
+
 /// Why there is nothing to copy.
 #[derive(Debug, thiserror::Error)]
 pub enum Unready {
@@ -112,9 +125,32 @@ impl Supervisor {
         self.fleet.layout.instances.with_file_name("replaced")
     }
 
-    /// The newest `PocketBase`.
-    pub fn binary(&self) -> &Binary {
-        self.fleet.binaries.newest()
+    /// The version of `PocketBase` that an instance's data has; the newest where nobody noted one. Reads two files.
+    pub fn pocketbase_on_disk(&self, tenant: &TenantId) -> String {
+        let folder = self.fleet.folder(tenant);
+        let hash = snapshot::version(&folder).unwrap_or_default();
+        let made = self.fleet.templates.pocketbase_of(&hash).unwrap_or_default();
+        let version = choice::newer(made, snapshot::pocketbase(&folder));
+        if version.is_empty() { self.fleet.binaries.newest().version.clone() } else { version }
+    }
+
+    /// Serves a copy of a tenant's data, which may be changed, until it answers: with the `PocketBase` of its version, in
+    /// the sandbox of this start, and as the tenant's user. One without a user of its own is tried as the user that
+    /// templates are baked as.
+    pub async fn prove(
+        &self,
+        tenant: &TenantId,
+        pocketbase: &str,
+        data: &Path,
+        scratch: &Path,
+        limit: Duration,
+    ) -> Result<(), Unproved> {
+        let fleet = &self.fleet;
+        let binary = fleet.binaries.for_data_of(pocketbase);
+        let binary = binary.ok_or_else(|| Unproved::NoBinary(choice::missing(pocketbase)))?;
+        let isolation = &fleet.isolation;
+        let user = isolation.baker().map(|baker| fleet.uids.find(tenant).unwrap_or(baker));
+        prove::prove(&Under { binary: &binary.path, isolation, user }, data, scratch, limit).await
     }
 
     /// How many times the instance was started, by the record of it.
@@ -169,19 +205,14 @@ impl Supervisor {
     /// Stops an instance, puts another data directory in the place of its own, and lets it start again. Requests that
     /// come meanwhile wait as for a start; clients of its event streams are made to connect anew. What was there is
     /// kept under [`replaced`](Self::replaced), by this name.
-    pub async fn replace(
-        &self,
-        tenant: &TenantId,
-        staged: PathBuf,
-        hash: Option<String>,
-        kept: &str,
-    ) -> Result<(), Error> {
+    pub async fn replace(&self, tenant: &TenantId, staged: PathBuf, origin: Origin, kept: &str) -> Result<(), Error> {
         self.fleet.tenants.find(tenant).ok_or(Error::UnknownTenant)?;
         // Given back however this ends, or the slot would never be forgotten.
         let waiting = Waiting(self.fleet.slot(tenant)?);
         let slot = &waiting.0;
         let (fleet, id) = (Arc::clone(&self.fleet), tenant.clone());
-        let replacement = Replacement { hash, kept: self.replaced().join(kept) };
+        let Origin { hash, pocketbase } = origin;
+        let replacement = Replacement { hash, pocketbase: Some(pocketbase), kept: self.replaced().join(kept) };
         let work = Work(Box::pin(async move {
             let folder = fleet.folder(&id);
             let failed = |reason: String| Error::Blocked { reason };

@@ -79,7 +79,7 @@ mod waiting;
 
 pub use config::Config;
 pub use error::Error;
-pub use prove::prove;
+pub use prove::Unproved;
 pub use slot::Lease;
 pub use slot::Listening;
 pub use status::FleetStatus;
