@@ -214,6 +214,9 @@ async fn instance(
             if let Some(hash) = &manifest.template_hash {
                 std::fs::write(folder.join("template"), hash).map_err(Error::io("note its version"))?;
             }
+            // Golden directories are not backed up, and nothing else says which PocketBase may have it.
+            let noted = std::fs::write(folder.join("pocketbase"), &manifest.pocketbase);
+            noted.map_err(Error::io("note its PocketBase"))?;
             Ok(manifest)
         }
         Err(error) => {

@@ -132,7 +132,7 @@ pub struct Manifest {
     pub template: String,
     /// The version of it that the data has.
     pub template_hash: Option<String>,
-    /// The `PocketBase` that wrote the data.
+    /// The version of `PocketBase` that the data has; empty for the control database.
     pub pocketbase: String,
     /// The pocketfleet that took it.
     pub pocketfleet: String,

@@ -174,7 +174,7 @@ impl Repository {
         }
         let mut booted = false;
         if let Some(prover) = prover.filter(|_| !is_control) {
-            let proved = prover.prove(tenant, data, scratch, PATIENCE).await;
+            let proved = prover.prove(tenant, &manifest.pocketbase, data, scratch, PATIENCE).await;
             proved.map_err(|error| Error::Failed(error.to_string()))?;
             booted = true;
         }

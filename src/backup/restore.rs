@@ -17,6 +17,7 @@ use crate::failpoint;
 use crate::ids::TenantId;
 use crate::pocketbase::database;
 use crate::supervisor;
+use crate::supervisor::directory::Origin;
 
 /// What was done.
 #[derive(Debug, Clone, Serialize)]
@@ -95,7 +96,8 @@ impl Backups {
             take::blocking(move || database::rotate_secrets(&database)).await??;
         }
         failpoint::hit("backup.restore.tried");
-        supervisor.replace(tenant, (scratch, data), manifest.template_hash.clone(), kept).await?;
+        let origin = Origin { hash: manifest.template_hash.clone(), pocketbase: manifest.pocketbase.clone() };
+        supervisor.replace(tenant, (scratch, data), origin, kept).await?;
         failpoint::hit("backup.restore.done");
         tracing::info!(tenant.id = %tenant, backup.id = %id, kept, "restored a backup");
         if reason == Reason::Owner

@@ -312,6 +312,7 @@ impl Backups {
         for attempt in 1..=ATTEMPTS {
             let glance = supervisor.glance(tenant, PATIENCE).await?;
             let (epoch, hash) = (supervisor.epoch(tenant), supervisor.version_on_disk(tenant));
+            let pocketbase = supervisor.pocketbase_on_disk(tenant);
             let taken = Stored::directory(&writer, &data, &glance).await;
             if !supervisor.holds(tenant, &glance) {
                 continue;
@@ -321,7 +322,8 @@ impl Backups {
             if stored.missing > 0 && glance.is_served && attempt < ATTEMPTS / 2 {
                 continue;
             }
-            let description = Description { template: record.template.clone(), hash, epoch, reason };
+            let template = record.template.clone();
+            let description = Description { template, hash, pocketbase, epoch, reason };
             return self.finish(writer, stored, description).await;
         }
         Err(Error::Restless)
@@ -346,7 +348,9 @@ impl Backups {
         blocking(move || sqlite::copy(&from, &copy)).await??;
         let mut stored = Stored::default();
         stored.database(&writer, super::CONTROL_FILE, &to).await?;
-        let description = Description { template: String::new(), hash: None, epoch: 0, reason };
+        // No PocketBase ever had it.
+        let (template, pocketbase) = (String::new(), String::new());
+        let description = Description { template, hash: None, pocketbase, epoch: 0, reason };
         self.finish(writer, stored, description).await
     }
 
@@ -370,7 +374,7 @@ impl Backups {
             epoch: of.epoch,
             template: of.template,
             template_hash: of.hash,
-            pocketbase: self.inner.supervisor.binary().version.clone(),
+            pocketbase: of.pocketbase,
             pocketfleet: env!("CARGO_PKG_VERSION").to_owned(),
             files,
             bytes,
@@ -419,6 +423,7 @@ impl Backups {
 struct Description {
     template: String,
     hash: Option<String>,
+    pocketbase: String,
     epoch: u64,
     reason: Reason,
 }

@@ -54,7 +54,7 @@ pub(super) const BAKE_FORMAT: u32 = 1;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// What a template's code gets while it is baked.
-const LIMITS: Limits = Limits { nofile: 4_096, nproc: 0, data_bytes: 2 << 30, file_bytes: 8 << 30 };
+pub(super) const LIMITS: Limits = Limits { nofile: 4_096, nproc: 0, data_bytes: 2 << 30, file_bytes: 8 << 30 };
 
 /// How often the trial start is asked whether it is healthy.
 const POLL: Duration = Duration::from_millis(5);

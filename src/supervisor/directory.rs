@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use crate::ids::TenantId;
 use crate::supervisor::Error;
 use crate::supervisor::Supervisor;
-use crate::supervisor::config::Binary;
+use crate::supervisor::choice;
 use crate::supervisor::jail;
 use crate::supervisor::launch;
 use crate::supervisor::replace;
@@ -79,6 +79,15 @@ pub struct Glance {
     pub is_served: bool,
 }
 
+/// What a data directory that comes from elsewhere was made with.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The version of its template.
+    pub hash: Option<String>,
+    /// The version of `PocketBase`.
+    pub pocketbase: String,
+}
+
 /// Why there is nothing to copy.
 #[derive(Debug, thiserror::Error)]
 pub enum Unready {
@@ -112,9 +121,13 @@ impl Supervisor {
         self.fleet.layout.instances.with_file_name("replaced")
     }
 
-    /// The newest `PocketBase`.
-    pub fn binary(&self) -> &Binary {
-        self.fleet.binaries.newest()
+    /// The version of `PocketBase` that an instance's data has; the newest where nobody noted one. Reads two files.
+    pub fn pocketbase_on_disk(&self, tenant: &TenantId) -> String {
+        let folder = self.fleet.folder(tenant);
+        let hash = snapshot::version(&folder).unwrap_or_default();
+        let made = self.fleet.templates.pocketbase_of(&hash).unwrap_or_default();
+        let version = choice::newer(made, snapshot::pocketbase(&folder));
+        if version.is_empty() { self.fleet.binaries.newest().version.clone() } else { version }
     }
 
     /// How many times the instance was started, by the record of it.
@@ -176,7 +189,7 @@ impl Supervisor {
         &self,
         tenant: &TenantId,
         (scratch, staged): (TempDir, PathBuf),
-        hash: Option<String>,
+        origin: Origin,
         kept: &str,
     ) -> Result<(), Error> {
         self.fleet.standing(tenant)?;
@@ -184,7 +197,8 @@ impl Supervisor {
         let waiting = Waiting(self.fleet.slot(tenant)?);
         let slot = &waiting.0;
         let (fleet, id) = (Arc::clone(&self.fleet), tenant.clone());
-        let replacement = Replacement { hash, kept: self.replaced().join(kept) };
+        let Origin { hash, pocketbase } = origin;
+        let replacement = Replacement { hash, pocketbase: Some(pocketbase), kept: self.replaced().join(kept) };
         let work = Work(Box::pin(async move {
             // A deletion that came since then waits for this task, or has been through: nothing is made behind its back.
             fleet.standing(&id)?;

@@ -20,7 +20,7 @@ use crate::store;
 use crate::store::tenants::Tenant;
 use crate::supervisor::Priority;
 use crate::supervisor::announcement::Announcement;
-use crate::supervisor::config::Binary;
+use crate::supervisor::choice;
 use crate::supervisor::confine::Confinement;
 use crate::supervisor::files;
 use crate::supervisor::fleet::Fleet;
@@ -132,6 +132,7 @@ pub(crate) async fn launch(
 
 /// What the instance was made from; for one that does not exist yet, the template as it is today.
 fn golden_of(fleet: &Fleet, tenant: &Tenant) -> Result<Arc<Golden>, Failure> {
+    let today = || fleet.templates.golden(&tenant.template).map_err(|error| outside(error.to_string()));
     if let Some(hash) = snapshot::version(&fleet.folder(&tenant.id)) {
         let golden = fleet.templates.made_from(&tenant.template, &hash);
         if let Some(golden) = golden.map_err(|error| outside(format!("read its golden directory: {error}")))? {
@@ -139,8 +140,10 @@ fn golden_of(fleet: &Fleet, tenant: &Tenant) -> Result<Arc<Golden>, Failure> {
         }
         let version = upgrade::short(&hash);
         tracing::warn!(tenant.id = %tenant.id, version, "the golden directory of an instance's version is gone; its hooks are today's");
+        // Which PocketBase made it went with it; there may be a note of that beside the data.
+        return Ok(Arc::new(Golden { pocketbase: String::new(), ..Golden::clone(&*today()?) }));
     }
-    fleet.templates.golden(&tenant.template).map_err(|error| outside(error.to_string()))
+    today()
 }
 
 /// Waits for a turn at the start gate. Somebody who comes to wait for a start that was queued in the background moves
@@ -224,6 +227,7 @@ async fn prepare(
         if let Err(error) = logs::rotate(&folder, fleet.config.log_bytes, fleet.config.log_files) {
             tracing::warn!(tenant.id = %id, %error, "rotate an instance's log");
         }
+        choice::note(&fleet.binaries, &folder, &golden).map_err(outside)?;
         let (signers, changed) = roster::keys(&fleet, &id).map_err(|error| unreadable(&error))?;
         if !changed.is_empty() {
             // Behind the instance's back, which will tell nobody. An error: nobody listens.
@@ -324,7 +328,7 @@ fn spawn(
     golden: &Golden,
     confinement: &Confinement,
 ) -> std::io::Result<(Process, Announcement)> {
-    let binary = binary_of(fleet, golden).map_err(std::io::Error::other)?;
+    let binary = choice::binary(&fleet.binaries, folder, golden).map_err(std::io::Error::other)?;
     let log = logs::open(folder)?;
     let address = fleet.address(confinement);
     let path = |path: &Path| path.display().to_string();
@@ -359,16 +363,6 @@ fn spawn(
     let runs = Runs { address, sha256: &binary.sha256, profile: &confinement.profile };
     let process = Process::spawn(&fleet.isolation.jailer, &spec, &log, &runs)?;
     Ok((process, announcement))
-}
-
-/// The `PocketBase` that serves what was made from `golden`.
-pub(crate) fn binary_of<'a>(fleet: &'a Fleet, golden: &Golden) -> Result<&'a Binary, String> {
-    fleet.binaries.for_data_of(&golden.pocketbase).ok_or_else(|| {
-        let version = &golden.pocketbase;
-        format!(
-            "its data is PocketBase {version}'s, and no binary of that version or a newer one is in pocketbase.binaries"
-        )
-    })
 }
 
 /// A loopback address nobody uses: 127.64.0.0/10 has four million, and the port lies below the ephemeral range.

@@ -20,6 +20,8 @@ use tokio::time::Instant;
 use crate::ids::TenantId;
 use crate::pocketbase::database;
 use crate::supervisor::Supervisor;
+use crate::supervisor::choice;
+use crate::supervisor::config::Binary;
 use crate::supervisor::excerpt::excerpt;
 use crate::supervisor::fleet::Fleet;
 use crate::supervisor::health;
@@ -41,6 +43,9 @@ pub enum Unproved {
     /// The machine was in the way.
     #[error("start it")]
     Io(#[from] io::Error),
+    /// No binary may serve it.
+    #[error("{0}")]
+    NoBinary(String),
     /// It could not be run.
     #[error("run it")]
     Process(#[from] oneshot::Error),
@@ -53,13 +58,23 @@ pub enum Unproved {
 }
 
 impl Supervisor {
-    /// Serves `data` (which it may change: logs) of a tenant from a scratch folder until it answered, then stops it.
+    /// Serves `data` (which it may change: logs) of a tenant from a scratch folder until it answered, then stops it:
+    /// with the `PocketBase` that wrote it, or the next newer one.
     /// Both folders are below the data directory, and belong to this process again afterwards.
-    pub async fn prove(&self, tenant: &TenantId, data: &Path, scratch: &Path, limit: Duration) -> Result<(), Unproved> {
+    pub async fn prove(
+        &self,
+        tenant: &TenantId,
+        pocketbase: &str,
+        data: &Path,
+        scratch: &Path,
+        limit: Duration,
+    ) -> Result<(), Unproved> {
         let fleet = &self.fleet;
+        let binary = fleet.binaries.for_data_of(pocketbase);
+        let binary = binary.ok_or_else(|| Unproved::NoBinary(choice::missing(pocketbase)))?;
         // A tenant that was erased has no user any more: its backup is tried as the one who tries templates.
         let user = fleet.isolation.baker().map(|baker| fleet.uids.find(tenant).unwrap_or(baker));
-        let trial = Trial { fleet, tenant, user, data, scratch };
+        let trial = Trial { fleet, tenant, binary, user, data, scratch };
         let token = database::superuser(&data.join("data.db"))?.mint(SystemTime::now(), limit * 2);
         let mut authorization = HeaderValue::try_from(format!("Bearer {token}")).map_err(io::Error::other)?;
         authorization.set_sensitive(true);
@@ -75,6 +90,7 @@ impl Supervisor {
 struct Trial<'a> {
     fleet: &'a Fleet,
     tenant: &'a TenantId,
+    binary: &'a Binary,
     user: Option<u32>,
     data: &'a Path,
     scratch: &'a Path,
@@ -139,7 +155,7 @@ impl Trial<'_> {
             "--http".as_ref(),
             http.as_ref(),
         ];
-        let program = &fleet.binaries.newest().path;
+        let program = &self.binary.path;
         if fleet.isolation.level == 0 {
             return Ok(Oneshot::start(program, &args, &empty, output)?);
         }

@@ -27,6 +27,9 @@ const DATA: &str = "pb_data";
 pub(super) struct Replacement {
     /// The version of its template that the restored data has.
     pub(super) hash: Option<String>,
+    /// The `PocketBase` that the restored data has.
+    #[serde(default)]
+    pub(super) pocketbase: Option<String>,
     /// Where what goes out is kept.
     pub(super) kept: PathBuf,
 }
@@ -69,6 +72,9 @@ pub(super) fn finish(instance: &Path) -> io::Result<()> {
     if let Some(hash) = &state.hash {
         snapshot::set_version(instance, hash)?;
     }
+    if let Some(version) = &state.pocketbase {
+        snapshot::set_pocketbase(instance, version)?;
+    }
     failpoint::hit("backup.restore.versioned");
     // The state last: without it this would be a replacement that never was, with nothing to put in.
     snapshot::remove(&root)?;
@@ -80,6 +86,9 @@ fn keep(data: &Path, instance: &Path, kept: &Path) -> io::Result<()> {
     fs::create_dir_all(kept)?;
     if let Some(version) = snapshot::version(instance) {
         snapshot::set_version(kept, &version)?;
+    }
+    if let Some(version) = snapshot::pocketbase(instance) {
+        snapshot::set_pocketbase(kept, &version)?;
     }
     files::rename_new(data, &kept.join(DATA))?;
     kept.parent().map_or(Ok(()), files::sync_folder)?;
@@ -101,7 +110,12 @@ mod tests {
             fs::create_dir(&staged).unwrap();
             fs::write(staged.join("data.db"), "new").unwrap();
             snapshot::set_version(&instance, "one").unwrap();
-            let replacement = Replacement { hash: Some("two".to_owned()), kept: kept.clone() };
+            snapshot::set_pocketbase(&instance, "0.40.6").unwrap();
+            let replacement = Replacement {
+                hash: Some("two".to_owned()),
+                pocketbase: Some("0.39.11".to_owned()),
+                kept: kept.clone(),
+            };
             if interruption == "whole" {
                 begin(&instance, &staged, &replacement).unwrap();
             } else {
@@ -121,6 +135,8 @@ mod tests {
             assert_eq!(read(kept.join(DATA).join("data.db")), "old", "{interruption}");
             assert_eq!(snapshot::version(&instance).as_deref(), Some("two"));
             assert_eq!(snapshot::version(&kept).as_deref(), Some("one"));
+            assert_eq!(snapshot::pocketbase(&instance).as_deref(), Some("0.39.11"), "older than what was there");
+            assert_eq!(snapshot::pocketbase(&kept).as_deref(), Some("0.40.6"));
             assert!(!is_pending(&instance));
         }
     }

@@ -27,9 +27,11 @@ use crate::store::tenants::Tenant;
 use crate::supervisor::Error;
 use crate::supervisor::Priority;
 use crate::supervisor::Supervisor;
+use crate::supervisor::choice;
 use crate::supervisor::config::Binaries;
 use crate::supervisor::config::is_older;
 use crate::supervisor::config::is_pinned_to;
+use crate::supervisor::snapshot;
 use crate::supervisor::template;
 use crate::supervisor::template::Golden;
 
@@ -381,11 +383,12 @@ impl Supervisor {
             return false;
         };
         let pin = record.as_ref().and_then(|record| record.pin.as_deref());
-        let is_newer = |now: &str| is_older(&golden.pocketbase, now);
+        let made = self.fleet.templates.pocketbase_of(&has).unwrap_or_default();
+        let data = choice::newer(made, snapshot::pocketbase(&self.fleet.folder(id)));
         has != golden.hash
             && !record.as_ref().is_some_and(|record| record.has_failed(&golden.hash))
             && pin.is_none_or(|pin| is_pinned_to(&golden.pocketbase, pin))
-            && !self.fleet.templates.pocketbase_of(&has).is_some_and(is_newer)
+            && !is_older(&golden.pocketbase, &data)
     }
 
     async fn wave(&self, run: &Run, wave: Vec<(TenantId, String)>) {

@@ -24,6 +24,8 @@ use serde::Serialize;
 use crate::pocketbase::database;
 use crate::supervisor::files;
 
+/// The file that names the `PocketBase` of the data, in the instance's folder.
+pub(crate) const POCKETBASE: &str = "pocketbase";
 /// Folder of an upgrade under way, in the instance's folder.
 const FOLDER: &str = "upgrade";
 /// Inside it: what the upgrade is.
@@ -68,6 +70,17 @@ pub(super) fn is_unfinished(instance: &Path) -> bool {
 /// The version that the instance has, by its own file.
 pub(super) fn version(instance: &Path) -> Option<String> {
     fs::read_to_string(instance.join(VERSION)).ok().map(|text| text.trim().to_owned())
+}
+
+/// The `PocketBase` that the data was given to, where that is not the one that its version is made with: a newer one
+/// served it when its own was not there, or it was restored.
+pub(super) fn pocketbase(instance: &Path) -> Option<String> {
+    fs::read_to_string(instance.join(POCKETBASE)).ok().map(|text| text.trim().to_owned())
+}
+
+/// Notes the `PocketBase` of the data, durably.
+pub(super) fn set_pocketbase(instance: &Path, version: &str) -> io::Result<()> {
+    write_durably(instance, POCKETBASE, version.as_bytes())
 }
 
 /// Deals with what an interrupted upgrade left.

@@ -36,6 +36,7 @@ use crate::store::tenants::Tenant;
 use crate::store::versions::FailedUpgrade;
 use crate::supervisor::Priority;
 use crate::supervisor::bake;
+use crate::supervisor::choice;
 use crate::supervisor::config::UpgradePolicy;
 use crate::supervisor::config::is_older;
 use crate::supervisor::config::is_pinned_to;
@@ -166,9 +167,11 @@ fn due<'a>(
 ) -> Option<Upgrade<'a>> {
     let from = has?;
     let to = fleet.templates.golden(&tenant.template).ok().filter(|golden| golden.hash != from)?;
-    if is_older(&to.pocketbase, &now.pocketbase) {
+    let folder = fleet.folder(&tenant.id);
+    let data = choice::of_data(&folder, now);
+    if is_older(&to.pocketbase, &data) {
         // What a newer PocketBase has migrated is not for an older one.
-        tracing::debug!(tenant.id = %tenant.id, from = now.pocketbase, to = to.pocketbase, "not downgraded");
+        tracing::debug!(tenant.id = %tenant.id, from = data, to = to.pocketbase, "not downgraded");
         return None;
     }
     let record = fleet.versions.find(&tenant.id);
@@ -187,7 +190,6 @@ fn due<'a>(
             return None;
         }
     }
-    let folder = fleet.folder(&tenant.id);
     // Never made: it will be made from what the template is today.
     folder.join("pb_data").is_dir().then(|| Upgrade {
         step: Step { from: from.to_owned(), to: to.hash.clone() },
@@ -418,7 +420,7 @@ impl Upgrade<'_> {
         let empty = self.fleet.layout.empty.display().to_string();
         let migrations = self.to.migrations_dir.as_ref().map_or_else(|| empty.clone(), |dir| dir.display().to_string());
         let read = self.to.migrations_dir.iter().chain([&self.fleet.layout.empty]).cloned().collect();
-        let binary = launch::binary_of(self.fleet, &self.to).map_err(std::io::Error::other)?;
+        let binary = choice::binary(&self.fleet.binaries, &self.folder, &self.to).map_err(std::io::Error::other)?;
         let spec = jail::Spec {
             program: binary.path.clone(),
             args: vec![

@@ -1,6 +1,7 @@
 //! Several versions of `PocketBase` side by side: each instance is served by the one it has, and goes to a newer one on a
 //! copy that is put back when that does not work.
 
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
@@ -67,6 +68,18 @@ async fn reload(app: &TestApp) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Lists these binaries besides the newest.
+fn list(app: &TestApp, others: &[&Path]) {
+    let path = app.dir.path().join("test.toml");
+    let keys = std::fs::read_to_string(&path).unwrap();
+    let others: Vec<String> = others.iter().map(|path| path.display().to_string()).collect();
+    let replaced = keys.lines().map(|line| match line.split_once(" = ") {
+        Some(("pocketbase.binaries", _)) => format!("pocketbase.binaries = {others:?}\n"),
+        _ => format!("{line}\n"),
+    });
+    std::fs::write(&path, replaced.collect::<String>()).unwrap();
+}
+
 fn version(app: &TestApp, id: &str) -> String {
     app.tenant(id)["pocketbase"].as_str().unwrap_or("none").to_owned()
 }
@@ -104,6 +117,13 @@ async fn an_instance_goes_to_a_newer_pocketbase_with_its_data_and_stays_where_it
     assert!(program(&app, &ada.id).ends_with(format!("{NEW}/pocketbase")));
     stream.ended().await;
     ada.note("three").await;
+    // Where tenants have users of their own, the newer one is the same user, and so are its files.
+    let owner = |path: String| std::fs::metadata(path).unwrap().uid();
+    let process = format!("/proc/{}", app.tenant(&ada.id)["pid"]);
+    let data = app.data().join("instances").join(&ada.id).join("pb_data");
+    assert_eq!(owner(process), owner(data.join("data.db").display().to_string()));
+    let report: Value = app.get("/health/pb").await.json().await.unwrap();
+    assert_eq!(owner(data.display().to_string()) != owner("/proc/self".to_owned()), report["isolation_level"] == 2);
     assert_eq!(bea.titles().await, ["one", "two"]);
     assert_eq!(version(&app, &bea.id), OLD, "pinned");
     let list = app.cli_json(&["pocketbase", "list"]);
@@ -161,7 +181,11 @@ http.server.HTTPServer((host, int(port)), Handler).serve_forever()
 #[tokio::test]
 async fn a_version_that_exits_hangs_or_answers_strangers_is_rolled_back_with_the_reason_and_the_data_as_it_was() {
     let templates = Templates::new();
-    let mut app = TestApp::with(&format!("{}instances.start_timeout = \"12s\"\n", templates.keys(&[]))).await;
+    // The sandbox runs no scripts.
+    let keys = format!("{}instances.start_timeout = \"12s\"\nisolation.level = 0\n", templates.keys(&[]));
+    let mut app = TestApp::prepare(&keys);
+    app.expect_log("isolation level 0");
+    app.launch().await;
     app.expect_log("an upgrade failed; the instance stays at its version");
     let mut users = Vec::new();
     for name in ["exits", "hangs", "strange"] {
@@ -181,9 +205,7 @@ async fn a_version_that_exits_hangs_or_answers_strangers_is_rolled_back_with_the
         stranger.display()
     );
     let path = impostor(&app, &cases);
-    let keys = std::fs::read_to_string(app.dir.path().join("test.toml")).unwrap();
-    let listed = format!("pocketbase.binaries = [{:?}]", path.display().to_string());
-    std::fs::write(app.dir.path().join("test.toml"), keys.replace("pocketbase.binaries = []", &listed)).unwrap();
+    list(&app, &[&path]);
     reload(&app).await;
     for (name, user) in &users {
         assert_eq!(user.titles().await, [*name]);
@@ -204,7 +226,9 @@ async fn a_version_that_exits_hangs_or_answers_strangers_is_rolled_back_with_the
 #[tokio::test]
 async fn a_rollout_of_a_version_ends_with_its_canary_and_reaches_everybody_once_it_works() {
     let templates = Templates::new();
-    let mut app = TestApp::prepare("");
+    // The sandbox runs no scripts.
+    let mut app = TestApp::prepare("isolation.level = 0\n");
+    app.expect_log("isolation level 0");
     let bad = impostor(&app, "serve*instances/global/*) ;;\nserve*/instances/*) echo no such luck; exit 3;;");
     app.add_keys(&templates.keys(&[]));
     app.add_keys("pocketbase.upgrade = \"manual\"\n");
@@ -216,9 +240,7 @@ async fn a_rollout_of_a_version_ends_with_its_canary_and_reaches_everybody_once_
         user.note(name).await;
         users.push((name, user));
     }
-    let keys = std::fs::read_to_string(app.dir.path().join("test.toml")).unwrap();
-    let listed = format!("pocketbase.binaries = [{:?}]", bad.display().to_string());
-    std::fs::write(app.dir.path().join("test.toml"), keys.replace("pocketbase.binaries = []", &listed)).unwrap();
+    list(&app, &[&bad]);
     reload(&app).await;
     let roll_out = |version: &str| app.cli(&["pocketbase", "rollout", version, "--canary", "1", "--yes", "--json"]);
     let unknown = roll_out("0.42.0");
@@ -275,4 +297,76 @@ async fn a_kill_at_any_step_of_an_upgrade_loses_nothing() {
         assert!(!app.data().join("instances").join(&user.id).join("upgrade").exists(), "{step}");
         assert!(app.terminate().success());
     }
+}
+
+#[tokio::test]
+async fn a_backup_is_tried_by_the_version_that_wrote_it_and_brings_that_version_back() {
+    let (templates, store) = (Templates::new(), tempfile::tempdir().unwrap());
+    templates.keep_personal_at(Some("0.39"));
+    // The sandbox runs no scripts, and this one tells what it was run for.
+    let keys = format!("isolation.level = 0\n{}", crate::backup::keys_of(store.path()));
+    let mut app = TestApp::prepare(&keys);
+    app.expect_log("isolation level 0");
+    let (old, calls) = (app.dir.path().join("old"), app.dir.path().join("calls"));
+    let text = format!("#!/bin/sh\necho \"$*\" >> {}\nexec {} \"$@\"\n", calls.display(), older().display());
+    std::fs::write(&old, text).unwrap();
+    std::fs::set_permissions(&old, std::fs::Permissions::from_mode(0o755)).unwrap();
+    app.add_keys(&templates.keys(&[&old]));
+    app.launch().await;
+    let ada = app.user("ada").await;
+    ada.note("old").await;
+    let backup = || app.cli_json(&["backup", "create", &ada.id]);
+    let first = backup();
+    assert_eq!(first["pocketbase"], OLD);
+    let id = first["id"].as_str().unwrap();
+    templates.keep_personal_at(None);
+    reload(&app).await;
+    app.put_to_sleep(&ada.id);
+    ada.note("new").await;
+    assert_eq!(version(&app, &ada.id), NEW);
+    assert_eq!(backup()["pocketbase"], NEW);
+
+    let tried = || {
+        let calls = std::fs::read_to_string(&calls).unwrap();
+        calls.lines().filter(|line| line.contains("serve") && line.contains("/staging/backup-")).count()
+    };
+    assert_eq!(tried(), 0);
+    assert_eq!(app.cli_json(&["backup", "verify", id])["booted"], true);
+    assert_eq!(tried(), 1, "by the older one");
+    let restored = app.cli_json(&["backup", "restore", id, "--yes"]);
+    assert_eq!(tried(), 2);
+    // It comes back as it was, and goes to the newer version as any other.
+    let note = |folder: PathBuf| std::fs::read_to_string(folder.join("pocketbase")).unwrap_or_default();
+    let folder = app.data().join("instances").join(&ada.id);
+    assert_eq!(note(folder), OLD);
+    assert!(app.data().join("replaced").join(restored["kept"].as_str().unwrap()).join("pb_data/data.db").is_file());
+    assert_eq!(ada.titles().await, ["old"]);
+    eventually("noted", async || (version(&app, &ada.id) == NEW).then_some(())).await;
+}
+
+#[tokio::test]
+async fn an_instance_that_a_newer_version_has_served_is_not_given_back_to_its_own() {
+    let templates = Templates::new();
+    templates.keep_personal_at(Some(OLD));
+    let mut app = TestApp::with(&format!("{}pocketbase.upgrade = \"manual\"\n", templates.keys(&[&older()]))).await;
+    app.expect_log("not adopted");
+    let ada = app.user("ada").await;
+    ada.note("one").await;
+    let pid = app.tenant(&ada.id)["pid"].clone();
+    // One of another version than the newest is adopted like any other, after a crash too.
+    app.kill();
+    app.launch().await;
+    let ada = ada.at(&app);
+    assert_eq!((app.tenant(&ada.id)["pid"].clone(), ada.titles().await), (pid.clone(), vec!["one".to_owned()]));
+    templates.keep_personal_at(None);
+    list(&app, &[]);
+    reload(&app).await;
+    assert_eq!(ada.titles().await, ["one"]);
+    assert_ne!(app.tenant(&ada.id)["pid"], pid, "its binary is not listed any more");
+    assert!(program(&app, &ada.id).ends_with(format!("{NEW}/pocketbase")));
+    list(&app, &[&older()]);
+    reload(&app).await;
+    app.put_to_sleep(&ada.id);
+    assert_eq!(ada.titles().await, ["one"]);
+    assert!(program(&app, &ada.id).ends_with(format!("{NEW}/pocketbase")), "never back");
 }

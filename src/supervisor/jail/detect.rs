@@ -273,6 +273,8 @@ mod tests {
         let users = Users { base: 5_000, count: 10 };
         let missing = second(users, &closed.join("data"), &["/bin/sh".into()]);
         let needle = format!("chmod o+x {}", closed.display());
+        let others = second(users, root.path(), &["/bin/sh".into(), closed.join("pocketbase")]);
+        assert!(others.iter().any(|line| line.contains(&needle)), "any of the binaries: {others:?}");
         assert!(missing.iter().any(|line| line.contains(&needle)), "{missing:?}");
     }
 

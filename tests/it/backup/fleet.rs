@@ -108,6 +108,8 @@ async fn fifty_tenants_come_back_from_a_backup_and_the_master_key() {
     let restored: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(restored["restored"], TENANTS + 1, "{restored}");
     assert_eq!((&restored["missing"], &restored["failed"]), (&json!([]), &json!([])));
+    let noted = bench.app.data().join("instances").join(&users[0].id).join("pocketbase");
+    assert_eq!(std::fs::read_to_string(noted).unwrap(), "0.40.6", "golden directories are not backed up");
 
     bench.app.launch().await;
     let users: Vec<User> = users.iter().map(|user| user.at(&bench.app)).collect();
