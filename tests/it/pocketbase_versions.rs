@@ -315,16 +315,21 @@ async fn a_backup_is_tried_by_the_version_that_wrote_it_and_brings_that_version_
     app.launch().await;
     let ada = app.user("ada").await;
     ada.note("old").await;
-    let backup = || app.cli_json(&["backup", "create", &ada.id]);
-    let first = backup();
-    assert_eq!(first["pocketbase"], OLD);
-    let id = first["id"].as_str().unwrap();
+    let backup = || {
+        let made = app.cli_json(&["backup", "create", &ada.id])["id"].as_str().unwrap().to_owned();
+        let all = app.cli_json(&["backup", "list", &ada.id])["items"].as_array().unwrap().clone();
+        let manifest = all.into_iter().find(|item| item["id"] == made.as_str()).unwrap();
+        (made, manifest["pocketbase"].as_str().unwrap().to_owned())
+    };
+    let (id, of) = backup();
+    let id = id.as_str();
+    assert_eq!(of, OLD);
     templates.keep_personal_at(None);
     reload(&app).await;
     app.put_to_sleep(&ada.id);
     ada.note("new").await;
     assert_eq!(version(&app, &ada.id), NEW);
-    assert_eq!(backup()["pocketbase"], NEW);
+    assert_eq!(backup().1, NEW);
 
     let tried = || {
         let calls = std::fs::read_to_string(&calls).unwrap();
