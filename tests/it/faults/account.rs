@@ -56,16 +56,16 @@ fn print() -> String {
         standard error and count what was left out.\n\n"
         .to_owned();
     for fault in &FAULTS {
-        text.push_str(&format!("## {}. {}\n\n", fault.number, capital(fault.what)));
+        text.extend(["## ", &fault.number.to_string(), ". ", &capital(fault.what), "\n\n"]);
         if !fault.injected.is_empty() {
-            text.push_str(&format!("- **Injected:** {}.\n", fault.injected));
+            text.extend(["- **Injected:** ", fault.injected, ".\n"]);
         }
-        text.push_str(&format!("- **What holds:** {}.\n", fault.outcome));
+        text.extend(["- **What holds:** ", fault.outcome, ".\n"]);
         if fault.tests.is_empty() {
             text.push_str("- **Not tested yet.**\n");
         }
         for test in fault.tests {
-            text.push_str(&format!("- `{test}`\n"));
+            text.extend(["- `", test, "`\n"]);
         }
         text.push('\n');
     }

@@ -36,7 +36,7 @@ use crate::support::root;
 const NOTES: &str = "/api/collections/notes/records";
 
 /// Says that a fault could not be injected here. Past the capture of output: whoever runs the tests is to see it.
-fn skip(fault: u8, why: &str) {
+pub(crate) fn skip(fault: u8, why: &str) {
     static SKIPPED: AtomicUsize = AtomicUsize::new(0);
     let so_far = SKIPPED.fetch_add(1, Ordering::SeqCst) + 1;
     let line = format!("NOT TESTED: fault {fault} of the list: {why} ({so_far} not tested so far)\n");

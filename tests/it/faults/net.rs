@@ -35,8 +35,8 @@ async fn stranger(address: std::net::SocketAddr) -> Arc<Mutex<String>> {
                     }
                     notes.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..count]));
                     let body = r#"{"code":200,"message":"API is healthy.","data":{}}"#;
-                    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n";
-                    let answer = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
+                    let first = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n";
+                    let answer = format!("{first}Content-Length: {}\r\n\r\n{body}", body.len());
                     if stream.write_all(answer.as_bytes()).await.is_err() {
                         return;
                     }

@@ -209,7 +209,7 @@ pub(super) const FAULTS: [Fault; 40] = [
         number: 22,
         what: "the power fails while an instance writes",
         injected: "the same",
-        outcome: "the database is whole and has everything up to some moment. What was acknowledged after it is lost: PocketBase syncs at checkpoints, not at each write",
+        outcome: "the database is whole and has everything up to some moment. What was acknowledged after it is lost, at few writes all of the last half minute: PocketBase syncs at checkpoints, not at each write, and the kernel writes back in its own time",
         tests: &["faults::power::fault_22_after_a_power_cut_an_instance_has_the_notes_up_to_some_moment_and_is_whole"],
     },
     Fault {
