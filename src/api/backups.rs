@@ -130,6 +130,7 @@ async fn list_backups(
     Params(whose): Params<Whose>,
 ) -> Result<Json<BackupList>, ApiError> {
     let tenant = owned(&tenancy, &user.principal.user, &whose)?;
+    backups.count_list(&tenant).map_err(Problem::from)?;
     let (items, _) = backups.list(&tenant).await.map_err(Problem::from)?;
     Ok(Json(BackupList { items: items.into_iter().map(BackupView::from).collect() }))
 }
@@ -186,8 +187,9 @@ async fn download_backup(
 ) -> Result<Response, ApiError> {
     let tenant = owned(&tenancy, &user.principal.user, &whose)?;
     let id = id_of(&id)?;
-    backups.find(&tenant, &id).await.map_err(Problem::from)?;
+    // Counted first: to look for it is work as well.
     counted(&backups, &tenant)?;
+    backups.find(&tenant, &id).await.map_err(Problem::from)?;
     let entry = Entry::new(Actor::User(user.principal.user.clone()), action::BACKUP_DOWNLOADED).tenant(&tenant);
     audit.record(entry.subject(id.as_str())).await?;
     Ok(archive(&backups, &tenant, &id).await?)
@@ -226,9 +228,9 @@ async fn restore_backup(
     let caller = &user.principal.user;
     let tenant = owned(&tenancy, caller, &whose)?;
     let id = id_of(&id)?;
-    backups.find(&tenant, &id).await.map_err(Problem::from)?;
     vault.check_sign_in(signed_in_at(&sessions, &user.principal), OffsetDateTime::now_utc()).map_err(Problem::from)?;
     counted(&backups, &tenant)?;
+    backups.find(&tenant, &id).await.map_err(Problem::from)?;
     let entry = Entry::new(Actor::User(caller.clone()), action::BACKUP_RESTORE_REQUESTED).tenant(&tenant);
     audit.record(entry.subject(id.as_str()).detail(value!({ "taken_at": id.at().unix_timestamp() }))).await?;
     let task = Task::Restore { tenant: tenant.clone(), from: tenant.clone(), id };

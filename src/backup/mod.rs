@@ -61,11 +61,14 @@ use crate::supervisor::Supervisor;
 use crate::vault::BackupKey;
 use crate::vault::Vault;
 use manifest::Item;
+use repository::Keys;
 
 /// Locks that tenants share.
 const LOCKS: usize = 64;
 /// The file of the control database in its snapshots.
 const CONTROL_FILE: &str = "control.db";
+/// Lists that owners may ask for while they may ask for one snapshot.
+const LISTS: u32 = 20;
 /// Owners whose requests are counted.
 const LIMITED: usize = 10_000;
 
@@ -120,6 +123,7 @@ struct Inner {
     /// Tenants of whom something in the store was found damaged: the next snapshot writes all of theirs anew.
     damaged: Mutex<HashSet<TenantId>>,
     asked: Mutex<Keyed<TenantId>>,
+    listed: Mutex<Keyed<TenantId>>,
     shutdown: Shutdown,
 }
 
@@ -132,7 +136,11 @@ impl Backups {
     pub fn new(parts: Parts) -> Self {
         let Parts { config, repository, vault, supervisor, tenants, control, reserve, shutdown } = parts;
         let hour = std::time::Duration::from_hours(1);
-        let asked = Mutex::new(Keyed::new(config.requests_per_hour.get(), hour, LIMITED));
+        let limited = |times: u32| {
+            let most = config.requests_per_hour.saturating_mul(std::num::NonZeroU32::MIN.saturating_add(times - 1));
+            Mutex::new(Keyed::new(most.get(), hour, LIMITED))
+        };
+        let (asked, listed) = (limited(1), limited(LISTS));
         let locks = std::iter::repeat_with(Default::default).take(LOCKS).collect();
         let (written, fingerprints, damaged) = (Mutex::default(), Mutex::default(), Mutex::default());
         let inner = Inner {
@@ -148,6 +156,7 @@ impl Backups {
             fingerprints,
             damaged,
             asked,
+            listed,
             shutdown,
         };
         Self { inner: Arc::new(inner) }
@@ -170,6 +179,11 @@ impl Backups {
     /// Counts what an owner asks for.
     pub fn count_request(&self, tenant: &TenantId) -> Result<(), Error> {
         lock(&self.inner.asked).check(tenant, std::time::Instant::now()).map_err(Error::TooOften)
+    }
+
+    /// Counts a list that an owner asks for: it reads every manifest.
+    pub fn count_list(&self, tenant: &TenantId) -> Result<(), Error> {
+        lock(&self.inner.listed).check(tenant, std::time::Instant::now()).map_err(Error::TooOften)
     }
 
     async fn alone(&self, tenant: &TenantId) -> tokio::sync::MutexGuard<'_, ()> {
@@ -209,9 +223,9 @@ impl Backups {
     /// A tenant's snapshots, the newest first; those that cannot be opened are left out and counted.
     pub async fn list(&self, tenant: &TenantId) -> Result<(Vec<Manifest>, usize), Error> {
         let repository = self.repository()?;
-        let (mut found, mut unreadable) = (Vec::new(), 0);
+        let (mut found, mut unreadable, mut keys) = (Vec::new(), 0, Keys::default());
         for id in repository.snapshots(tenant).await?.iter().rev() {
-            match repository.manifest(tenant, id).await {
+            match repository.manifest_by(tenant, id, &mut keys).await {
                 Ok((manifest, _)) => found.push(manifest),
                 Err(Error::NotFound) => {}
                 Err(Error::Damaged(_) | Error::Sealed) => unreadable += 1,

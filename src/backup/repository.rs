@@ -10,6 +10,7 @@
 //! Objects are written once. Nothing is believed because of where it lies: an object opens only as what it was written
 //! as, and a chunk's content has to have the chunk's name.
 
+use std::collections::HashMap;
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
@@ -38,6 +39,10 @@ use crate::vault::WrappedBackupKey;
 
 /// Objects that are deleted before others get a turn.
 const BATCH: usize = 256;
+
+/// Keys of one tenant that were looked up already, by their names.
+#[derive(Debug, Default)]
+pub(super) struct Keys(HashMap<String, Arc<BackupKey>>);
 
 /// Whether the store is written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,12 +235,26 @@ impl Repository {
         tenant: &TenantId,
         id: &SnapshotId,
     ) -> Result<(Manifest, Arc<BackupKey>), Error> {
+        self.manifest_by(tenant, id, &mut Keys::default()).await
+    }
+
+    /// The same for somebody who reads many of one tenant and keeps the keys meanwhile.
+    pub(super) async fn manifest_by(
+        &self,
+        tenant: &TenantId,
+        id: &SnapshotId,
+        keys: &mut Keys,
+    ) -> Result<(Manifest, Arc<BackupKey>), Error> {
         let object = snapshot_object(tenant, id);
         let content = self.blobs.get(&object).await?.ok_or(Error::NotFound)?;
         let damaged = || Error::Damaged(format!("the manifest {id} was changed"));
         let end = content.iter().position(|b| *b == b'\n').ok_or_else(damaged)?;
         let name = std::str::from_utf8(&content[..end]).map_err(|_| damaged())?;
-        let key = self.key(tenant, name).await?;
+        let key = match keys.0.get(name) {
+            Some(key) => Arc::clone(key),
+            None => Arc::new(self.key(tenant, name).await?),
+        };
+        keys.0.insert(name.to_owned(), Arc::clone(&key));
         let text = key.open(&object, &content[end + 1..]).map_err(|_| damaged())?;
         let manifest: Manifest = serde_json::from_slice(&text).map_err(|_| damaged())?;
         if manifest.format > FORMAT {
@@ -244,7 +263,7 @@ impl Repository {
         if manifest.tenant != *tenant || manifest.id != *id {
             return Err(damaged());
         }
-        Ok((manifest, Arc::new(key)))
+        Ok((manifest, key))
     }
 
     /// The names of a tenant's snapshots, oldest first.

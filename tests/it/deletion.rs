@@ -221,9 +221,21 @@ async fn what_was_deleted_is_erased_after_the_period_and_a_signed_record_stays()
     let secret = json!({"service": "fathom", "secret": "a-key-of-ada", "verify": false});
     let stored = ada.request(Method::PUT, "/api/v1/vault").json(&secret).send().await.unwrap();
     assert!(stored.status().is_success(), "{}", stored.text().await.unwrap());
+    // How far she has read, and what a restore of the past put away.
+    let control = rusqlite::Connection::open(app.data().join("control.db")).unwrap();
+    let places = ("INSERT INTO records VALUES (?1, 1, ?2)", (format!("seen.{}", ada.id), b"{}"));
+    assert_eq!(control.execute(places.0, places.1).unwrap(), 1);
+    drop(control);
+    let now = time::OffsetDateTime::now_utc().unix_timestamp();
+    let replaced = |id: &str| app.data().join(format!("replaced/{id}.{now}.20261121T133701042-0a1b2c3d"));
+    for id in [&ada.id, &bob.id] {
+        std::fs::create_dir_all(replaced(id).join("pb_data")).unwrap();
+        std::fs::write(replaced(id).join("pb_data/data.db"), "personal words").unwrap();
+    }
     assert_eq!(delete(&ada, "/api/v1/auth/me").await.0, 200);
     let records = eventually("it is erased", async || Some(erased(&app)).filter(|found| !found.is_empty())).await;
     assert_nothing_left(&app, &ada, &[]);
+    assert!(!replaced(&ada.id).exists() && replaced(&bob.id).exists());
     assert_eq!(app.post("/auth/login", json!({"email": ada.email, "password": ada.password})).await.status(), 400);
 
     let record = &records[0];

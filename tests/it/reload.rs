@@ -203,6 +203,7 @@ async fn a_program_or_a_configuration_that_does_not_start_leaves_the_old_one_ser
 async fn a_program_that_fails_after_the_check_gives_back_to_the_one_before() {
     let (mut app, program) = replaceable("").await;
     app.expect_log("a reload was taken back");
+    app.expect_log("this program does not start");
     let ada = app.user("ada").await;
     ada.note("kept").await;
     let before = pid(&app, &ada.id);
@@ -213,6 +214,18 @@ async fn a_program_that_fails_after_the_check_gives_back_to_the_one_before() {
     let output = reload(&app).await;
     assert!(!output.status.success(), "{}", text(&output));
     assert!(text(&output).contains("the old one serves again") && text(&output).contains("max_awake"));
+    assert_eq!(ada.titles().await, ["kept"]);
+    assert_eq!(pid(&app, &ada.id), before);
+    // So does one that does not even get to its server: that cannot make its folders, or its log.
+    let nowhere = app.dir.path().join("nowhere");
+    std::fs::write(&nowhere, "no folder").unwrap();
+    replace(
+        &program,
+        &format!("[ \"$1\" = serve ] && exec $real serve --data {}\nexec $real \"$@\"", nowhere.display()),
+    );
+    let output = reload(&app).await;
+    assert!(!output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("the old one serves again") && text(&output).contains("make the folder"));
     assert_eq!(ada.titles().await, ["kept"]);
     assert_eq!(pid(&app, &ada.id), before);
     // And from there on as if nothing had been.

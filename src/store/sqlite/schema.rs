@@ -153,4 +153,21 @@ mod tests {
         let error = connection.execute("INSERT INTO nothing VALUES (1)", []).unwrap_err();
         assert!(damage(Path::new("x"), &error).is_none(), "{error}");
     }
+
+    #[test]
+    fn what_was_deleted_is_not_in_the_file_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.db");
+        let planted = b"PLANTED-DATA-KEY".repeat(300);
+        let connection = open_writer(&path).unwrap();
+        for key in ["vaultkey.ada", "vaultkey.bob"] {
+            connection.execute("INSERT INTO records VALUES (?1, 1, ?2)", (key, &planted)).unwrap();
+            connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+        }
+        let holds = || std::fs::read(&path).unwrap().windows(16).any(|part| part == b"PLANTED-DATA-KEY");
+        assert!(holds());
+        connection.execute("DELETE FROM records", []).unwrap();
+        connection.close().unwrap();
+        assert!(!holds());
+    }
 }

@@ -13,6 +13,7 @@ use super::keys_of;
 use super::note_with_file;
 use crate::support::TestApp;
 use crate::support::User;
+use crate::support::eventually;
 use crate::support::pocketfleet;
 
 const TENANTS: usize = 50;
@@ -86,7 +87,9 @@ async fn fifty_tenants_come_back_from_a_backup_and_the_master_key() {
         std::fs::set_permissions(data.join("vault.key"), std::fs::Permissions::from_mode(0o600)).unwrap();
     };
     write_key(b"q83vEjRWeJASNFZ4kKvN7xI0VniQq83vEjRWeJCrze8=\n");
-    refused(restore(&data), "");
+    refused(restore(&data), "the vault is sealed");
+    let there: Vec<_> = std::fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(there, ["vault.key"], "nothing is written with a wrong key");
     write_key(&key);
     std::fs::write(data.join("other"), "x").unwrap();
     refused(restore(&data), "not empty");
@@ -158,4 +161,60 @@ async fn a_restored_fleet_leaves_the_processes_of_the_one_that_still_runs_alone(
     assert_eq!(there.titles().await, ["of the copy", "of the original"]);
     assert_eq!(ada.titles().await, ["of the original"]);
     assert_eq!(bench.app.tenant(&ada.id)["pid"], pid, "the original's process goes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_rotation_the_new_key_opens_everything_and_deleted_tenants_stay_deleted() {
+    let bench = Bench::start("").await;
+    let (ada, bob) = (bench.app.user("ada").await, bench.app.user("bob").await);
+    ada.note("hers").await;
+    bob.note("his").await;
+    let fleet = bench.app.cli_json(&["backup", "create", "--all"]);
+    assert_eq!(fleet["failed"], 0, "{fleet}");
+    assert!(bench.app.cli(&["tenants", "delete", &bob.id]).status.success());
+    assert!(bench.app.cli(&["vault", "rotate-master"]).status.success());
+    let status = eventually("the key is replaced", async || {
+        let status = bench.app.cli_json(&["vault", "status"]);
+        (status["rotation"]["phase"] == "settled").then_some(status)
+    })
+    .await;
+    let master = status["keys"].as_array().unwrap().last().unwrap()["id"].as_str().unwrap().to_owned();
+    let fleet = bench.app.cli_json(&["backup", "create", "--all"]);
+    assert_eq!((&fleet["unchanged"], &fleet["failed"]), (&json!(1), &json!(0)), "{fleet}");
+    // Of everybody, also of those of whom no snapshot was taken, and under no other key any more.
+    for tenant in [ada.id.as_str(), &bob.id, "global", "control"] {
+        let keys = bench.objects(&format!("keys/{tenant}/"));
+        let name = |path: &std::path::PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
+        assert!(keys.len() == 1 && name(&keys[0]).ends_with(&format!(".{master}")), "{tenant}: {keys:?}");
+    }
+
+    let mut copy = TestApp::prepare(&keys_of(tempfile::tempdir().unwrap().path()).replace("backup.store", "#"));
+    std::fs::create_dir(copy.data()).unwrap();
+    let key = bench.app.data().join("vault.key");
+    assert!(crate::support::command("cp").arg("-p").arg(key).arg(copy.data()).status().unwrap().success());
+    let from = format!("dir:{}", bench.store.path().display());
+    let restore = |data: &std::path::Path, step: &str| {
+        let mut command = pocketfleet();
+        command.args(["backup", "restore-fleet", "--json", "--from", &from, "--data"]).arg(data);
+        command.env("PF_FAILPOINT", step).output().unwrap()
+    };
+    // Killed when the instances are in place and the control database is not: it goes on, and needs nothing for that.
+    assert!(!restore(&copy.data(), "backup.fleet.moved").status.success());
+    assert!(copy.data().join("instances").exists() && !copy.data().join("control.db").exists());
+    let served = pocketfleet().arg("serve").arg("--data").arg(copy.data()).output().unwrap();
+    assert!(String::from_utf8_lossy(&served.stderr).contains("interrupted"), "{served:?}");
+    let output = restore(&copy.data(), "");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let restored: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&restored["restored"], &restored["failed"]), (&json!(3), &json!([])), "{restored}");
+
+    let of_bob = copy.data().join("instances").join(&bob.id);
+    let aside = || std::fs::read_dir(copy.dir.path().join("data/deleted")).unwrap().count();
+    assert!(!of_bob.exists() && aside() == 1, "where his tombstone looks for it");
+    copy.launch().await;
+    assert_eq!(ada.at(&copy).titles().await, ["hers"]);
+    assert!(copy.cli(&["tenants", "undelete", &bob.id]).status.success());
+    assert_eq!(copy.sign_in(&bob.email, &bob.password).await.titles().await, ["his"]);
+    assert!(copy.cli(&["tenants", "delete", &bob.id, "--now"]).status.success());
+    assert!(!of_bob.exists() && std::fs::read_dir(copy.data().join("deleted")).unwrap().count() == 0);
 }

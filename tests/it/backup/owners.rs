@@ -37,7 +37,7 @@ async fn done(user: &User, answer: (u16, Value)) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn owners_take_download_and_go_back_and_nobody_else_does() {
-    let bench = Bench::start("vault.reveal_max_age = \"1h\"\nbackup.requests_per_hour = 4\n").await;
+    let bench = Bench::start("vault.reveal_max_age = \"1h\"\nbackup.requests_per_hour = 5\n").await;
     let (ada, bob) = (bench.app.user("ada").await, bench.app.user("bob").await);
     note_with_file(&ada, "old", b"of ada").await;
     bob.note("his").await;
@@ -110,11 +110,19 @@ async fn owners_take_download_and_go_back_and_nobody_else_does() {
     done(&ada, call(&ada, Method::POST, &format!("/api/v1/backups/{id}/restore")).await).await;
     assert_eq!(ada.titles().await, ["old"]);
     assert_eq!(bob.titles().await, ["his"]);
-    // One taken, one downloaded, one restored; the fourth is the last of this hour.
+    // One taken, one that is not there, one downloaded, one restored; the fifth is the last of this hour.
     assert_eq!(call(&ada, Method::POST, "/api/v1/backups").await.0, 202);
     let (status, refused) = call(&ada, Method::POST, "/api/v1/backups").await;
     assert_eq!((status, &refused["error"]["code"]), (429, &json!("RATE_LIMITED")), "{refused}");
     assert_eq!(call(&bob, Method::POST, "/api/v1/backups").await.0, 202);
+    // Lists are counted as well, on their own.
+    let (mut listed, mut status) = (0, 200);
+    while status == 200 && listed < 200 {
+        status = call(&bob, Method::GET, "/api/v1/backups").await.0;
+        listed += 1;
+    }
+    assert_eq!(status, 429, "{listed}");
+    assert_eq!(call(&ada, Method::GET, "/api/v1/backups").await.0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -67,6 +67,94 @@ async fn a_restore_goes_back_in_time_and_signed_in_clients_go_on() {
     app.cli_json(&["backup", "prune"]);
     assert!(kept.exists(), "not old enough to go");
     assert_eq!((ada.titles().await, bob.titles().await), (vec!["old".to_owned()], vec!["his".to_owned()]));
+
+    // As somebody else's data it has secrets of its own, or either would take tokens of the other.
+    let secret = |id: &str| -> String {
+        let path = app.data().join("instances").join(id).join("pb_data/data.db");
+        let query = "SELECT json_extract(options, '$.authToken.secret') FROM _collections WHERE name = 'users'";
+        rusqlite::Connection::open(path).unwrap().query_row(query, [], |row| row.get(0)).unwrap()
+    };
+    app.cli_json(&["backup", "restore", &first, "--to", &bob.id, "--yes"]);
+    bob.note("goes on").await;
+    assert_ne!(secret(&ada.id), secret(&bob.id));
+    assert_eq!(ada.titles().await, ["old"]);
+    bench.create("global");
+    let said = bench.refusal(&["backup", "restore", "--tenant", "global", "--to", &bob.id, "--yes"]);
+    assert!(said.contains("restore-fleet"), "the accounts are nobody's data: {said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_restored_beside_a_tombstone_and_an_erasure_takes_what_restores_put_away() {
+    let bench = Bench::start("").await;
+    let app = &bench.app;
+    let ada = app.user("ada").await;
+    ada.note("old").await;
+    let id = bench.create(&ada.id);
+    ada.note("new").await;
+    let kept = app.cli_json(&["backup", "restore", &id, "--yes"])["kept"].as_str().unwrap().to_owned();
+    assert!(app.data().join("replaced").join(&kept).exists());
+    assert!(app.cli(&["tenants", "delete", &ada.id]).status.success());
+    let said = bench.refusal(&["backup", "restore", &id, "--tenant", &ada.id, "--yes"]);
+    assert!(said.contains("deleted"), "{said}");
+    assert!(bench.refusal(&["backup", "create", &ada.id]).contains("deleted"));
+    let fleet = app.cli_json(&["backup", "create", "--all"]);
+    assert_eq!((&fleet["failed"], &fleet["without_data"]), (&json!(0), &json!(1)), "{fleet}");
+    let instance = app.data().join("instances").join(&ada.id);
+    assert!(!instance.exists());
+    assert!(app.cli(&["tenants", "undelete", &ada.id]).status.success());
+    let ada = app.sign_in(&ada.email, &ada.password).await;
+    assert_eq!(ada.titles().await, ["old"]);
+
+    // What an earlier version restored beside the tombstone goes with the rest.
+    assert!(app.cli(&["tenants", "delete", &ada.id]).status.success());
+    std::fs::create_dir_all(instance.join("pb_data")).unwrap();
+    std::fs::write(instance.join("pb_data/data.db"), "restored beside it").unwrap();
+    let erased = app.cli(&["tenants", "delete", &ada.id, "--now"]);
+    assert!(erased.status.success(), "{}", String::from_utf8_lossy(&erased.stderr));
+    assert!(!instance.exists() && !app.data().join("replaced").join(&kept).exists());
+    assert_eq!(std::fs::read_dir(app.data().join("deleted")).unwrap().count(), 0);
+    assert_eq!(bench.objects(&ada.id), [] as [std::path::PathBuf; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_is_called_off_while_the_instance_drains_changes_nothing() {
+    let bench = Bench::start("instances.drain_timeout = \"60s\"\n").await;
+    let app = &bench.app;
+    let ada = app.user("ada").await;
+    ada.note("old").await;
+    let id = bench.create(&ada.id);
+    ada.note("new").await;
+    // A request that does not end keeps it from stopping.
+    let (body, chunks) = tokio::sync::mpsc::channel::<Vec<u8>>(1);
+    let chunks = futures_util::stream::unfold(chunks, |mut chunks| async move {
+        Some((Ok::<_, std::io::Error>(chunks.recv().await?), chunks))
+    });
+    let slow = {
+        let request = ada.request(reqwest::Method::POST, "/api/collections/notes/records");
+        let request = request.header("content-type", "application/json").body(reqwest::Body::wrap_stream(chunks));
+        tokio::spawn(async move { request.send().await.unwrap().status().as_u16() })
+    };
+    body.send(b"{\"title\": \"last\", \"author\": ".to_vec()).await.unwrap();
+    eventually("it is under way", async || (app.tenant(&ada.id)["in_flight"] == 1).then_some(())).await;
+    let asked = ada.post(&format!("/api/v1/backups/{id}/restore"), json!({})).await;
+    assert_eq!(asked.status(), 202);
+    let job = asked.json::<Value>().await.unwrap()["job"].as_str().unwrap().to_owned();
+    eventually("it drains", async || (super::state(app, &ada.id) == "draining").then_some(())).await;
+    assert!(app.cli(&["jobs", "cancel", &job]).status.success());
+    eventually("the job is called off", async || {
+        (app.cli_json(&["jobs", "show", &job])["state"] == "cancelled").then_some(())
+    })
+    .await;
+    body.send(format!("\"{}\"}}", ada.id).into_bytes()).await.unwrap();
+    drop(body);
+    assert_eq!(slow.await.unwrap(), 200, "it is let finish");
+    eventually("it stopped", async || (super::state(app, &ada.id) == "asleep").then_some(())).await;
+    let folder = app.data().join("instances").join(&ada.id);
+    assert!(!folder.join("restore").exists() && !app.data().join("replaced").exists());
+    assert_eq!(ada.titles().await, ["last", "new", "old"]);
+    // And another one goes through.
+    app.cli_json(&["backup", "restore", &id, "--yes"]);
+    assert_eq!(ada.titles().await, ["old"]);
 }
 
 /// Kills pocketfleet at a step of a restore, starts it again, and gives what ada has then.
