@@ -1,16 +1,19 @@
-//! The program: the jailer when started as such by itself, the command line otherwise.
+//! The program: the jailer, or who looks at a database, when started as such by itself; the command line otherwise.
 
 use std::process::ExitCode;
 
 use pocketfleet::cli;
+use pocketfleet::supervisor::apart;
 use pocketfleet::supervisor::jail;
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
     // Before anything else, without parsing the command line: a start of an instance passes through here.
-    if args.nth(1).is_some_and(|first| first == jail::SUBCOMMAND) {
+    let hidden = args.nth(1).filter(|first| *first == jail::SUBCOMMAND || *first == apart::SUBCOMMAND);
+    if let Some(hidden) = hidden {
         let spec = args.next().and_then(|spec| spec.into_string().ok()).unwrap_or_default();
-        return ExitCode::from(jail::run(&spec));
+        let code = if hidden == jail::SUBCOMMAND { jail::run(&spec) } else { apart::run(&spec) };
+        return ExitCode::from(code);
     }
     #[cfg(feature = "testing")]
     #[expect(clippy::disallowed_methods, reason = "failpoints are armed before there is a configuration")]

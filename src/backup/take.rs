@@ -199,12 +199,13 @@ impl Stored {
         let served = if glance.is_served { Served::Yes } else { Served::No };
         for name in DATABASES {
             let (from, to, looking) = (data.join(name), scratch.path().join(name), Arc::clone(&tree));
+            let copying = supervisor.clone();
             let limit = writer.backups.inner.config.timeout;
             let copied = blocking(move || -> Result<bool, Error> {
                 if !looking.has_plain(name).map_err(Error::io("look at its database"))? {
                     return Ok(false);
                 }
-                copy::vacuum_into(&from, &to, served, limit)?;
+                copying.copy_database(&from, &to, served, limit)?;
                 Ok(true)
             });
             if !copied.await?? && name == DATABASES[0] {

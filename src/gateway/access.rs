@@ -21,6 +21,8 @@ use super::forward::Target;
 use super::guests::GuestPlace;
 use super::guests::Guests;
 use super::query::token_in;
+use super::quotas;
+use super::quotas::Call;
 use super::route::GlobalCall;
 use super::tenant_access::Ask;
 use super::tenant_access::Strangers;
@@ -233,12 +235,12 @@ impl Access {
     /// Admission to a file of the caller's own instance, by header or by file token.
     pub(crate) async fn file(
         &self,
-        headers: &HeaderMap,
+        call: Call<'_>,
         query: Option<&str>,
         recognised: &Recognised,
     ) -> Result<Admission, Problem> {
         match self {
-            Self::Instances(instances) => instances.file(headers, query, recognised).await,
+            Self::Instances(instances) => instances.file(call, query, recognised).await,
             Self::Nothing => Err(not_found()),
             #[cfg(test)]
             Self::Fixed(address) => Ok(fixed(*address)),
@@ -246,14 +248,9 @@ impl Access {
     }
 
     /// Admission to a hook's route in the caller's own instance.
-    pub(crate) async fn custom(
-        &self,
-        headers: &HeaderMap,
-        path: &str,
-        recognised: &Recognised,
-    ) -> Result<Admission, Problem> {
+    pub(crate) async fn custom(&self, call: Call<'_>, recognised: &Recognised) -> Result<Admission, Problem> {
         match self {
-            Self::Instances(instances) => instances.custom(headers, path, recognised).await,
+            Self::Instances(instances) => instances.custom(call, recognised).await,
             Self::Nothing => Err(not_found()),
             #[cfg(test)]
             Self::Fixed(address) => Ok(fixed(*address)),
@@ -261,9 +258,9 @@ impl Access {
     }
 
     /// Admission to the caller's own instance.
-    pub(crate) async fn tenant(&self, headers: &HeaderMap, recognised: &Recognised) -> Result<Admission, Problem> {
+    pub(crate) async fn tenant(&self, call: Call<'_>, recognised: &Recognised) -> Result<Admission, Problem> {
         match self {
-            Self::Instances(instances) => instances.tenant(headers, recognised).await,
+            Self::Instances(instances) => instances.tenant(call, recognised).await,
             Self::Nothing => Err(not_found()),
             #[cfg(test)]
             Self::Fixed(address) => Ok(fixed(*address)),
@@ -287,9 +284,9 @@ impl Access {
 }
 
 impl Instances {
-    async fn tenant(&self, headers: &HeaderMap, recognised: &Recognised) -> Result<Admission, Problem> {
-        let principal = self.principal(headers, recognised)?;
-        self.own_instance(&principal).await
+    async fn tenant(&self, call: Call<'_>, recognised: &Recognised) -> Result<Admission, Problem> {
+        let principal = self.principal(call.headers, recognised)?;
+        self.own_instance(call, &principal).await
     }
 
     /// The caller's own tenant, registered if this is their first request.
@@ -300,19 +297,20 @@ impl Instances {
         }
     }
 
-    async fn own_instance(&self, principal: &Principal) -> Result<Admission, Problem> {
+    /// Whether a sleeping instance may be woken for a request: one that is refused afterwards should not have been.
+    pub(crate) fn may_wake(&self, tenant: &TenantId, call: Call<'_>) -> Result<(), Problem> {
+        if self.supervisor.is_awake(tenant) { Ok(()) } else { quotas::look(&self.quotas, tenant, call) }
+    }
+
+    async fn own_instance(&self, call: Call<'_>, principal: &Principal) -> Result<Admission, Problem> {
         let tenant = self.personal(principal).await?;
+        self.may_wake(&tenant, call)?;
         let (lease, warm_after) = self.lease(&tenant).await?;
         Admission::of_user(lease, &tenant, &principal.user, warm_after)
     }
 
-    async fn file(
-        &self,
-        headers: &HeaderMap,
-        query: Option<&str>,
-        recognised: &Recognised,
-    ) -> Result<Admission, Problem> {
-        let mut principal = self.principal(headers, recognised);
+    async fn file(&self, call: Call<'_>, query: Option<&str>, recognised: &Recognised) -> Result<Admission, Problem> {
+        let mut principal = self.principal(call.headers, recognised);
         if let (Some(token), true) = (token_in(query), principal.is_err()) {
             principal = self.verifier.verify_file(&token, SystemTime::now()).map_err(Problem::from);
         }
@@ -321,17 +319,17 @@ impl Instances {
             Code::Unauthorized => not_found(),
             _ => problem,
         })?;
-        Ok(self.own_instance(&principal).await?.with_file_token(&principal.user))
+        Ok(self.own_instance(call, &principal).await?.with_file_token(&principal.user))
     }
 
-    async fn custom(&self, headers: &HeaderMap, path: &str, recognised: &Recognised) -> Result<Admission, Problem> {
+    async fn custom(&self, call: Call<'_>, recognised: &Recognised) -> Result<Admission, Problem> {
         // Whoever is nobody here learns nothing about what hooks serve.
-        let principal = self.principal(headers, recognised).map_err(|problem| match problem.code {
+        let principal = self.principal(call.headers, recognised).map_err(|problem| match problem.code {
             Code::Unauthorized => not_found(),
             _ => problem,
         })?;
-        if self.has_route_in(self.tenancy.personal_template(), path) {
-            self.own_instance(&principal).await
+        if self.has_route_in(self.tenancy.personal_template(), call.path) {
+            self.own_instance(call, &principal).await
         } else {
             Err(not_found())
         }

@@ -13,6 +13,7 @@ use super::access::Access;
 use crate::error::Problem;
 use crate::ids::TenantId;
 use crate::quota::Leave;
+use crate::quota::Quotas;
 use crate::quota::Weight;
 
 /// Tells clients of a tenant that is beyond its soft limit: `soft; used=…; soft=…; hard=…`, in bytes.
@@ -32,6 +33,19 @@ pub(super) fn admit(
         quotas.look_soon(tenant);
     }
     Ok(Some(leave))
+}
+
+/// Whether a request would be refused, before an instance is woken for it. Nothing is counted.
+pub(super) fn look(quotas: &Quotas, tenant: &TenantId, call: Call<'_>) -> Result<(), Problem> {
+    quotas.look(tenant, weight(call.method, call.path, call.headers), Instant::now())
+}
+
+/// What is looked at of a request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Call<'a> {
+    pub(crate) method: &'a Method,
+    pub(crate) path: &'a str,
+    pub(crate) headers: &'a HeaderMap,
 }
 
 /// Tells the caller.

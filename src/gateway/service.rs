@@ -230,18 +230,18 @@ impl Service {
             }
             Route::Tenant => {
                 self.check_tenant_call(&request, seen)?;
-                let admission = self.access.tenant(request.headers(), &peer.recognised).await?;
+                let admission = self.access.tenant(call_of(&request, &path), &peer.recognised).await?;
                 let may_write = !is_read(request.method());
                 self.pass_on(peer, tag, request, Passage::whole(admission, may_write), seen).await
             }
             Route::File => {
                 self.check_tenant_call(&request, seen)?;
-                let admission = self.access.file(request.headers(), uri.query(), &peer.recognised).await?;
+                let admission = self.access.file(call_of(&request, &path), uri.query(), &peer.recognised).await?;
                 self.pass_on(peer, tag, request, Passage::whole(admission, false), seen).await
             }
             Route::Custom => {
                 self.check_tenant_call(&request, seen)?;
-                let admission = self.access.custom(request.headers(), &path, &peer.recognised).await?;
+                let admission = self.access.custom(call_of(&request, &path), &peer.recognised).await?;
                 // Whatever the method, a hook may write.
                 self.pass_on(peer, tag, request, Passage::whole(admission, true), seen).await
             }
@@ -338,11 +338,11 @@ impl Service {
     ) -> Result<Response<Body>, Problem> {
         let Passage { mut admission, cut, may_write } = passage;
         let leave = quotas::admit(&self.access, &admission.tenant, request.method(), request.uri(), request.headers())?;
-        let (largest, notice) = leave.map_or((None, None), |leave| {
+        let (largest, notice, tally) = leave.map_or((None, None, None), |leave| {
             if let Some(hold) = &mut admission.target.hold {
                 hold.keep(leave.place);
             }
-            (leave.largest, leave.notice)
+            (leave.largest, leave.notice, leave.tally)
         });
         if may_write {
             self.access.settle(&admission).await;
@@ -364,7 +364,8 @@ impl Service {
         let is_tenant = !tenant.is_global();
         seen.tenant = Some(tenant);
         let (parts, incoming) = request.into_parts();
-        let mut outgoing = Request::new(RequestBody::new(incoming, limit, self.config.reading()));
+        let body = RequestBody::new(incoming, limit, self.config.reading()).counted(tally);
+        let mut outgoing = Request::new(body);
         *outgoing.method_mut() = parts.method.clone();
         *outgoing.uri_mut() = if is_tenant && replaces_token && parts.uri.query().is_some_and(may_hold_token) {
             target_uri(&parts.uri, cut, with_token(parts.uri.query(), file_token.as_deref()).as_deref())?
@@ -424,6 +425,11 @@ impl Service {
         map.insert(X_REQUEST_ID, tag.header());
         map
     }
+}
+
+/// What a quota looks at of a request.
+fn call_of<'a>(request: &'a Request<Incoming>, path: &'a str) -> quotas::Call<'a> {
+    quotas::Call { method: request.method(), path, headers: request.headers() }
 }
 
 /// Refuses a body that says itself that it is too large, before a byte of it is read or an instance woken.

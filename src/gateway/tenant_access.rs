@@ -30,6 +30,7 @@ use super::body::Body;
 use super::dashboard;
 use super::guests::Errand;
 use super::query::token_in;
+use super::quotas::Call;
 use super::route::is_read;
 use super::tenant_route::FilePath;
 use super::tenant_route::SignIn;
@@ -60,6 +61,12 @@ pub(crate) struct Ask<'a> {
     pub(crate) client: IpAddr,
     /// Whether the tenant's own host was asked, which shares no storage in browsers with any other.
     pub(crate) by_host: bool,
+}
+
+impl Ask<'_> {
+    fn call(&self) -> Call<'_> {
+        Call { method: self.method, path: self.path, headers: self.headers }
+    }
 }
 
 /// What becomes of it.
@@ -209,6 +216,7 @@ impl Instances {
         if role == MemberRole::Guest && !is_read(ask.method) {
             return Err(Problem::new(Code::Forbidden).message("guests of this workspace may only read"));
         }
+        self.may_wake(&tenant.id, ask.call())?;
         let (lease, warm_after) = self.lease(&tenant.id).await?;
         if lease.user_authorization(&principal.user).is_none() {
             // A newcomer whose row the running instance has not been given yet.
@@ -251,6 +259,7 @@ impl Instances {
         if by_header || in_query.is_some() {
             // What was not accepted stays here: it may be one of ours, and the app's hooks would see it.
             let sent = sent.filter(|_| by_header).cloned();
+            self.may_wake(&tenant.id, ask.call())?;
             let (lease, warm_after) = self.lease(&tenant.id).await?;
             // A file's query is written anew with the token that was accepted; all other queries are the app's own affair.
             let credential = match (ask.route, sent) {
@@ -280,8 +289,8 @@ impl Instances {
             return Ok(false);
         }
         let _place = self.strangers.enter(&tenant.id, Errand::Token)?;
-        let (path, shown) = (self.supervisor.database(&tenant.id), token.to_owned());
-        let look = tokio::task::spawn_blocking(move || visitors::accepts(&path, &shown, SystemTime::now()));
+        let (supervisor, id, shown) = (self.supervisor.clone(), tenant.id.clone(), token.to_owned());
+        let look = tokio::task::spawn_blocking(move || supervisor.accepts(&id, &shown));
         match look.await {
             Ok(Ok(true)) => {
                 self.visitors.note(&tenant.id, token, now);
@@ -300,6 +309,7 @@ impl Instances {
     /// Somebody without a credential that counts, within what strangers may have. Nothing that they sent in its place
     /// reaches the instance.
     async fn stranger(&self, tenant: &Tenant, ask: &Ask<'_>, errand: Errand) -> Result<Verdict, Problem> {
+        self.may_wake(&tenant.id, ask.call())?;
         let place = Guest::Tenant { _place: self.strangers.enter(&tenant.id, errand)? };
         let asked = Instant::now();
         let (lease, warm_after) = if let Some(lease) = self.supervisor.try_lease(&tenant.id) {

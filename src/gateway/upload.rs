@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 
 use super::config::Pace;
 use super::stall::Stall;
+use crate::quota::Tally;
 
 /// Why a request body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +77,7 @@ pub(crate) struct RequestBody {
     left: u64,
     stall: Option<Stall>,
     upload: Option<Arc<Upload>>,
+    tally: Option<Tally>,
 }
 
 impl RequestBody {
@@ -88,11 +90,17 @@ impl RequestBody {
             left: limit,
             stall: Some(pace.stall()),
             upload: Some(Arc::new(Upload::default())),
+            tally: None,
         }
     }
 
+    /// Has its bytes counted against a quota, which may end it.
+    pub(crate) fn counted(self, tally: Option<Tally>) -> Self {
+        Self { tally, ..self }
+    }
+
     pub(crate) fn empty() -> Self {
-        Self { inner: None, left: 0, stall: None, upload: None }
+        Self { inner: None, left: 0, stall: None, upload: None, tally: None }
     }
 
     /// `None` when there is no body.
@@ -102,6 +110,7 @@ impl RequestBody {
 
     fn end(&mut self, standing: Standing) {
         self.inner = None;
+        self.tally = None;
         if let Some(upload) = &self.upload {
             upload.set(standing);
         }
@@ -113,6 +122,10 @@ impl RequestBody {
             return Err(UploadError::TooLarge);
         };
         self.left = left;
+        if self.tally.as_ref().is_some_and(|tally| !tally.came(data.len() as u64)) {
+            self.end(Standing::TooLarge);
+            return Err(UploadError::TooLarge);
+        }
         if let Some(stall) = &mut self.stall {
             stall.moved(data.len());
         }

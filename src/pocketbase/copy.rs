@@ -5,6 +5,7 @@
 //! any part of it, and the schema, which a tenant may have written, is not trusted with functions.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -12,12 +13,18 @@ use std::time::Duration;
 use percent_encoding::NON_ALPHANUMERIC;
 use percent_encoding::percent_encode;
 use rusqlite::Connection;
+use rusqlite::MAIN_DB;
 use rusqlite::OpenFlags;
+use rusqlite::backup::Progress;
 use rusqlite::config::DbConfig;
 use serde::Deserialize;
+use serde::Serialize;
 use serde_json::Value;
 use serde_json::json;
 
+use crate::pocketbase::bounds;
+use crate::pocketbase::bounds::Budget;
+use crate::pocketbase::bounds::Most;
 use crate::pocketbase::database;
 use crate::pocketbase::database::Access;
 use crate::pocketbase::database::Durability;
@@ -25,8 +32,9 @@ use crate::pocketbase::database::Error;
 use crate::pocketbase::database::at;
 use crate::pocketbase::database::classify;
 use crate::pocketbase::database::has_wal;
-use crate::pocketbase::database::look;
+use crate::pocketbase::database::look_within;
 use crate::pocketbase::database::open;
+use crate::pocketbase::database::open_within;
 use crate::pocketbase::edit::EditError;
 use crate::pocketbase::edit::quoted;
 
@@ -36,7 +44,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const LINES: usize = 5;
 
 /// Whether a process has the database open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Served {
     /// One does, or may.
     Yes,
@@ -57,13 +65,43 @@ pub fn vacuum_into(path: &Path, to: &Path, served: Served, limit: Duration) -> R
     let connection = Connection::open_with_flags(format!("file:{encoded}{query}"), flags).map_err(refused)?;
     let prepare = || {
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+        bounds::distrust(&connection)?;
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))
     };
     prepare().map_err(refused)?;
     within(&connection, limit, || connection.execute("VACUUM INTO ?1", [to.to_string_lossy()])).map_err(refused)?;
     Ok(())
+}
+
+/// Copies a database into a new file, with what its log holds, and syncs the copy. Whoever opens and closes the file by
+/// other means than `SQLite`'s drops every lock that this process has on it, those of other connections too. A database
+/// without a log is open nowhere and is not worth the effort: `false`, and nothing was done.
+pub fn copy_open(path: &Path, to: &Path) -> Result<bool, Error> {
+    if !has_wal(path) {
+        return Ok(false);
+    }
+    let connection = open_within(path, Access::Read, Budget::WHOLE)?;
+    let copy = || -> rusqlite::Result<()> {
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        connection.backup(MAIN_DB, to, None::<fn(Progress)>)
+    };
+    copy().map_err(|source| classify(path, source))?;
+    let synced = File::open(to).and_then(|file| file.sync_all());
+    synced.map_err(|source| Error::Io { path: to.to_owned(), source })?;
+    Ok(true)
+}
+
+/// Looks for damage: the pages' structure and the indexes' order, not every index entry.
+pub fn quick_check(path: &Path) -> Result<(), Error> {
+    let connection = open_within(path, Access::Read, Budget::WHOLE)?;
+    let lines = || -> rusqlite::Result<Vec<String>> {
+        connection.prepare("PRAGMA quick_check(5)")?.query_map([], |row| row.get(0))?.collect()
+    };
+    let lines = lines().map_err(|source| classify(path, source))?;
+    if lines == ["ok"] {
+        return Ok(());
+    }
+    Err(Error::Damaged { path: path.to_owned(), detail: lines.join("; ") })
 }
 
 /// Runs something on a connection and interrupts it when it takes longer.
@@ -84,9 +122,8 @@ fn within<T>(connection: &Connection, limit: Duration, work: impl FnOnce() -> T)
 
 /// Looks for damage in every page, index and reference. The text says what was found, at most some lines.
 pub fn check(path: &Path) -> Result<(), Error> {
-    let connection = open(path, Access::Read)?;
+    let connection = open_within(path, Access::Read, Budget::WHOLE)?;
     let lines = || -> rusqlite::Result<Vec<String>> {
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
         let mut found: Vec<String> = connection
             .prepare("PRAGMA integrity_check(5)")?
             .query_map([], |row| row.get(0))?
@@ -114,13 +151,19 @@ struct Field {
 
 /// Calls `each` with the path of every file that a record names, relative to the data directory, until it says no.
 pub fn named_files(path: &Path, mut each: impl FnMut(&str) -> bool) -> Result<(), Error> {
-    look(path, |connection| {
+    look_within(path, Budget::WHOLE, |connection| {
+        bounds::plain(connection, "_collections")?;
         let mut statement = connection
             .prepare("SELECT id, name, CAST(fields AS TEXT) FROM _collections WHERE type <> 'view' ORDER BY id")?;
         let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-        let collections: Vec<(String, String, String)> = rows.collect::<rusqlite::Result<_>>()?;
+        let collections: Vec<(String, String, String)> = bounds::few(rows)?;
+        let mut most = Most::default();
         for (id, table, fields) in collections {
             let fields: Vec<Field> = serde_json::from_str(&fields).unwrap_or_default();
+            // A table that is something else has no rows of PocketBase's.
+            if bounds::plain(connection, &table).is_err() {
+                continue;
+            }
             for field in fields.iter().filter(|field| field.kind == "file") {
                 let sql =
                     format!("SELECT id, {0} FROM {1} WHERE {0} NOT IN ('', '[]')", quoted(&field.name), quoted(&table));
@@ -129,6 +172,7 @@ pub fn named_files(path: &Path, mut each: impl FnMut(&str) -> bool) -> Result<()
                 let mut rows = statement.query([])?;
                 while let Some(row) = rows.next()? {
                     let (record, value): (String, String) = (row.get(0)?, row.get(1)?);
+                    most.take([&record])?;
                     for name in names(value) {
                         if !each(&format!("storage/{id}/{record}/{name}")) {
                             return Ok(());
@@ -152,7 +196,7 @@ fn names(value: String) -> Vec<String> {
 /// Makes a copy its owner's: no superuser of ours and none at all, new secrets everywhere, no setting that assumes a
 /// proxy in front, and nothing left of what was deleted. Their first start of it asks for a superuser.
 pub fn hand_over(path: &Path) -> Result<(), Error> {
-    database::edit(path, Durability::Caller, |edit| {
+    database::edit_within(path, Durability::Caller, Budget::WHOLE, |edit| {
         edit.rotate_secrets()?;
         edit.remove_superusers()?;
         edit.apply_settings(&[
@@ -161,16 +205,17 @@ pub fn hand_over(path: &Path) -> Result<(), Error> {
             ("/trustedProxy/useLeftmostIP", json!(false)),
         ])
     })?;
-    let connection = open(path, Access::Write)?;
+    let connection = open_within(path, Access::Write, Budget::WHOLE)?;
     connection.execute_batch("VACUUM").map_err(|source| classify(path, source))?;
     connection.close().map_err(|(_, source)| classify(path, source))
 }
 
 /// Rows per table that is not `PocketBase`'s own bookkeeping: for comparing a copy with its original.
 pub fn counts(path: &Path) -> Result<HashMap<String, u64>, Error> {
-    look(path, |connection| {
+    look_within(path, Budget::WHOLE, |connection| {
+        bounds::plain(connection, "_collections")?;
         let mut statement = connection.prepare("SELECT name FROM _collections WHERE type <> 'view'")?;
-        let tables: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        let tables: Vec<String> = bounds::few(statement.query_map([], |row| row.get(0))?)?;
         let mut found = HashMap::new();
         for table in tables {
             let sql = format!("SELECT count(*) FROM {}", quoted(&table));

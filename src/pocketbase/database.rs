@@ -11,7 +11,6 @@
 //! A running process caches collections and settings (not records): edit those only while it is stopped.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::path::PathBuf;
@@ -21,15 +20,15 @@ use percent_encoding::NON_ALPHANUMERIC;
 use percent_encoding::percent_encode;
 use rusqlite::Connection;
 use rusqlite::ErrorCode;
-use rusqlite::MAIN_DB;
 use rusqlite::OpenFlags;
 use rusqlite::OptionalExtension;
 use rusqlite::Row;
-use rusqlite::backup::Progress;
-use rusqlite::config::DbConfig;
 use serde_json::Value;
 
 use crate::ids::UserId;
+use crate::pocketbase::bounds;
+use crate::pocketbase::bounds::Budget;
+use crate::pocketbase::bounds::Most;
 pub use crate::pocketbase::edit::CONTROL_EMAIL;
 pub use crate::pocketbase::edit::Edit;
 pub use crate::pocketbase::edit::EditError;
@@ -76,6 +75,14 @@ pub enum Error {
         /// What was looked for.
         what: &'static str,
     },
+    /// It has more than it may, or what it does takes longer: whoever wrote the schema decides how much work a look is.
+    #[error("the database {} has or takes too much: {what}", path.display())]
+    Beyond {
+        /// The file.
+        path: PathBuf,
+        /// Of what.
+        what: &'static str,
+    },
     /// The file system refused.
     #[error("cannot reach {}", path.display())]
     Io {
@@ -111,7 +118,11 @@ impl Error {
                         | ErrorCode::CannotOpen
                 )
             ),
-            Self::NoFile { .. } | Self::NotADatabase { .. } | Self::Damaged { .. } | Self::Missing { .. } => false,
+            Self::NoFile { .. }
+            | Self::NotADatabase { .. }
+            | Self::Damaged { .. }
+            | Self::Missing { .. }
+            | Self::Beyond { .. } => false,
         }
     }
 }
@@ -144,12 +155,24 @@ pub fn edit(
     durability: Durability,
     change: impl FnOnce(&Edit) -> Result<(), EditError>,
 ) -> Result<(), Error> {
+    edit_within(path, durability, Budget::EDIT, change)
+}
+
+/// The same, and it may take so much.
+pub(super) fn edit_within(
+    path: &Path,
+    durability: Durability,
+    budget: Budget,
+    change: impl FnOnce(&Edit) -> Result<(), EditError>,
+) -> Result<(), Error> {
     let is_served = has_wal(path);
-    let connection = open(path, Access::Write)?;
+    let connection = open_within(path, Access::Write, budget)?;
     let run = || -> Result<Connection, EditError> {
         if durability == Durability::Caller {
             connection.pragma_update(None, "synchronous", "OFF")?;
         }
+        bounds::plain(&connection, USERS)?;
+        bounds::plain(&connection, "_superusers")?;
         let edit = Edit::begin(connection)?;
         change(&edit)?;
         let connection = edit.commit()?;
@@ -204,8 +227,30 @@ pub(super) fn read<T>(
 
 /// Reads something.
 pub(super) fn look<T>(path: &Path, with: impl FnOnce(&Connection) -> Result<T, EditError>) -> Result<T, Error> {
-    let connection = open(path, Access::Read)?;
+    look_within(path, Budget::LOOK, with)
+}
+
+/// The same, and it may take so much.
+pub(super) fn look_within<T>(
+    path: &Path,
+    budget: Budget,
+    with: impl FnOnce(&Connection) -> Result<T, EditError>,
+) -> Result<T, Error> {
+    let connection = open_within(path, Access::Read, budget)?;
     with(&connection).map_err(|error| at(path, error))
+}
+
+/// Reads something of a database that nobody serves; none when it has a log.
+pub(super) fn look_asleep<T>(
+    path: &Path,
+    with: impl FnOnce(&Connection) -> Result<T, EditError>,
+) -> Result<Option<T>, Error> {
+    if has_wal(path) {
+        return Ok(None);
+    }
+    // Decided here and not again there: whoever begins to serve it meanwhile shares no memory with us.
+    let connection = open_within(path, Access::Asleep, Budget::LOOK)?;
+    with(&connection).map(Some).map_err(|error| at(path, error))
 }
 
 /// Reads what minting tokens for the control superuser needs. Its cost does not depend on the number of users.
@@ -227,49 +272,20 @@ pub fn accounts<'a>(path: &Path, users: impl IntoIterator<Item = &'a UserId>) ->
     })
 }
 
-/// Copies a database into a new file, with what its log holds, and syncs the copy. Whoever opens and closes the file by
-/// other means than `SQLite`'s drops every lock that this process has on it, those of other connections too. A database
-/// without a log is open nowhere and is not worth the effort: `false`, and nothing was done.
-pub fn copy_open(path: &Path, to: &Path) -> Result<bool, Error> {
-    if !has_wal(path) {
-        return Ok(false);
-    }
-    let connection = open(path, Access::Read)?;
-    let copy = || -> rusqlite::Result<()> {
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-        connection.backup(MAIN_DB, to, None::<fn(Progress)>)
-    };
-    copy().map_err(|source| classify(path, source))?;
-    let synced = File::open(to).and_then(|file| file.sync_all());
-    synced.map_err(|source| Error::Io { path: to.to_owned(), source })?;
-    Ok(true)
-}
-
-/// Looks for damage: the pages' structure and the indexes' order, not every index entry.
-pub fn quick_check(path: &Path) -> Result<(), Error> {
-    let connection = open(path, Access::Read)?;
-    let lines = || -> rusqlite::Result<Vec<String>> {
-        connection.prepare("PRAGMA quick_check(5)")?.query_map([], |row| row.get(0))?.collect()
-    };
-    let lines = lines().map_err(|source| classify(path, source))?;
-    if lines == ["ok"] {
-        return Ok(());
-    }
-    Err(Error::Damaged { path: path.to_owned(), detail: lines.join("; ") })
-}
-
 /// Id, auth token secret and file token secret of an auth collection.
-fn collection(connection: &Connection, name: &str) -> rusqlite::Result<Option<(String, String, Option<String>)>> {
+fn collection(connection: &Connection, name: &str) -> Result<Option<(String, String, Option<String>)>, EditError> {
+    bounds::plain(connection, "_collections")?;
     let sql = "SELECT id, json_extract(CAST(options AS TEXT), '$.authToken.secret'),
                       json_extract(CAST(options AS TEXT), '$.fileToken.secret')
                FROM _collections WHERE type = 'auth' AND name = ?1";
-    connection.query_row(sql, [name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()
+    Ok(connection.query_row(sql, [name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()?)
 }
 
 /// Signers by user: of auth tokens, and of file tokens.
 type UserSigners = (HashMap<UserId, Signer>, HashMap<UserId, Signer>);
 
 fn read_superuser(connection: &Connection) -> Result<(Signer, Option<Signer>), EditError> {
+    bounds::plain(connection, "_superusers")?;
     let (collection_id, secret, file_secret) =
         collection(connection, "_superusers")?.ok_or(EditError::Missing("superusers"))?;
     let row = connection
@@ -288,11 +304,14 @@ fn read_users(connection: &Connection) -> Result<UserSigners, EditError> {
     let Some((collection_id, secret, file_secret)) = collection(connection, USERS)? else {
         return Ok(UserSigners::default());
     };
+    bounds::plain(connection, USERS)?;
+    let mut most = Most::default();
     let mut statement = connection.prepare(&format!("SELECT id, tokenKey FROM {}", quoted(USERS)))?;
     let mut rows = statement.query([])?;
     let (mut users, mut files) = UserSigners::default();
     while let Some(row) = rows.next()? {
         let (record_id, token_key): (String, String) = (row.get(0)?, row.get(1)?);
+        most.take([&record_id, &token_key])?;
         // An id outside our alphabet cannot be one of a global account.
         let Ok(user) = UserId::parse(&record_id) else { continue };
         // Half a key would be no secret.
@@ -310,10 +329,19 @@ fn read_users(connection: &Connection) -> Result<UserSigners, EditError> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     Read,
+    /// Of a file that nobody serves, whatever lies beside it.
+    Asleep,
     Write,
 }
 
+/// For a short look. Whatever takes longer than one is interrupted.
 pub(super) fn open(path: &Path, access: Access) -> Result<Connection, Error> {
+    open_within(path, access, Budget::LOOK)
+}
+
+/// A connection whose every statement together may take so much. Who serves the file may have written its schema: it is
+/// trusted with nothing, and what `PocketBase` keeps in tables is taken from tables only.
+pub(super) fn open_within(path: &Path, access: Access, budget: Budget) -> Result<Connection, Error> {
     let located = locate(path)?;
     let path = located.as_path();
     let opened = match access {
@@ -321,14 +349,15 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Connection, Error> {
         Access::Read if has_wal(path) => Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | NO_MUTEX),
         // Without a -wal nobody serves the file. An ordinary read-only connection would leave a -wal and a -shm
         // that belong to us, and an instance with another uid could not open its own database any more.
-        Access::Read => {
+        Access::Read | Access::Asleep => {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | NO_MUTEX;
             let encoded = percent_encode(path.as_os_str().as_encoded_bytes(), NON_ALPHANUMERIC);
             Connection::open_with_flags(format!("file:{encoded}?immutable=1"), flags)
         }
     };
-    let connection = opened.map_err(|source| classify(path, source))?;
-    let prepare = || {
+    let mut connection = opened.map_err(|source| classify(path, source))?;
+    let mut prepare = || {
+        bounds::set(&mut connection, budget)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         // SQLite opens lazily: this first read is what tells a database from garbage.
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))
@@ -349,6 +378,7 @@ pub(super) fn has_wal(path: &Path) -> bool {
 pub(super) fn at(path: &Path, error: EditError) -> Error {
     match error {
         EditError::Missing(what) => Error::Missing { path: path.to_owned(), what },
+        EditError::Beyond(what) => Error::Beyond { path: path.to_owned(), what },
         EditError::Sqlite(source) => classify(path, source),
     }
 }
@@ -357,6 +387,8 @@ pub(super) fn classify(path: &Path, source: rusqlite::Error) -> Error {
     let path = path.to_owned();
     match source.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => Error::NotADatabase { path },
+        Some(ErrorCode::OperationInterrupted) => Error::Beyond { path, what: "time" },
+        Some(ErrorCode::TooBig) => Error::Beyond { path, what: "a value's bytes" },
         Some(ErrorCode::DatabaseCorrupt) => Error::Damaged { path, detail: source.to_string() },
         _ => Error::Sqlite { path, source },
     }
@@ -370,6 +402,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::pocketbase::copy::quick_check;
     use crate::pocketbase::schema;
 
     /// The tables that matter, as `PocketBase` 0.40 makes them; WAL, stopped cleanly. The tests of

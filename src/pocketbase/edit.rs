@@ -17,6 +17,7 @@ use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
 use crate::ids::UserId;
+use crate::pocketbase::bounds;
 use crate::pocketbase::schema::Shared;
 
 /// E-mail address of the row in `_superusers` that control tokens are minted for. It has no password.
@@ -52,6 +53,9 @@ pub enum EditError {
     /// Something that every `PocketBase` database has is not there.
     #[error("no {0}")]
     Missing(&'static str),
+    /// More than may be.
+    #[error("too much: {0}")]
+    Beyond(&'static str),
     /// `SQLite` refused.
     #[error("sqlite refused")]
     Sqlite(#[from] rusqlite::Error),
@@ -81,11 +85,8 @@ impl Edit {
         for (id, table) in self.auth_collections()? {
             self.rotate_collection(&id)?;
             let table = quoted(&table);
-            let ids: Vec<String> = self
-                .connection
-                .prepare(&format!("SELECT id FROM {table}"))?
-                .query_map([], |row| row.get(0))?
-                .collect::<Result<_, _>>()?;
+            let mut statement = self.connection.prepare(&format!("SELECT id FROM {table}"))?;
+            let ids = bounds::few(statement.query_map([], |row| row.get::<_, String>(0))?)?;
             let mut update = self.connection.prepare(&format!("UPDATE {table} SET tokenKey = ?1 WHERE id = ?2"))?;
             for id in ids {
                 update.execute(params![secret(), id])?;
@@ -227,9 +228,10 @@ impl Edit {
         Ok(())
     }
 
-    fn auth_collections(&self) -> rusqlite::Result<Vec<(String, String)>> {
+    fn auth_collections(&self) -> Result<Vec<(String, String)>, EditError> {
+        bounds::plain(&self.connection, "_collections")?;
         let mut statement = self.connection.prepare("SELECT id, name FROM _collections WHERE type = 'auth'")?;
-        statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+        bounds::few(statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?)
     }
 }
 

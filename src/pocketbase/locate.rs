@@ -34,9 +34,9 @@ mod tests {
     use rusqlite::Connection;
 
     use super::*;
+    use crate::pocketbase::copy::quick_check;
     use crate::pocketbase::database::Access;
     use crate::pocketbase::database::open;
-    use crate::pocketbase::database::quick_check;
 
     #[test]
     fn what_is_no_plain_file_is_refused_and_not_followed() {

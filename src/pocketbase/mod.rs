@@ -2,6 +2,8 @@
 //!
 //! Deliberately absent: processes (see `supervisor`) and any idea of who a user is.
 
+pub mod apart;
+mod bounds;
 pub mod client;
 pub mod copy;
 pub mod database;

@@ -14,6 +14,8 @@ use std::path::Path;
 use rusqlite::Connection;
 use rusqlite::params;
 
+use super::bounds;
+use super::bounds::Most;
 use super::database;
 use super::database::Durability;
 use super::database::Error;
@@ -143,6 +145,7 @@ fn plan_for(connection: &Connection, wanted: &Roster) -> Result<Option<Plan>, Ed
         // A template without such a collection lets nobody act in its instances, which is its own affair.
         return Ok(None);
     }
+    bounds::plain(connection, USERS)?;
     let has = |column: &str| existing.iter().any(|name| name == column);
     let text = |column: &str| if has(column) { format!("COALESCE({}, '')", quoted(column)) } else { "NULL".to_owned() };
     let sql = format!(
@@ -152,17 +155,22 @@ fn plan_for(connection: &Connection, wanted: &Roster) -> Result<Option<Plan>, Ed
         quoted(USERS)
     );
     let mut statement = connection.prepare(&sql)?;
-    let rows = statement.query_map([], |row| {
-        let found = Found {
+    let mut rows = statement.query([])?;
+    let (mut found, mut most) = (HashMap::new(), Most::default());
+    while let Some(row) = rows.next()? {
+        let id: String = row.get(0)?;
+        let one = Found {
             password: row.get(1)?,
             email: row.get(2)?,
             name: row.get(3)?,
             is_verified: row.get(4)?,
             role: row.get(5)?,
         };
-        Ok((row.get::<_, String>(0)?, found))
-    })?;
-    let plan = plan(&rows.collect::<Result<_, _>>()?, wanted);
+        let more = [&one.name, &one.role].into_iter().flatten();
+        most.take([&id, &one.password, &one.email].into_iter().chain(more))?;
+        found.insert(id, one);
+    }
+    let plan = plan(&found, wanted);
     Ok((plan != Plan::default()).then_some(plan))
 }
 

@@ -10,11 +10,15 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::pocketbase::bounds;
+use crate::pocketbase::bounds::Budget;
+use crate::pocketbase::bounds::Most;
 use crate::pocketbase::database;
 use crate::pocketbase::database::Access;
 use crate::pocketbase::database::EditError;
 use crate::pocketbase::database::at;
 use crate::pocketbase::database::open;
+use crate::pocketbase::database::open_within;
 use crate::pocketbase::edit::quoted;
 
 /// The kinds of tokens that a collection has a secret for.
@@ -51,7 +55,8 @@ impl Collection {
 /// The collections that are not `PocketBase`'s own, by name.
 pub fn collections(path: &Path) -> Result<Vec<Collection>, database::Error> {
     let connection = open(path, Access::Read)?;
-    let read = || -> rusqlite::Result<Vec<Collection>> {
+    let read = || -> Result<Vec<Collection>, EditError> {
+        bounds::plain(&connection, "_collections")?;
         let sql = "SELECT name, type, listRule, viewRule, createRule, updateRule, deleteRule
                    FROM _collections WHERE NOT system ORDER BY name";
         let mut statement = connection.prepare(sql)?;
@@ -66,18 +71,20 @@ pub fn collections(path: &Path) -> Result<Vec<Collection>, database::Error> {
                 delete_rule: row.get(6)?,
             })
         })?;
-        rows.collect()
+        bounds::few(rows)
     };
-    read().map_err(|error| at(path, error.into()))
+    read().map_err(|error| at(path, error))
 }
 
 /// The ids of all superusers.
 pub fn superusers(path: &Path) -> Result<Vec<String>, database::Error> {
     let connection = open(path, Access::Read)?;
-    let read = || -> rusqlite::Result<Vec<String>> {
-        connection.prepare("SELECT id FROM _superusers")?.query_map([], |row| row.get(0))?.collect()
+    let read = || -> Result<Vec<String>, EditError> {
+        bounds::plain(&connection, "_superusers")?;
+        let mut statement = connection.prepare("SELECT id FROM _superusers")?;
+        bounds::few(statement.query_map([], |row| row.get(0))?)
     };
-    read().map_err(|error| at(path, error.into()))
+    read().map_err(|error| at(path, error))
 }
 
 /// The secrets of one database, for finding them in another one.
@@ -96,18 +103,23 @@ impl fmt::Debug for Shared {
 impl Shared {
     /// Reads the secrets of all auth collections and the token keys of all their records.
     pub fn of(path: &Path) -> Result<Self, database::Error> {
-        let connection = open(path, Access::Read)?;
+        let connection = open_within(path, Access::Read, Budget::EDIT)?;
         let read = || -> Result<Self, EditError> {
+            bounds::plain(&connection, "_collections")?;
             let mut shared = Self::default();
             let sql = "SELECT name, CAST(options AS TEXT) FROM _collections WHERE type = 'auth'";
             let mut statement = connection.prepare(sql)?;
             let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            let collections: Vec<(String, String)> = rows.collect::<Result<_, _>>()?;
+            let collections: Vec<(String, String)> = bounds::few(rows)?;
+            let mut most = Most::default();
             for (name, options) in collections {
+                bounds::plain(&connection, &name)?;
                 shared.secrets.extend(secrets(&options));
                 let mut keys = connection.prepare(&format!("SELECT tokenKey FROM {}", quoted(&name)))?;
                 for key in keys.query_map([], |row| row.get(0))? {
-                    shared.keys.push(key?);
+                    let key: String = key?;
+                    most.take([&key])?;
+                    shared.keys.push(key);
                 }
             }
             Ok(shared)

@@ -67,6 +67,11 @@ impl Key {
         Self(format!("{token_key}{collection_secret}"))
     }
 
+    /// The key in clear, for the pipe to a process of ours.
+    pub(super) fn into_clear(self) -> String {
+        self.0
+    }
+
     /// Names the key and reveals nothing of it: two tokens with one id were signed with one key.
     pub fn id(&self) -> Arc<str> {
         let digest = Sha256::new().chain_update(b"key id\0").chain_update(self.0.as_bytes()).finalize();

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use rusqlite::Connection;
 use rusqlite::OptionalExtension;
 
+use super::bounds;
 use super::database;
 use super::database::Error;
 use super::edit::EditError;
@@ -26,9 +27,24 @@ pub fn accepts(path: &Path, token: &str, now: SystemTime) -> Result<bool, Error>
     let Some(secret) = secret_of(&unverified.claims().kind) else { return Ok(false) };
     let claims = unverified.claims().clone();
     let keys = database::look(path, |connection| keys(connection, &claims, secret))?;
+    Ok(fits(&keys, token, now))
+}
+
+/// The same for a database that nobody serves, of which nothing but the file itself is looked at; none when there is a
+/// log, and so perhaps somebody who serves it.
+pub fn accepts_asleep(path: &Path, token: &str, now: SystemTime) -> Result<Option<bool>, Error> {
+    let Ok(unverified) = Unverified::parse(token) else { return Ok(Some(false)) };
+    let Some(secret) = secret_of(&unverified.claims().kind) else { return Ok(Some(false)) };
+    let claims = unverified.claims().clone();
+    let keys = database::look_asleep(path, |connection| keys(connection, &claims, secret))?;
+    Ok(keys.map(|keys| fits(&keys, token, now)))
+}
+
+/// Whether a token was signed with one of these keys.
+fn fits(keys: &[Key], token: &str, now: SystemTime) -> bool {
     // Parsed anew for each: a name of one collection may be the id of another.
     let fits = |key: &Key| Unverified::parse(token).is_ok_and(|token| token.verify(key, now).is_ok());
-    Ok(keys.iter().any(fits))
+    keys.iter().any(fits)
 }
 
 /// Whether a text can be a valid token at all, as far as that can be told without its key: one that is worth a look.
@@ -46,6 +62,7 @@ fn secret_of(kind: &str) -> Option<&'static str> {
 }
 
 fn keys(connection: &Connection, claims: &Claims, secret: &str) -> Result<Vec<Key>, EditError> {
+    bounds::plain(connection, "_collections")?;
     let mut statement = connection.prepare(
         "SELECT name, json_extract(CAST(options AS TEXT), ?2) FROM _collections
          WHERE type = 'auth' AND name <> '_superusers' AND (id = ?1 OR name = ?1)",
@@ -54,8 +71,8 @@ fn keys(connection: &Connection, claims: &Claims, secret: &str) -> Result<Vec<Ke
         Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?))
     })?;
     let mut keys = Vec::new();
-    for found in found {
-        let (name, secret) = found?;
+    for (name, secret) in bounds::few(found)? {
+        bounds::plain(connection, &name)?;
         let sql = format!("SELECT tokenKey FROM {} WHERE id = ?1", quoted(&name));
         let key: Option<String> = connection.query_row(&sql, [&claims.id], |row| row.get(0)).optional()?;
         // Half a key could be forged by whoever knows the other half.

@@ -19,6 +19,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
@@ -29,6 +30,7 @@ use tokio::sync::mpsc;
 pub use crate::store::limit_rules::check;
 pub use crate::store::tenants::Limits;
 pub use account::Place;
+pub use account::Tally;
 pub use config::Config;
 pub use config::Invalid;
 pub use sweep::Sweep;
@@ -44,6 +46,12 @@ use crate::telemetry::Metrics;
 
 /// Tenants that wait to be measured out of turn; beyond, they wait for their turn.
 const URGENT: usize = 1_024;
+const HOUR: Duration = Duration::from_hours(1);
+const MINUTE: Duration = Duration::from_mins(1);
+/// Walks through folders at once that somebody waits for.
+const WALKS: usize = 4;
+/// How old a measure may be that somebody asks for.
+const FRESH: Duration = Duration::from_secs(3);
 
 /// Room that folders take, as it is measured: bytes.
 pub type Measure = Arc<dyn Fn(&TenantId) -> io::Result<u64> + Send + Sync>;
@@ -85,6 +93,16 @@ impl Level {
     }
 }
 
+fn too_many_uploads(account: &Account, now: Instant) -> Problem {
+    let message = "too many uploads in this hour; wait as long as Retry-After says";
+    Problem::new(Code::RateLimited).message(message).retry_after(account.uploads.wait(HOUR, now))
+}
+
+fn too_many_requests(account: &Account, now: Instant) -> Problem {
+    let message = "too many requests in this minute; wait as long as Retry-After says";
+    Problem::new(Code::RateLimited).message(message).retry_after(account.requests.wait(MINUTE, now))
+}
+
 /// What [`Quotas`] works with.
 #[expect(missing_debug_implementations, reason = "it lives for one call and holds closures")]
 pub struct Parts {
@@ -116,10 +134,12 @@ pub struct Weight {
 }
 
 /// Leave for one request.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Leave {
     /// The place it takes, if places are counted.
     pub place: Option<Place>,
+    /// Counts the bytes of its body, if they may stay.
+    pub tally: Option<Tally>,
     /// Largest body, if one is set.
     pub largest: Option<u64>,
     /// What its caller is to be told, if the tenant is beyond its soft limit.
@@ -156,6 +176,8 @@ struct Inner {
     somebody_is_over: AtomicBool,
     /// Whether the disk is down to its reserve.
     is_full: AtomicBool,
+    /// Walks that somebody waits for.
+    walks: AtomicUsize,
     urgent: mpsc::Sender<TenantId>,
 }
 
@@ -175,6 +197,7 @@ impl Quotas {
             accounts: DashMap::new(),
             somebody_is_over: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
+            walks: AtomicUsize::new(0),
             urgent,
         };
         let quotas = Self { inner: Arc::new(inner) };
@@ -220,40 +243,56 @@ impl Quotas {
         self.inner.accounts.remove(id);
     }
 
+    /// Whether a request of this weight would be refused as things stand. Nothing is counted: it is for those who would
+    /// have to wake an instance to ask [`admit`](Self::admit).
+    pub fn look(&self, id: &TenantId, weight: Weight, now: Instant) -> Result<(), Problem> {
+        if !(weight.grows || self.inner.counts_requests.load(Ordering::Relaxed)) {
+            return Ok(());
+        }
+        let Some(account) = self.account(id) else { return Ok(()) };
+        let limits = account.limits();
+        if weight.grows {
+            self.room_for(&account, &limits, weight)?;
+            if weight.is_upload && account.uploads.is_used_up(limits.uploads_per_hour, HOUR, now) {
+                return Err(too_many_uploads(&account, now));
+            }
+        }
+        if account.requests.is_used_up(limits.requests_per_minute, MINUTE, now) {
+            return Err(too_many_requests(&account, now));
+        }
+        Ok(())
+    }
+
     /// Whether a request of this weight may pass.
     pub fn admit(&self, id: &TenantId, weight: Weight, now: Instant) -> Result<Leave, Problem> {
         let counts = self.inner.counts_requests.load(Ordering::Relaxed);
         let is_over = self.inner.somebody_is_over.load(Ordering::Relaxed);
         if !(counts || is_over || weight.grows) {
-            return Ok(Leave { place: None, largest: None, notice: None });
+            return Ok(Leave::default());
         }
-        let Some(account) = self.account(id) else { return Ok(Leave { place: None, largest: None, notice: None }) };
+        let Some(account) = self.account(id) else { return Ok(Leave::default()) };
         let limits = account.limits();
         let mut largest = None;
         if weight.grows {
             largest = self.room_for(&account, &limits, weight)?;
-            if weight.is_upload && !account.uploads.take(limits.uploads_per_hour, Duration::from_hours(1), now) {
-                let wait = account.uploads.wait(Duration::from_hours(1), now);
-                let message = "too many uploads in this hour; wait as long as Retry-After says";
-                return Err(Problem::new(Code::RateLimited).message(message).retry_after(wait));
+            if weight.is_upload && !account.uploads.take(limits.uploads_per_hour, HOUR, now) {
+                return Err(too_many_uploads(&account, now));
             }
         }
-        let minute = Duration::from_mins(1);
-        if counts && !account.requests.take(limits.requests_per_minute, minute, now) {
-            let message = "too many requests in this minute; wait as long as Retry-After says";
-            let wait = account.requests.wait(minute, now);
-            return Err(Problem::new(Code::RateLimited).message(message).retry_after(wait));
+        if counts && !account.requests.take(limits.requests_per_minute, MINUTE, now) {
+            return Err(too_many_requests(&account, now));
         }
-        let place = account.enter(limits.in_flight).map_err(|()| {
+        let mut place = account.enter(limits.in_flight).map_err(|()| {
             let message = "as many requests of this tenant are at work as may be; try again soon";
             Problem::new(Code::TenantBusy).message(message).retry_after(Duration::from_secs(1))
         })?;
         if weight.grows {
-            account.wrote(weight.length.unwrap_or(0));
+            place.tally = Some(account.tally(weight.length.unwrap_or(0), limits.disk_hard));
             self.look_after(id, &account, &limits);
         }
+        let tally = place.tally.clone();
         let notice = (account.level() > Level::Ok).then(|| account.notice());
-        Ok(Leave { place: Some(place), largest, notice })
+        Ok(Leave { place: Some(place), tally, largest, notice })
     }
 
     /// The largest body that there is room for.
@@ -291,7 +330,7 @@ impl Quotas {
             && self.inner.urgent.try_send(id.clone()).is_err()
         {
             // So many wait that its turn comes as soon.
-            account.measuring();
+            account.unqueue();
         }
     }
 
@@ -315,6 +354,23 @@ impl Quotas {
         }
     }
 
+    /// The same with a measure that is some seconds old at most, unless many are asked for at once: then the last one
+    /// stands. Blocks; not for worker threads.
+    pub fn usage_lately(&self, tenant: &Tenant) -> Usage {
+        let Some(account) = self.account(&tenant.id) else { return self.usage(tenant) };
+        // Whoever asks while somebody walks, or just did, learns what that one learned.
+        let walk = account.walk.try_lock();
+        let is_fresh = || account.measured_ago().is_some_and(|ago| ago < FRESH);
+        if walk.is_ok() && !is_fresh() {
+            let walks = self.inner.walks.fetch_add(1, Ordering::Relaxed);
+            if walks < WALKS {
+                self.measure(&tenant.id);
+            }
+            self.inner.walks.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.usage(tenant)
+    }
+
     /// The same with the disk measured now. Blocks; not for worker threads.
     pub fn usage_now(&self, tenant: &Tenant) -> Usage {
         drop(self.account(&tenant.id));
@@ -336,11 +392,14 @@ impl Quotas {
     /// Measures one tenant and tells its owner when it crossed a limit. Blocks.
     fn measure(&self, id: &TenantId) {
         let Some(tenant) = self.inner.parts.tenants.find(id) else { return self.forget(id) };
-        if let Some(account) = self.inner.accounts.get(id) {
-            account.measuring();
-        }
-        let used = match (self.inner.parts.measure)(id) {
-            Ok(used) => used,
+        let mark = self.inner.accounts.get(id).map(|account| account.measuring());
+        let limits = self.limits(&tenant);
+        let (used, uncounted) = match (self.inner.parts.measure)(id) {
+            Ok(used) => (used, None),
+            // Made so by whoever runs there: what is not counted is as much as it may have.
+            Err(error) if matches!(error.kind(), io::ErrorKind::QuotaExceeded | io::ErrorKind::PermissionDenied) => {
+                (limits.disk_hard.or(limits.disk_soft).unwrap_or(0), Some(error))
+            }
             Err(error) => {
                 tracing::debug!(tenant.id = %id, %error, "a tenant's folder cannot be measured now");
                 return;
@@ -351,9 +410,12 @@ impl Quotas {
             return;
         }
         let Some(account) = self.account(id) else { return };
-        let limits = self.limits(&tenant);
         account.set_limits(limits);
-        if let Some(level) = account.measured(used, &limits) {
+        let mark = mark.unwrap_or_else(|| account.measuring());
+        if let Some(level) = account.measured(used, mark, &limits) {
+            if let Some(error) = uncounted {
+                tracing::warn!(tenant.id = %id, %error, "a tenant's folders cannot be counted: it is at its limit");
+            }
             if level > Level::Ok {
                 tracing::info!(tenant.id = %id, level = level.as_str(), bytes = used, "a tenant crossed a limit of its disk");
             }
@@ -361,3 +423,6 @@ impl Quotas {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

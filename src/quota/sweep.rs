@@ -1,9 +1,12 @@
 //! The task that measures: everybody in turn, so many a second; those who wrote much out of turn; the disk every second.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio::time::MissedTickBehavior;
 
@@ -48,10 +51,27 @@ impl Sweep {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut next_turn = Instant::now();
+        let mut work: Option<JoinHandle<()>> = None;
+        let is_over = Arc::new(AtomicBool::new(false));
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
-                () = shutdown.begun() => return,
+                () = shutdown.begun() => {
+                    // The walk under way has an end of its own, and nobody waits for what it finds.
+                    is_over.store(true, Ordering::Relaxed);
+                    return;
+                }
+            }
+            // Whatever the walks meet: the reserve of the disk is everybody's.
+            let quotas = self.quotas.clone();
+            drop(tokio::task::spawn_blocking(move || quotas.look_at_disk()).await);
+            if work.as_ref().is_some_and(|work| !work.is_finished()) {
+                continue;
+            }
+            if let Some(worked) = work.take()
+                && worked.await.is_err()
+            {
+                tracing::error!("a measure of tenants' folders ended early");
             }
             if matches!(self.turn, Turn::Rests) && Instant::now() >= next_turn {
                 self.turn = Turn::Begins;
@@ -66,18 +86,14 @@ impl Sweep {
             self.fill(&mut batch, each);
             let is_turn_over = was_turning && matches!(self.turn, Turn::Rests);
             let quotas = self.quotas.clone();
-            // Off the event loop: walks of folders block.
-            let worked = tokio::task::spawn_blocking(move || {
-                quotas.look_at_disk();
-                for id in &batch {
-                    quotas.measure(id);
-                }
-                if !batch.is_empty() {
+            if !batch.is_empty() {
+                let is_over = Arc::clone(&is_over);
+                // Off the event loop: walks of folders block.
+                work = Some(tokio::task::spawn_blocking(move || {
+                    let rest = batch.iter().take_while(|_| !is_over.load(Ordering::Relaxed));
+                    rest.for_each(|id| quotas.measure(id));
                     quotas.sum_up();
-                }
-            });
-            if worked.await.is_err() {
-                tracing::error!("a measure of tenants' folders ended early");
+                }));
             }
             if is_turn_over {
                 next_turn = Instant::now() + config.sweep_interval;
@@ -120,7 +136,10 @@ impl Quotas {
     }
 
     /// Totals, for `/metrics`: no tenant is named there.
-    fn sum_up(&self) {
+    pub(super) fn sum_up(&self) {
+        // Whoever is deleted or gone has nothing any more, and counts in no total.
+        let tenants = &self.inner.parts.tenants;
+        self.inner.accounts.retain(|id, _| tenants.find(id).is_some_and(|tenant| tenant.deleted.is_none()));
         let (mut bytes, mut soft, mut hard) = (0_u64, 0_i64, 0_i64);
         for account in &self.inner.accounts {
             bytes = bytes.saturating_add(account.used());

@@ -13,10 +13,12 @@ use futures_util::StreamExt;
 use futures_util::stream;
 
 use crate::ids::TenantId;
+use crate::pocketbase::copy::Served;
 use crate::pocketbase::database::Signers;
 use crate::store::placements::Occupancy;
 use crate::store::placements::Placement;
 use crate::store::placements::ProcessIdentity;
+use crate::supervisor::confine::Confinement;
 use crate::supervisor::fleet::Fleet;
 use crate::supervisor::health;
 use crate::supervisor::instance::Instance;
@@ -33,10 +35,13 @@ use crate::supervisor::slot::Running;
 use crate::supervisor::slot::Slot;
 use crate::supervisor::slot::mint;
 use crate::supervisor::snapshot;
+use crate::supervisor::state::Failure;
 use crate::supervisor::upgrade;
 
 /// Checks under way at once.
 const CONCURRENCY: usize = 16;
+/// All that is asked about one process: longer than each of its parts.
+const CHECK: Duration = Duration::from_mins(1);
 /// How long a live process may take to prove itself.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -102,6 +107,16 @@ async fn settle(fleet: &Arc<Fleet>, placement: Arc<Placement>) {
     launch::release(fleet, &placement.tenant, placement.epoch).await;
 }
 
+/// Whether a process runs in the sandbox that it would be put into. Where that cannot be told it is not kept: its next
+/// start finds out, or waits.
+fn fits(confinement: Result<Confinement, Failure>, profile: &str) -> Result<Confinement, String> {
+    match confinement {
+        Ok(confinement) if confinement.profile == profile => Ok(confinement),
+        Ok(_) => Err("it runs in another sandbox".to_owned()),
+        Err(failure) => Err(format!("the sandbox it belongs into cannot be told: {failure:?}")),
+    }
+}
+
 /// The health check, as patient as the probes of a running instance: one that is busy, or that restarts itself after a
 /// restore of its own (a second of refused connections), is not stopped for it.
 async fn prove(identity: &ProcessIdentity, signers: &Signers) -> Result<(), health::Error> {
@@ -135,13 +150,10 @@ async fn take_over(
         if !fleet.binaries.has(&identity.binary_sha256) {
             return Err("it runs another PocketBase binary".to_owned());
         }
-        if let Ok(confinement) = fleet.confinement(&placement.tenant, &tenant.template).await {
-            if confinement.profile != identity.jail_profile {
-                return Err("it runs in another sandbox".to_owned());
-            }
-            let connected = fleet.connect(&confinement, identity.address).await;
-            connected.map_err(|_| "the rules of level 3 are not in force")?;
-        }
+        let confinement = fleet.confinement(&placement.tenant, &tenant.template).await;
+        let confinement = fits(confinement, &identity.jail_profile)?;
+        let connected = fleet.connect(&confinement, identity.address).await;
+        connected.map_err(|_| "the rules of level 3 are not in force")?;
         // Nobody has been served by it, so stopping it loses nothing; its next start rolls the data back.
         if snapshot::is_unfinished(&fleet.folder(&placement.tenant)) {
             return Err("its upgrade was not finished".to_owned());
@@ -150,7 +162,8 @@ async fn take_over(
             return Err("its restore was not finished".to_owned());
         }
         let (of, id) = (Arc::clone(fleet), placement.tenant.clone());
-        let read = tokio::task::spawn_blocking(move || roster::keys(&of, &id).map(|(signers, _)| signers)).await;
+        let look = move || roster::keys(&of, &id, Served::Yes).map(|(signers, _)| signers);
+        let read = tokio::task::spawn_blocking(look).await;
         let signers = read.map_err(|_| "the task failed")?.map_err(|error| error.to_string())?;
         prove(identity, &signers).await.map_err(|error| error.to_string())?;
         if let Err(error) = fleet.placements.adopt(&placement.tenant, placement.epoch).await {
@@ -159,7 +172,9 @@ async fn take_over(
         }
         Ok(signers)
     };
-    match checked.await {
+    // Nobody is served before all are settled: one that cannot be told in time is stopped.
+    let checked = tokio::time::timeout(CHECK, checked).await;
+    match checked.unwrap_or_else(|_| Err("it could not be checked in time".to_owned())) {
         Ok(signers) => {
             let log_start = logs::length(&fleet.folder(&placement.tenant));
             let running = Arc::new(Running::new(identity.address, placement.epoch, signers, log_start));
@@ -180,5 +195,16 @@ async fn take_over(
             process.stop(fleet.config.stop_timeout).await;
             Err(refusal)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_whose_sandbox_cannot_be_told_is_not_kept() {
+        let unknown = Err(Failure::Outside("no user is left for it".to_owned(), PATIENCE));
+        assert!(fits(unknown, "2-0123").unwrap_err().contains("no user is left"));
     }
 }

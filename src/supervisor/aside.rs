@@ -8,7 +8,6 @@ use std::fs;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +22,7 @@ use super::Error;
 use super::Supervisor;
 use super::files;
 use super::launch;
+use super::remove::remove_tree;
 use super::slot::Command;
 use super::usage;
 use super::usage::Usage;
@@ -144,7 +144,8 @@ impl Supervisor {
     /// What lies in a folder that was put aside.
     pub async fn size_aside(&self, name: &str) -> Result<Usage, Stuck> {
         let folder = self.fleet.layout.deleted.join(name);
-        blocking(move || usage::measure(&folder).map_err(failed("measure", &folder))).await
+        // What cannot be counted is removed all the same.
+        blocking(move || Ok(usage::measure(&folder).unwrap_or_default())).await
     }
 
     /// Removes a folder that was put aside, for good.
@@ -255,7 +256,7 @@ impl Supervisor {
         };
         blocking(move || {
             let _held = hold(&folder)?;
-            let usage = usage::measure(&folder).map_err(failed("measure", &folder))?;
+            let usage = usage::measure(&folder).unwrap_or_default();
             remove(&folder)?;
             Ok(usage)
         })
@@ -355,34 +356,16 @@ fn relocate(from: &Path, to: &Path) -> Result<(), Stuck> {
     from.parent().map_or(Ok(()), files::sync_folder).map_err(failed("sync the folder of", from))
 }
 
-/// Removes a tree without following a link. What an instance's code made unreadable is made readable first.
+/// Removes a tree without following a link, for good.
 fn remove(folder: &Path) -> Result<(), Stuck> {
-    let removed = match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            open_up(folder).and_then(|()| fs::remove_dir_all(folder))
-        }
-        other => other,
-    };
-    match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", folder)(error)),
-        _ => folder.parent().map_or(Ok(()), files::sync_folder).map_err(failed("sync the folder of", folder)),
-    }
-}
-
-fn open_up(folder: &Path) -> io::Result<()> {
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        // The entry's own type: a symbolic link is no folder.
-        if entry.file_type()?.is_dir() {
-            open_up(&entry.path())?;
-        }
-    }
-    Ok(())
+    remove_tree(folder).map_err(failed("remove", folder))?;
+    folder.parent().map_or(Ok(()), files::sync_folder).map_err(failed("sync the folder of", folder))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

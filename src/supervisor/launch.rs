@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::failpoint;
 use crate::ids::TenantId;
+use crate::pocketbase::copy::Served;
 use crate::pocketbase::database;
 use crate::pocketbase::database::Signers;
 use crate::store;
@@ -35,6 +36,7 @@ use crate::supervisor::process::Exit;
 use crate::supervisor::process::Process;
 use crate::supervisor::process::Runs;
 use crate::supervisor::provision;
+use crate::supervisor::remove::remove_tree;
 use crate::supervisor::roster;
 use crate::supervisor::slot::Running;
 use crate::supervisor::slot::Slot;
@@ -47,6 +49,8 @@ use crate::supervisor::upgrade;
 
 /// How often a start is repeated at once with another address, or after a stray process was stopped.
 const ATTEMPTS: u32 = 4;
+/// Processes of one data directory that are stopped one after the other.
+const STRAYS: usize = 64;
 /// Wait before something outside the instance (disk, binary, template) is tried again.
 const OUTSIDE_RETRY: Duration = Duration::from_secs(10);
 /// How long a start holds its place at the gate. One takes some 30 ms of CPU; what takes longer waits for something.
@@ -220,15 +224,13 @@ async fn prepare(
     let work = tokio::task::spawn_blocking(move || {
         let folder = fleet.folder(&id);
         let temporary = folder.join(jail::TMP);
-        match std::fs::remove_dir_all(&temporary) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(outside(error.to_string())),
-            _ => std::fs::create_dir(&temporary).map_err(|error| outside(format!("make its folder: {error}")))?,
-        }
+        remove_tree(&temporary).map_err(|error| outside(format!("empty its temporary folder: {error}")))?;
+        std::fs::create_dir(&temporary).map_err(|error| outside(format!("make its folder: {error}")))?;
         if let Err(error) = logs::rotate(&folder, fleet.config.log_bytes, fleet.config.log_files) {
             tracing::warn!(tenant.id = %id, %error, "rotate an instance's log");
         }
         choice::note(&fleet.binaries, &folder, &golden).map_err(outside)?;
-        let (signers, changed) = roster::keys(&fleet, &id).map_err(|error| unreadable(&error))?;
+        let (signers, changed) = roster::keys(&fleet, &id, Served::No).map_err(|error| unreadable(&error))?;
         if !changed.is_empty() {
             // Behind the instance's back, which will tell nobody. An error: nobody listens.
             drop(fleet.rewritten.send(id));
@@ -254,6 +256,8 @@ pub(crate) fn unreadable(error: &database::Error) -> Failure {
         | database::Error::NotADatabase { .. }
         | database::Error::Damaged { .. }
         | database::Error::Missing { .. } => Failure::Fatal(reason),
+        // Growing pauses, and a person in the end: somebody made it so, and asking again costs as much again.
+        database::Error::Beyond { .. } => Failure::Crash(reason),
         database::Error::Io { .. } | database::Error::Sqlite { .. } => outside(reason),
     }
 }
@@ -267,6 +271,8 @@ async fn attempt(
 ) -> Result<(Process, Running), Setback> {
     let tenant = &record.id;
     let folder = fleet.folder(tenant);
+    // Before anything in the folder is touched: what an earlier life left may still write to it.
+    upgrade::unlocked(fleet, &folder).await.map_err(outside)?;
     let store = |error: store::Error| outside(format!("the control database: {error}"));
     // The keys are read before anything can write the database, while the new epoch goes to disk.
     let (epoch, signers) =
@@ -436,16 +442,27 @@ fn is_out_of_memory(line: &str) -> bool {
 
 /// Stops a process of an earlier life that still holds the data directory, if it is certainly one of ours.
 pub(crate) async fn stop_stray_process(folder: &Path, patience: Duration) -> std::io::Result<bool> {
-    let stray = process::find_stray(&folder.join("lock"), &folder.join("pb_data"))?;
-    let Some(stray) = stray else { return Ok(false) };
-    tracing::warn!(instance.pid = stray.identity().pid, "stop a stray process that holds a data directory");
-    stray.stop(patience).await;
-    Ok(true)
+    let mut last = None;
+    // One that an instance started may have started others, which hold what it held.
+    for _ in 0..STRAYS {
+        let (lock, data) = (folder.join("lock"), folder.join("pb_data"));
+        let look = tokio::task::spawn_blocking(move || process::find_stray(&lock, &data));
+        let Some(stray) = look.await.map_err(std::io::Error::other)?? else { break };
+        // One that survives even SIGKILL is stuck in the kernel.
+        if last.replace(stray.identity().pid) == Some(stray.identity().pid) {
+            break;
+        }
+        tracing::warn!(instance.pid = stray.identity().pid, "stop a stray process that holds a data directory");
+        stray.stop(patience).await;
+    }
+    Ok(last.is_some())
 }
 
 async fn stop_stray(folder: &Path, patience: Duration) -> Setback {
     match stop_stray_process(folder, patience).await {
         Ok(true) => Setback::Again,
+        // Somebody who only looked whether it is held, as pocketfleet does itself, held it for that moment.
+        Ok(false) if jail::is_locked(&folder.join("lock")).is_ok_and(|locked| !locked) => Setback::Again,
         Ok(false) => outside("another process holds its data directory").into(),
         Err(error) => outside(format!("another process holds its data directory: {error}")).into(),
     }
@@ -511,6 +528,15 @@ mod tests {
         );
         assert!(is_out_of_memory("fatal error: runtime: out of memory") && !is_out_of_memory("said: out of memory"));
         assert!(matches!(classify(Exit::Signal(9), &lines("file is not a database")), Failure::Unclear(_)));
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_is_free_again_is_tried_again_and_one_that_is_held_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = std::fs::File::create(dir.path().join("lock")).unwrap();
+        assert!(matches!(stop_stray(dir.path(), Duration::ZERO).await, Setback::Again));
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert!(matches!(stop_stray(dir.path(), Duration::ZERO).await, Setback::Final(Failure::Outside(..))));
     }
 
     #[test]

@@ -16,13 +16,19 @@
 //! Deliberately absent: users, HTTP routing, and any idea of why somebody wants an instance.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
+use std::time::SystemTime;
 
 use crate::ids::TenantId;
+use crate::pocketbase::apart::Ask;
+use crate::pocketbase::copy::Served;
+use crate::pocketbase::database;
+use crate::pocketbase::visitors;
 use crate::store::placements::Placements;
 use crate::store::tenants::Tenant;
 use crate::store::tenants::Tenants;
@@ -38,6 +44,7 @@ use crate::telemetry::Metrics;
 
 mod adoption;
 mod announcement;
+pub mod apart;
 pub mod aside;
 pub mod backoff;
 mod bake;
@@ -63,6 +70,7 @@ pub mod owner;
 pub mod process;
 mod prove;
 pub mod provision;
+mod remove;
 mod replace;
 pub mod rollout;
 mod roster;
@@ -436,6 +444,30 @@ impl Supervisor {
     /// Path of the instance's database file, also while it sleeps.
     pub fn database(&self, tenant: &TenantId) -> PathBuf {
         self.fleet.folder(tenant).join("pb_data").join("data.db")
+    }
+
+    /// Whether an instance would take this token, of its own users', from anybody: see [`visitors::accepts`]. Blocks.
+    pub fn accepts(&self, tenant: &TenantId, token: &str) -> Result<bool, database::Error> {
+        let (path, now) = (self.database(tenant), SystemTime::now());
+        if let Some(accepts) = visitors::accepts_asleep(&path, token, now)? {
+            return Ok(accepts);
+        }
+        let ask = Ask::accepts(&path, token, now);
+        apart::ask(&self.fleet.isolation.jailer, &ask, apart::LOOK)?.accepted(&path)
+    }
+
+    /// Copies a database of an instance, awake or asleep, within a time: see [`copy::vacuum_into`]. Blocks.
+    ///
+    /// [`copy::vacuum_into`]: crate::pocketbase::copy::vacuum_into
+    pub fn copy_database(
+        &self,
+        from: &Path,
+        to: &Path,
+        served: Served,
+        limit: Duration,
+    ) -> Result<(), database::Error> {
+        let ask = Ask::copy(from, to, served, limit);
+        apart::ask(&self.fleet.isolation.jailer, &ask, limit + apart::LOOK)?.copied(from)
     }
 
     /// Wakes the global instance and every pinned one, in the background.

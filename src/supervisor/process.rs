@@ -345,19 +345,35 @@ fn parse_lock(line: &str, inode: u64) -> Option<i32> {
     (file.rsplit(':').next()?.parse::<u64>().ok()? == inode).then(|| pid.parse().ok())?
 }
 
-/// Opens a process found by [`lock_holder`] if its command line names the data directory, so that a stranger who
-/// happens to lock the file is never signalled.
+/// Opens the process that holds the lock of a data directory. The one that took it is ours if its command line names the
+/// directory, so that a stranger who happens to lock the file is never signalled. Where that one is gone, a program that
+/// it had started holds what it inherited: that is found by its descriptors.
 pub fn find_stray(lock: &Path, data: &Path) -> io::Result<Option<Process>> {
-    let Some(pid) = lock_holder(lock)? else { return Ok(None) };
+    let Some(taker) = lock_holder(lock)? else { return Ok(None) };
+    let data = data.as_os_str().as_encoded_bytes();
+    let names_data = || -> io::Result<bool> {
+        let command = match std::fs::read(format!("/proc/{taker}/cmdline")) {
+            Err(error) if is_gone(&error) => return Ok(false),
+            command => command?,
+        };
+        Ok(!data.is_empty() && command.windows(data.len()).any(|window| window == data))
+    };
+    if let Some(process) = opened(taker, names_data)? {
+        return Ok(Some(process));
+    }
+    let Some((heir, inode)) = heir(lock, taker)? else { return Ok(None) };
+    opened(heir, || holds(heir, inode))
+}
+
+/// Opens a process, and keeps it if it is the one that is meant: looked at when its number cannot go to another any more.
+fn opened(pid: i32, is_meant: impl FnOnce() -> io::Result<bool>) -> io::Result<Option<Process>> {
     let Some(id) = Pid::from_raw(pid) else { return Ok(None) };
     let pidfd = match rustix::process::pidfd_open(id, PidfdFlags::empty()) {
         Ok(pidfd) => pidfd,
         Err(rustix::io::Errno::SRCH) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let command = std::fs::read(format!("/proc/{pid}/cmdline"))?;
-    let data = data.as_os_str().as_encoded_bytes();
-    if data.is_empty() || !command.windows(data.len()).any(|window| window == data) {
+    if !is_meant()? {
         return Ok(None);
     }
     let identity = ProcessIdentity {
@@ -371,6 +387,50 @@ pub fn find_stray(lock: &Path, data: &Path) -> io::Result<Option<Process>> {
     };
     let pidfd = watch(pidfd, Interest::READABLE)?;
     Ok(Some(Process { pid: id, pidfd, child: None, identity }))
+}
+
+/// A process that inherited a lock from the one that took it, and the file's device and inode.
+fn heir(lock: &Path, taker: i32) -> io::Result<Option<(i32, (u64, u64))>> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(lock)?;
+    let inode = (metadata.dev(), metadata.ino());
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        if pid != own && pid != taker && holds(pid, inode)? {
+            return Ok(Some((pid, inode)));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether a process has this very file open, and locked through the same descriptor. To look at another user's takes
+/// the right to trace it.
+fn holds(pid: i32, inode: (u64, u64)) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let descriptors = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
+        Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::PermissionDenied => return Ok(false),
+        descriptors => descriptors?,
+    };
+    for entry in descriptors {
+        // What is closed meanwhile is held no more.
+        let Ok(entry) = entry else { return Ok(false) };
+        let is_it = std::fs::metadata(entry.path()).is_ok_and(|found| (found.dev(), found.ino()) == inode);
+        if is_it {
+            let info = format!("/proc/{pid}/fdinfo/{}", entry.file_name().to_string_lossy());
+            let info = std::fs::read_to_string(info).unwrap_or_default();
+            let is_lock = |line: &str| line.starts_with("lock:") && line.contains("FLOCK") && line.contains("WRITE");
+            if info.lines().any(is_lock) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// How `/proc` says that a process has ended.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
 /// Where the jailer is: this program itself, by a path that survives an upgrade of the file.
@@ -412,6 +472,31 @@ mod tests {
             let rebooted = ProcessIdentity { boot_id: "other".into(), ..identity };
             assert!(matches!(Process::adopt(&rebooted), Err(NotOurs::OtherBoot)));
         });
+    }
+
+    #[tokio::test]
+    async fn what_inherited_a_lock_from_somebody_who_is_gone_is_found_and_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let file = File::create(&path).unwrap();
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+        // What a hook leaves behind in a session of its own.
+        #[expect(clippy::disallowed_methods, reason = "a process to be found")]
+        let mut left = Command::new("/bin/sleep").arg("1000").stdin(Stdio::from(file)).spawn().unwrap();
+        #[expect(clippy::disallowed_methods, reason = "a process to be left alone")]
+        let mut reader = Command::new("/bin/sleep").arg("1000").stdin(File::open(&path).unwrap()).spawn().unwrap();
+        assert!(jail::is_locked(&path).unwrap());
+        assert_eq!(lock_holder(&path).unwrap(), Some(i32::try_from(std::process::id()).unwrap()));
+        let found = find_stray(&path, &dir.path().join("pb_data")).unwrap().unwrap();
+        assert_eq!(u32::try_from(found.identity().pid).unwrap(), left.id());
+        found.stop(Duration::from_secs(30)).await;
+        assert!(!jail::is_locked(&path).unwrap());
+        assert!(find_stray(&path, &dir.path().join("pb_data")).unwrap().is_none());
+        // It was reaped by whoever stopped it.
+        drop(left.try_wait());
+        assert!(reader.try_wait().unwrap().is_none(), "a stranger who only reads the file is left alone");
+        reader.kill().unwrap();
+        reader.wait().unwrap();
     }
 
     #[test]

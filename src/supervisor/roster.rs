@@ -26,12 +26,16 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use crate::ids::TenantId;
+use crate::pocketbase::apart::Ask;
+use crate::pocketbase::copy::Served;
 use crate::pocketbase::database;
 use crate::pocketbase::database::Owner;
 use crate::pocketbase::database::Signers;
 use crate::pocketbase::roster;
+use crate::pocketbase::roster::Roster;
 use crate::store::tenants::Kind;
 use crate::store::tenants::Tenant;
+use crate::supervisor::apart;
 use crate::supervisor::config::Access;
 use crate::supervisor::fleet::Fleet;
 use crate::supervisor::slot::Running;
@@ -53,10 +57,20 @@ pub(super) fn owner(fleet: &Fleet, tenant: &Tenant) -> Result<Option<Owner>, &'s
 }
 
 /// Brings the rows of an instance in step and reads its keys; the changed rows' ids come with them. Nobody's token is
-/// ever minted for the global instance, or for one with users of its own, but the control superuser's. Blocks.
-pub(super) fn keys(fleet: &Fleet, tenant: &TenantId) -> Result<(Signers, Vec<String>), database::Error> {
+/// ever minted for the global instance, or for one with users of its own, but the control superuser's. While a process
+/// serves the database, one that can be spared looks at it for us. Blocks.
+pub(super) fn keys(
+    fleet: &Fleet,
+    tenant: &TenantId,
+    served: Served,
+) -> Result<(Signers, Vec<String>), database::Error> {
     let path = fleet.folder(tenant).join("pb_data").join("data.db");
+    let jailer = &fleet.isolation.jailer;
+    let asked = |ask: &Ask, limit| apart::ask(jailer, ask, limit)?.keys(&path);
     let nobody = || {
+        if served == Served::Yes {
+            return asked(&Ask::superuser(&path), apart::LOOK);
+        }
         Ok((
             Signers {
                 superuser: database::superuser(&path)?,
@@ -67,7 +81,14 @@ pub(super) fn keys(fleet: &Fleet, tenant: &TenantId) -> Result<(Signers, Vec<Str
             Vec::new(),
         ))
     };
-    let as_it_is = || Ok((database::signers(&path)?, Vec::new()));
+    let as_it_is = || match served {
+        Served::Yes => asked(&Ask::signers(&path), apart::LOOK),
+        Served::No => Ok((database::signers(&path)?, Vec::new())),
+    };
+    let enroll = |wanted: &Roster| match served {
+        Served::Yes => asked(&Ask::enroll(&path, wanted), apart::EDIT),
+        Served::No => roster::enroll(&path, wanted),
+    };
     if tenant.is_global() {
         return nobody();
     }
@@ -75,7 +96,7 @@ pub(super) fn keys(fleet: &Fleet, tenant: &TenantId) -> Result<(Signers, Vec<Str
     match (fleet.rosters.0)(&record) {
         Access::Own => nobody(),
         Access::Unknown => as_it_is(),
-        Access::Roster(wanted) => roster::enroll(&path, &wanted).or_else(|error| {
+        Access::Roster(wanted) => enroll(&wanted).or_else(|error| {
             let (mut signers, none) = as_it_is()?;
             tracing::error!(tenant.id = %tenant, %error, "bring the rows of an instance's members in step");
             if wanted.is_shared {
@@ -89,7 +110,7 @@ pub(super) fn keys(fleet: &Fleet, tenant: &TenantId) -> Result<(Signers, Vec<Str
 /// Brings a running instance in step.
 pub(super) async fn follow(fleet: &Arc<Fleet>, tenant: &TenantId, running: &Arc<Running>) {
     let (of, id) = (Arc::clone(fleet), tenant.clone());
-    let changed = match tokio::task::spawn_blocking(move || keys(&of, &id)).await {
+    let changed = match tokio::task::spawn_blocking(move || keys(&of, &id, Served::Yes)).await {
         Ok(Ok((signers, changed))) => {
             running.renew(signers);
             changed
@@ -153,7 +174,6 @@ mod tests {
 
     use super::*;
     use crate::ids::UserId;
-    use crate::pocketbase::roster::Roster;
     use crate::pocketbase::roster::Row;
     use crate::pocketbase::token::Signer;
     use crate::pocketbase::visitors;

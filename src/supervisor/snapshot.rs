@@ -21,8 +21,9 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::Serialize;
 
-use crate::pocketbase::database;
+use crate::pocketbase::copy;
 use crate::supervisor::files;
+use crate::supervisor::remove::remove_tree;
 
 /// The file that names the `PocketBase` of the data, in the instance's folder.
 pub(crate) const POCKETBASE: &str = "pocketbase";
@@ -112,7 +113,7 @@ pub(super) fn take(instance: &Path, step: &Step) -> io::Result<()> {
     }
     let root = instance.join(FOLDER);
     fs::create_dir(&root)?;
-    mirror(&data, &root.join(DATA), Depth::Top)?;
+    mirror(&data, &root.join(DATA), Depth::Top, DEEPEST)?;
     write_durably(&root, STATE, &serde_json::to_vec(step)?)?;
     files::sync_folder(instance)
 }
@@ -160,10 +161,7 @@ fn state(instance: &Path) -> io::Result<Option<Step>> {
 }
 
 pub(super) fn remove(folder: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
+    remove_tree(folder)
 }
 
 /// Replaces a small file, whole or not at all.
@@ -186,6 +184,9 @@ fn size_of_files(data: &Path) -> io::Result<u64> {
     Ok(sum)
 }
 
+/// Folders in folders that are copied. `PocketBase` makes three levels.
+const DEEPEST: usize = 64;
+
 /// How the files of a folder are taken over.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Depth {
@@ -197,7 +198,9 @@ enum Depth {
     Linked,
 }
 
-fn mirror(from: &Path, to: &Path, depth: Depth) -> io::Result<()> {
+fn mirror(from: &Path, to: &Path, depth: Depth, left: usize) -> io::Result<()> {
+    // Whoever serves the directory makes its folders, and every one in another is a frame on our stack.
+    let Some(left) = left.checked_sub(1) else { return Err(io::Error::other("folders lie too deep in each other")) };
     fs::create_dir(to)?;
     fs::set_permissions(to, from.metadata()?.permissions())?;
     for entry in fs::read_dir(from)? {
@@ -211,7 +214,7 @@ fn mirror(from: &Path, to: &Path, depth: Depth) -> io::Result<()> {
                 (Depth::Top, _) => Depth::Copied,
                 (below, _) => below,
             };
-            mirror(&source, &target, next)?;
+            mirror(&source, &target, next, left)?;
         } else if kind.is_symlink() {
             std::os::unix::fs::symlink(fs::read_link(&source)?, &target)?;
         } else if kind.is_file() {
@@ -245,7 +248,7 @@ fn copy_database(source: &Path, target: &Path) -> io::Result<bool> {
     if source.extension().is_none_or(|extension| extension != "db") {
         return Ok(false);
     }
-    database::copy_open(source, target).map_err(io::Error::other)
+    copy::copy_open(source, target).map_err(io::Error::other)
 }
 
 #[cfg(test)]

@@ -63,7 +63,13 @@ fn configuration_in_the_environment_of_the_unit_and_the_container_is_taken() {
 #[test]
 fn the_unit_keeps_instances_and_its_paths_are_those_that_are_made() {
     let unit = file("pocketfleet.service");
-    for line in ["KillMode=process", "Delegate=yes", "User=pocketfleet", "StateDirectory=pocketfleet"] {
+    for line in [
+        "KillMode=process",
+        "Delegate=yes",
+        "DelegateSubgroup=supervisor",
+        "User=pocketfleet",
+        "StateDirectory=pocketfleet",
+    ] {
         assert!(unit.lines().any(|found| found == line), "{line}");
     }
     assert!(file("pocketfleet.sysusers").contains("u pocketfleet "));

@@ -1,5 +1,6 @@
 //! What one tenant may have of the machine, and what happens beyond.
 
+use futures_util::StreamExt;
 use reqwest::Method;
 use serde_json::Value;
 use serde_json::json;
@@ -128,11 +129,34 @@ async fn requests_and_uploads_are_counted_per_tenant() {
     assert_eq!(bob.get("/api/collections/notes/records").await.status(), 200, "others are not counted with them");
 
     assert_eq!(put(&root, &ada.id, &json!({"in_flight": 1})).await.0, 200);
-    let calls = (0..30).map(|_| ada.get("/api/collections/notes/records?perPage=500"));
-    let statuses: Vec<u16> =
-        futures_util::future::join_all(calls).await.iter().map(|answer| answer.status().as_u16()).collect();
-    assert!(statuses.contains(&200) && statuses.iter().all(|status| matches!(status, 200 | 429)), "{statuses:?}");
-    assert_eq!(ada.get("/api/collections/notes/records").await.status(), 200, "places come back");
+    // One request whose body does not end.
+    let open = ada.request(Method::POST, "/api/collections/notes/records").header("content-type", "application/json");
+    let body = futures_util::stream::once(async { Ok::<_, std::io::Error>("{\"title\": \"") });
+    let body = reqwest::Body::wrap_stream(body.chain(futures_util::stream::pending()));
+    let held = tokio::spawn(open.body(body).send());
+    let at_work = async || usage(&ada, "").await.1["in_flight"].as_u64();
+    eventually("it is at work", async || at_work().await.filter(|count| *count == 1)).await;
+    assert_eq!(ada.get("/api/collections/notes/records").await.status(), 429, "its place is taken");
+    assert_eq!(bob.get("/api/collections/notes/records").await.status(), 200, "others have places of their own");
+    held.abort();
+    drop(held.await);
+    eventually("places come back", async || {
+        (ada.get("/api/collections/notes/records").await.status() == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_has_no_room_wakes_nothing() {
+    let app = TestApp::start().await;
+    let (ada, root) = (app.user("ada").await, app.admin("root").await);
+    ada.note("one").await;
+    assert_eq!(put(&root, &ada.id, &json!({"disk_hard": 1 << 16})).await.0, 200);
+    app.cli(&["tenants", "sleep", &ada.id]);
+    assert_eq!(app.tenant(&ada.id)["state"], "asleep");
+    assert_eq!(write(&ada, "two").await.0, 507);
+    assert_eq!(app.tenant(&ada.id)["state"], "asleep");
+    assert_eq!(ada.titles().await, ["one"], "reading wakes it");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -33,12 +33,17 @@ pub const SCOPED: i32 = 6;
 
 /// What every Go program looks at, and what calls to the outside need. What does not exist is left out. No folder here
 /// has anything of a tenant's or of ours.
-const SYSTEM: [&str; 16] = [
+const SYSTEM: [&str; 20] = [
     "/etc/hosts",
     "/etc/resolv.conf",
     "/etc/nsswitch.conf",
-    "/etc/ssl",
-    "/etc/pki/tls",
+    // Certificates, and not the private keys beside them.
+    "/etc/ssl/certs",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/certs",
+    "/etc/pki/tls/cert.pem",
+    "/etc/pki/ca-trust/extracted",
     "/etc/localtime",
     "/etc/mime.types",
     "/usr/share/mime/globs2",

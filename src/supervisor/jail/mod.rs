@@ -144,12 +144,31 @@ fn confine(sandbox: &Sandbox) -> Result<(), (&'static str, String)> {
     let rules = landlock::rules(sandbox).map_err(|error| ("make the rules of Landlock", error.to_string()))?;
     let filters = seccomp::filters(!sandbox.outbound.is_empty());
     let filters = filters.map_err(|error| ("make the filters of seccomp", error.to_string()))?;
-    if let Some(user) = sandbox.user {
-        uid::become_user(user).map_err(|error| ("become the tenant's user", error.to_string()))?;
+    match sandbox.user {
+        Some(user) => uid::become_user(user).map_err(|error| ("become the tenant's user", error.to_string()))?,
+        None => uid::drop_groups().map_err(|error| ("give up groups", error.to_string()))?,
     }
     uid::drop_capabilities().map_err(|error| ("give up capabilities", error.to_string()))?;
+    if sandbox.user.is_some() {
+        uid::no_way_back().map_err(|error| ("give up root", error.to_string()))?;
+    }
     landlock::enforce(rules).map_err(|error| ("put Landlock into force", error.to_string()))?;
     seccomp::enforce(&filters).map_err(|error| ("put seccomp into force", error.to_string()))
+}
+
+/// Keeps this process to these folders, and to files and folders in them, where the kernel can. It stays whose it was: it
+/// may have to work on files of a tenant's user.
+pub(crate) fn shut_in(write: Vec<PathBuf>) -> Result<(), String> {
+    if landlock::version() < landlock::FLOOR {
+        return Ok(());
+    }
+    let program = crate::supervisor::process::own_program();
+    // What is not there is found out by whoever looks for it.
+    let write = write.into_iter().filter(|folder| folder.is_dir()).collect();
+    let sandbox = Sandbox { program, write, read: Vec::new(), bind: None, outbound: Vec::new(), user: None };
+    nix::sys::prctl::set_no_new_privs().map_err(|error| error.to_string())?;
+    let rules = landlock::rules(&sandbox).map_err(|error| error.to_string())?;
+    landlock::enforce(rules).map_err(|error| error.to_string())
 }
 
 /// No new privileges, and nothing inherited but the standard streams: a concurrent start in the parent may have

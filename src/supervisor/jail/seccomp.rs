@@ -69,6 +69,12 @@ const REFUSED: &[i64] = &[
     libc::SYS_lsetxattr,
     libc::SYS_removexattr,
     libc::SYS_lremovexattr,
+    SYS_SETXATTRAT,
+    SYS_REMOVEXATTRAT,
+    SYS_FILE_SETATTR,
+    // Out of the session that the jailer made: what leaves it would outlive the instance, and hold its lock.
+    libc::SYS_setsid,
+    libc::SYS_setpgid,
     // Large parts of the kernel with a history.
     libc::SYS_bpf,
     libc::SYS_perf_event_open,
@@ -109,6 +115,10 @@ const REFUSED_HERE: &[i64] = &[];
 
 /// The same number everywhere (Linux 6.6), and not known to every version of the C library's headers.
 const SYS_FCHMODAT2: i64 = 452;
+/// The same (6.13, 6.13, 6.17).
+const SYS_SETXATTRAT: i64 = 463;
+const SYS_REMOVEXATTRAT: i64 = 466;
+const SYS_FILE_SETATTR: i64 = 469;
 /// `MSG_FASTOPEN`: connects while it sends.
 const FAST_OPEN: u64 = 0x2000_0000;
 /// Namespaces in the flags of `clone`: mount, cgroup, uts, ipc, user, pid, net, time.
@@ -123,6 +133,8 @@ const UNIX: u64 = 1;
 const INET: u64 = 2;
 const INET6: u64 = 10;
 const NETLINK: u64 = 16;
+const STREAM: u64 = 1;
+const DATAGRAM: u64 = 2;
 
 /// Builds the filters: what is refused with EPERM, with EPROTONOSUPPORT, with ENOSYS. `datagrams` says whether UDP is
 /// left open; nothing can say where to.
@@ -165,8 +177,21 @@ fn forbidden() -> Result<Rules, seccompiler::Error> {
     rules.insert(libc::SYS_sendmmsg, vec![has(3, FAST_OPEN)?]);
     let terminal = TERMINAL.iter().map(|request| rule(&[(1, SeccompCmpOp::Eq, *request)]));
     rules.insert(libc::SYS_ioctl, terminal.collect::<Result<_, _>>()?);
-    // Limits of another process of the same user.
-    rules.insert(libc::SYS_prlimit64, vec![rule(&[(0, SeccompCmpOp::Ne, 0)])?]);
+    // Limits and turns on the CPU of another process of the same user; one's own are one's own.
+    for call in [
+        libc::SYS_prlimit64,
+        libc::SYS_sched_setaffinity,
+        libc::SYS_sched_setscheduler,
+        libc::SYS_sched_setparam,
+        libc::SYS_sched_setattr,
+    ] {
+        rules.insert(call, vec![rule(&[(0, SeccompCmpOp::Ne, 0)])?]);
+    }
+    // Of a process, a group or a user: a process, and oneself.
+    let (process, io_process) = (0, 1);
+    for (call, which) in [(libc::SYS_setpriority, process), (libc::SYS_ioprio_set, io_process)] {
+        rules.insert(call, vec![rule(&[(0, SeccompCmpOp::Ne, which)])?, rule(&[(1, SeccompCmpOp::Ne, 0)])?]);
+    }
     Ok(rules)
 }
 
@@ -180,12 +205,14 @@ fn sockets(datagrams: bool) -> Result<Rules, seccompiler::Error> {
     for family in [INET, INET6] {
         let (tcp, udp) = (6, 17);
         refused.push(rule(&[(0, Eq, family), (2, Ne, 0), (2, Ne, tcp), (2, Ne, udp)])?);
-        if !datagrams {
-            // The type of a socket has flags above its lowest four bits.
-            refused.push(rule(&[(0, Eq, family), (1, MaskedEq(0xf), 2)])?);
+        // The type of a socket has flags above its lowest four bits. With the protocol 0 the type decides: streams are
+        // TCP, datagrams UDP, and packets in sequence would be SCTP, which Landlock does not see.
+        for kind in (0..16).filter(|kind| *kind != STREAM && !(datagrams && *kind == DATAGRAM)) {
+            refused.push(rule(&[(0, Eq, family), (1, MaskedEq(0xf), kind)])?);
         }
     }
-    Ok(Rules::from([(libc::SYS_socket, refused)]))
+    let pairs = vec![rule(&[(0, Ne, UNIX)])?];
+    Ok(Rules::from([(libc::SYS_socket, refused), (libc::SYS_socketpair, pairs)]))
 }
 
 /// Refuses the x32 kinds of calls with ENOSYS, as a kernel without them does.

@@ -110,6 +110,10 @@ fn only_tcp_to_the_listed_ports_leaves() {
             (libc::AF_INET, libc::SOCK_DGRAM, 0),
             (libc::AF_INET6, libc::SOCK_DGRAM | libc::SOCK_NONBLOCK, 17),
             (libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP),
+            // SCTP by the type alone.
+            (libc::AF_INET, libc::SOCK_SEQPACKET, 0),
+            (libc::AF_INET6, libc::SOCK_SEQPACKET | libc::SOCK_NONBLOCK, 0),
+            (libc::AF_INET, libc::SOCK_RDM, 0),
             (libc::AF_PACKET, libc::SOCK_RAW, 0),
             (libc::AF_VSOCK, libc::SOCK_STREAM, 0),
             (libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER),
@@ -128,7 +132,11 @@ fn only_tcp_to_the_listed_ports_leaves() {
     inside(open, move || {
         std::net::TcpStream::connect(there).unwrap();
         std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        assert_eq!(socket(libc::AF_INET, libc::SOCK_STREAM, 262).err(), Some(libc::EPROTONOSUPPORT));
+        for (kind, protocol) in [(libc::SOCK_STREAM, 262), (libc::SOCK_SEQPACKET, 0), (libc::SOCK_RAW, 17)] {
+            assert_eq!(socket(libc::AF_INET, kind, protocol).err(), Some(libc::EPROTONOSUPPORT), "{kind}");
+        }
+        let tipc = i64::from(libc::AF_TIPC);
+        assert_eq!(call_with(libc::SYS_socketpair, tipc), Some(libc::EPROTONOSUPPORT));
     });
 }
 
@@ -153,6 +161,17 @@ fn calls_that_reach_around_the_rules_are_refused() {
             ("prlimit64", libc::SYS_prlimit64, number),
             ("io_uring_setup", libc::SYS_io_uring_setup, 1),
             ("bpf", libc::SYS_bpf, 0),
+            ("setsid", libc::SYS_setsid, 0),
+            ("setpgid", libc::SYS_setpgid, 0),
+            ("setxattrat", 463, 0),
+            ("removexattrat", 466, 0),
+            ("file_setattr", 469, 0),
+            ("sched_setaffinity", libc::SYS_sched_setaffinity, number),
+            ("sched_setscheduler", libc::SYS_sched_setscheduler, number),
+            ("sched_setparam", libc::SYS_sched_setparam, number),
+            ("sched_setattr", libc::SYS_sched_setattr, number),
+            ("setpriority of a group", libc::SYS_setpriority, 1),
+            ("ioprio_set of a user", libc::SYS_ioprio_set, 3),
             ("unshare", libc::SYS_unshare, i64::from(libc::CLONE_NEWUSER)),
             ("keyctl", libc::SYS_keyctl, 0),
             ("userfaultfd", libc::SYS_userfaultfd, 0),
@@ -165,6 +184,10 @@ fn calls_that_reach_around_the_rules_are_refused() {
         assert_eq!(call_with(libc::SYS_clone3, 0), Some(libc::ENOSYS));
         if cfg!(target_arch = "x86_64") {
             assert_eq!(call_with(0x4000_0000 | libc::SYS_getpid, 0), Some(libc::ENOSYS), "the x32 kind");
+        }
+        // One's own turn on the CPU is one's own: Go and the C library ask for it.
+        for call in [libc::SYS_setpriority, libc::SYS_sched_setparam] {
+            assert_ne!(call_with(call, 0), Some(libc::EPERM));
         }
         let caps = rustix::thread::capabilities(None).unwrap();
         assert!(caps.effective.is_empty() && caps.permitted.is_empty(), "{caps:?}");

@@ -15,6 +15,7 @@ use super::folder;
 use super::pid;
 use super::write;
 use super::write_until;
+use crate::support::PATIENCE;
 use crate::support::TestApp;
 use crate::support::User;
 use crate::support::eventually;
@@ -337,4 +338,31 @@ async fn fault_31_sleeps_starts_and_stops_at_once_take_turns() {
     app.put_to_sleep(&ada.id);
     assert!(servers(&app, &ada.id).is_empty());
     assert_eq!(app.tenant(&ada.id)["restarts"], 0, "none of it was a failure");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endless_view_in_the_place_of_users_stops_its_own_instance_and_nobody_elses() {
+    let mut app = TestApp::start().await;
+    for expected in ["bring the rows of an instance's members in step", "instance failed", "503"] {
+        app.expect_log(expected);
+    }
+    let (ada, bob) = (app.user("ada").await, app.user("bob").await);
+    ada.note("x").await;
+    bob.note("y").await;
+    let before = app.tenant(&bob.id)["pid"].clone();
+    app.kill();
+    // As a hook does it, with the process that serves it still there.
+    let path = app.data().join("instances").join(&ada.id).join("pb_data/data.db");
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.busy_timeout(PATIENCE).unwrap();
+    let endless = "DROP TABLE users; CREATE VIEW users AS
+        WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
+        SELECT 'u' || i AS id, '' AS tokenKey, '' AS email, '' AS name, 1 AS verified, '' AS password FROM n";
+    connection.execute_batch(endless).unwrap();
+    drop(connection);
+    app.launch().await;
+    assert_eq!(app.tenant(&bob.id)["pid"], before, "everybody else was adopted");
+    assert_eq!(bob.at(&app).titles().await, ["y"]);
+    assert_eq!(ada.at(&app).get("/api/collections/notes/records").await.status(), 503);
+    assert_eq!(bob.at(&app).titles().await, ["y"]);
 }
