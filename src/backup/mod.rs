@@ -227,8 +227,8 @@ impl Backups {
         let scratch = self.inner.supervisor.scratch().map_err(Error::io("make a scratch folder"))?;
         let data = scratch.path().join("data");
         std::fs::create_dir(&data).map_err(Error::io("make a scratch folder"))?;
-        let prover = Some(&self.inner.supervisor);
-        let tried = self.repository()?.try_out(tenant, id, &data, prover, scratch.path()).await;
+        let supervisor = Some(&self.inner.supervisor);
+        let tried = self.repository()?.try_out(tenant, id, &data, supervisor, scratch.path()).await;
         let outcome = tried.map(|(_, verified)| verified);
         take::blocking(move || drop(scratch)).await?;
         outcome

@@ -150,7 +150,7 @@ impl Repository {
         tenant: &TenantId,
         id: &SnapshotId,
         data: &Path,
-        prover: Option<&Supervisor>,
+        supervisor: Option<&Supervisor>,
         scratch: &Path,
     ) -> Result<(Manifest, Verified), Error> {
         let (manifest, key) = self.manifest(tenant, id).await?;
@@ -173,8 +173,8 @@ impl Repository {
             }
         }
         let mut booted = false;
-        if let Some(prover) = prover.filter(|_| !is_control) {
-            let proved = prover.prove(tenant, data, scratch, PATIENCE).await;
+        if let Some(supervisor) = supervisor.filter(|_| !is_control) {
+            let proved = supervisor.prove(tenant, data, scratch, PATIENCE).await;
             proved.map_err(|error| Error::Failed(error.to_string()))?;
             booted = true;
         }
