@@ -485,7 +485,7 @@ impl Instance {
                 tracing::warn!(tenant.id = %self.slot.tenant, seconds, "an instance uses a whole core; if its hooks loop, `tenants sleep` ends it");
             }
             Seen::Calm => {
-                tracing::info!(tenant.id = %self.slot.tenant, "an instance does not use a whole core any more")
+                tracing::info!(tenant.id = %self.slot.tenant, "an instance does not use a whole core any more");
             }
         }
         let view = self.slot.view.load();

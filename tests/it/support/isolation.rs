@@ -33,7 +33,7 @@ pub(super) fn keys(keys: &str, users: Option<u32>) -> String {
         text.extend([LEVEL, &level, "\n"]);
     }
     if let Some(base) = users {
-        text.push_str(&format!("isolation.uid_base = {base}\nisolation.uid_count = 1000\n"));
+        text.extend(["isolation.uid_base = ", &base.to_string(), "\nisolation.uid_count = 1000\n"]);
     }
     text
 }
