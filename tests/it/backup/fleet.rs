@@ -86,7 +86,7 @@ async fn fifty_tenants_come_back_from_a_backup_and_the_master_key() {
         std::fs::write(data.join("vault.key"), bytes).unwrap();
         std::fs::set_permissions(data.join("vault.key"), std::fs::Permissions::from_mode(0o600)).unwrap();
     };
-    write_key(b"q83vEjRWeJASNFZ4kKvN7xI0VniQq83vEjRWeJCrze8=\n");
+    write_key(b"6LsCczqKoMfAIW22iKqaLB0cPJzd3PQjG7sS7ZjXURI=\n");
     refused(restore(&data), "the vault is sealed");
     let there: Vec<_> = std::fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(there, ["vault.key"], "nothing is written with a wrong key");

@@ -74,7 +74,8 @@ async fn a_restore_goes_back_in_time_and_signed_in_clients_go_on() {
         let query = "SELECT json_extract(options, '$.authToken.secret') FROM _collections WHERE name = 'users'";
         rusqlite::Connection::open(path).unwrap().query_row(query, [], |row| row.get(0)).unwrap()
     };
-    app.cli_json(&["backup", "restore", &first, "--to", &bob.id, "--yes"]);
+    let newest = bench.create(&ada.id);
+    app.cli_json(&["backup", "restore", &newest, "--to", &bob.id, "--yes"]);
     bob.note("goes on").await;
     assert_ne!(secret(&ada.id), secret(&bob.id));
     assert_eq!(ada.titles().await, ["old"]);
