@@ -25,20 +25,10 @@ pub struct Config {
 /// The level that is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
-    /// The highest that works.
+    /// The highest that works without changing anything of the machine's: 2, or what is required.
     Auto,
     /// This one, or the highest below it that works.
     Level(u8),
-}
-
-impl Wanted {
-    /// The level to try for.
-    pub fn level(self) -> u8 {
-        match self {
-            Self::Auto => 3,
-            Self::Level(level) => level,
-        }
-    }
 }
 
 /// Processes run without a sandbox only where the kernel leaves no choice, and in the suite that shows what that means.
@@ -68,6 +58,14 @@ fn is_level(level: u8) -> bool {
 }
 
 impl Config {
+    /// The level to try for.
+    pub fn wanted_level(&self) -> u8 {
+        match self.level {
+            Wanted::Auto => self.require.max(2),
+            Wanted::Level(level) => level,
+        }
+    }
+
     /// Whether there are limits that take a control group.
     pub fn has_group_limits(&self) -> bool {
         self.memory_bytes > 0 || self.cpu_percent > 0 || self.pids > 0

@@ -101,7 +101,7 @@ impl Isolation {
 
     /// Looks at the kernel, at the privileges of this process, and at whether other users could reach what is named.
     pub fn detect(config: &Config, data: &Path, binaries: &[PathBuf]) -> Self {
-        let wanted = config.level.level();
+        let wanted = config.wanted_level();
         let users = Users { base: config.uid_base, count: config.uid_count };
         let mut missing = Vec::new();
         let mut level = 0;

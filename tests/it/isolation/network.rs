@@ -28,8 +28,9 @@ async fn rules_of_the_network_survive_a_kill_are_put_back_and_go_in_the_end() {
     if !levels().contains(&3) {
         return;
     }
-    let mut app = TestApp::with("isolation.level = \"auto\"\nisolation.network_check = \"200ms\"\n").await;
-    assert_eq!(reached(&app).await, 3, "what is wholly there is taken: {}", app.log());
+    let mut app =
+        TestApp::with("isolation.level = \"auto\"\nisolation.require = 3\nisolation.network_check = \"200ms\"\n").await;
+    assert_eq!(reached(&app).await, 3, "what is required is tried for: {}", app.log());
     let (ada, admin) = (app.user("ada").await, app.admin("root").await);
     ada.note("one").await;
     let table = rules(&admin).await["table"].as_str().unwrap().to_owned();
