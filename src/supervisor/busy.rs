@@ -63,17 +63,17 @@ mod tests {
 
     #[test]
     fn a_core_that_burns_long_enough_is_told_once_and_again_after_a_pause() {
-        let (mut busy, begin, patience) = (Busy::default(), Instant::now(), Duration::from_secs(60));
+        let (mut busy, begin, patience) = (Busy::default(), Instant::now(), Duration::from_mins(1));
         let mut look =
             |at: u64, used: u64| busy.look(Duration::from_secs(used), begin + Duration::from_secs(at), patience);
         assert_eq!(look(0, 5), Seen::Nothing);
         assert_eq!(look(30, 35), Seen::Nothing);
         assert_eq!(look(50, 54), Seen::Nothing, "not long enough yet");
-        assert_eq!(look(60, 64), Seen::Burning(Duration::from_secs(60)));
+        assert_eq!(look(60, 64), Seen::Burning(Duration::from_mins(1)));
         assert_eq!(look(90, 94), Seen::Nothing, "told once");
         assert_eq!(look(100, 95), Seen::Calm);
         assert_eq!(look(110, 96), Seen::Nothing);
-        assert_eq!(look(170, 170), Seen::Burning(Duration::from_secs(60)));
+        assert_eq!(look(170, 170), Seen::Burning(Duration::from_mins(1)));
         assert!(busy.is_burning() && busy.percent == Some(123));
     }
 
