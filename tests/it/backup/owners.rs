@@ -135,7 +135,12 @@ async fn a_workspaces_backups_are_its_owners() {
     let accepted = bob.post("/api/v1/invitations/accept", json!({"token": invited["token"]})).await;
     assert_eq!(accepted.status(), 200);
     let there = User { base: format!("{}/t/team", ada.base), ..ada.clone() };
-    there.note("old").await;
+    // In a workspace a note says whose it is.
+    let note = async |title: &str| {
+        let note = json!({"title": title, "author": ada.id});
+        assert_eq!(there.post("/api/collections/notes/records", note).await.status(), 200, "{title}");
+    };
+    note("old").await;
     // Its other members, admins too, have nothing to do with them.
     assert_eq!(call(&bob, Method::POST, "/api/v1/backups?tenant=team").await.0, 403);
     done(&ada, call(&ada, Method::POST, "/api/v1/backups?tenant=team").await).await;
@@ -145,7 +150,7 @@ async fn a_workspaces_backups_are_its_owners() {
     for (method, part) in [(Method::GET, "download"), (Method::POST, "restore")] {
         assert_eq!(call(&bob, method, &format!("/api/v1/backups/{id}/{part}?tenant=team")).await.0, 403, "{part}");
     }
-    there.note("new").await;
+    note("new").await;
     done(&ada, call(&ada, Method::POST, &format!("/api/v1/backups/{id}/restore?tenant=team")).await).await;
     assert_eq!(there.titles().await, ["old"]);
 }
