@@ -145,8 +145,8 @@ impl Ready {
 }
 
 /// Where there is not even a configuration to run with: goes back to the program before, if there is one.
-pub fn cannot_start(origin: Origin, error: config::Error) -> anyhow::Error {
-    let back = Inherited::take(&origin).and_then(|inherited| match way_back(&inherited, &origin)? {
+pub fn cannot_start(origin: &Origin, error: config::Error) -> anyhow::Error {
+    let back = Inherited::take(origin).and_then(|inherited| match way_back(&inherited, origin)? {
         Some(back) => Err(back.go_back(error.to_string())),
         None => Ok(()),
     });

@@ -163,7 +163,7 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<ExitCode> {
         Command::Serve(overrides) => {
             let flags = flags(Some(overrides));
             let config =
-                Config::load(&flags).map_err(|error| crate::app::cannot_start(config::origin(&flags), error))?;
+                Config::load(&flags).map_err(|error| crate::app::cannot_start(&config::origin(&flags), error))?;
             crate::app::serve(config)?;
             Ok(ExitCode::SUCCESS)
         }
