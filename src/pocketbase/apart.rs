@@ -2,7 +2,7 @@
 //!
 //! Who reads a database beside its writer shares memory with it: the index of the log is mapped from a file that the
 //! tenant may cut short at any time, which ends whoever touches it (SIGBUS). And nothing interrupts a function of
-//! `SQLite` that takes for ever. Both may only meet a process that can be spared; `supervisor` starts it and gives it its
+//! `SQLite` that takes for ever. Both may only meet a process that can be spared: `supervisor` starts it and gives it its
 //! time. Keys go through its pipes in clear, and nowhere else.
 
 use std::collections::HashMap;

@@ -153,7 +153,7 @@ mod tests {
                 "DROP TABLE _collections; CREATE VIEW _collections AS {endless} SELECT i AS id, 'auth' AS type, 'x' AS name, '{{}}' AS options FROM n;"
             ),
             format!(
-                "DROP TABLE _superusers; CREATE VIEW _superusers AS {endless} SELECT i AS id, 'k' AS tokenKey, 'x' AS email FROM n;"
+                "CREATE TABLE users ({COLUMNS}); DROP TABLE _superusers; CREATE VIEW _superusers AS {endless} SELECT i AS id, 'k' AS tokenKey, 'x' AS email FROM n;"
             ),
         ] {
             let path = hostile(dir.path(), &what);

@@ -158,7 +158,6 @@ pub fn edit(
     edit_within(path, durability, Budget::EDIT, change)
 }
 
-/// The same, and it may take so much.
 pub(super) fn edit_within(
     path: &Path,
     durability: Durability,
@@ -230,7 +229,6 @@ pub(super) fn look<T>(path: &Path, with: impl FnOnce(&Connection) -> Result<T, E
     look_within(path, Budget::LOOK, with)
 }
 
-/// The same, and it may take so much.
 pub(super) fn look_within<T>(
     path: &Path,
     budget: Budget,
@@ -329,7 +327,6 @@ fn read_users(connection: &Connection) -> Result<UserSigners, EditError> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     Read,
-    /// Of a file that nobody serves, whatever lies beside it.
     Asleep,
     Write,
 }
