@@ -446,8 +446,8 @@ pub(crate) async fn stop_stray_process(folder: &Path, patience: Duration) -> std
     // One that an instance started may have started others, which hold what it held.
     for _ in 0..STRAYS {
         let (lock, data) = (folder.join("lock"), folder.join("pb_data"));
-        let look = tokio::task::spawn_blocking(move || process::find_stray(&lock, &data));
-        let Some(stray) = look.await.map_err(std::io::Error::other)?? else { break };
+        let search = tokio::task::spawn_blocking(move || process::find_stray(&lock, &data));
+        let Some(stray) = search.await.map_err(std::io::Error::other)?? else { break };
         // One that survives even SIGKILL is stuck in the kernel.
         if last.replace(stray.identity().pid) == Some(stray.identity().pid) {
             break;
