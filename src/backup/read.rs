@@ -174,8 +174,8 @@ impl Repository {
         }
         let mut booted = false;
         if let Some(prover) = prover.filter(|_| !is_control) {
-            let proved = prover.prove(tenant, &manifest.pocketbase, data, scratch, PATIENCE).await;
-            proved.map_err(|error| Error::Failed(error.to_string()))?;
+            let outcome = prover.prove(tenant, &manifest.pocketbase, data, scratch, PATIENCE).await;
+            outcome.map_err(|error| Error::Failed(error.to_string()))?;
             booted = true;
         }
         let verified = Verified {
