@@ -86,8 +86,11 @@ pub(super) const FAULTS: [Fault; 40] = [
         number: 8,
         what: "a hook never ends",
         injected: "a route with an endless loop",
-        outcome: "its own tenant and all others are served on; a stop is by SIGKILL after `instances.stop_timeout`. There is no alarm about CPU: `isolation.cpu_percent` bounds it where control groups are delegated",
-        tests: &["faults::hooks::fault_08_code_that_never_ends_keeps_nobody_else_from_anything_and_is_stopped"],
+        outcome: "its own tenant and all others are served on; a stop is by SIGKILL after `instances.stop_timeout`. A core that burns for `instances.cpu_alarm` is told by a warning, by `/health/pb` and by a metric; `isolation.cpu_percent` bounds it where control groups are delegated",
+        tests: &[
+            "faults::hooks::fault_08_code_that_never_ends_keeps_nobody_else_from_anything_and_is_stopped",
+            "isolation::greed::greed_stays_with_the_greedy",
+        ],
     },
     Fault {
         number: 9,
@@ -379,8 +382,8 @@ pub(super) const FAULTS: [Fault; 40] = [
     Fault {
         number: 40,
         what: "the rules of the packet filter are flushed",
-        injected: "",
-        outcome: "level 3 (a network of its own for each instance) is not offered yet",
-        tests: &[],
+        injected: "the table of level 3 deleted with `nft` while instances run",
+        outcome: "the next look (`isolation.network_check`) puts all of it back in one transaction, with an error in the log, a count in `/metrics` and in `/health/pb`; until then Landlock alone stands, and while it cannot be put back no instance starts",
+        tests: &["isolation::network::rules_of_the_network_survive_a_kill_are_put_back_and_go_in_the_end"],
     },
 ];
