@@ -1,9 +1,6 @@
 //! `pocketfleet backup …`: making backups, trying them, and putting them back. All but `restore-fleet` ask the running
 //! server, whose queue does the work: a terminal that is closed stops nothing.
 
-use std::io;
-use std::io::IsTerminal;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -22,13 +19,14 @@ use crate::backup::fleet;
 use crate::cli::client::Control;
 use crate::cli::output;
 use crate::cli::output::Output;
+use crate::cli::progress::Progress;
+use crate::cli::progress::bar;
+use crate::cli::progress::confirm;
 use crate::config::Config;
 use crate::ids::TenantId;
 
 /// How often a job is looked at.
 const POLL: Duration = Duration::from_millis(200);
-/// Width of the progress bar.
-const BAR: usize = 30;
 
 /// What to do with backups.
 #[derive(Debug, Subcommand)]
@@ -175,7 +173,10 @@ pub async fn run(command: Command, config: &Config, output: Output, is_json: boo
         Command::Export(wanted) => export(wanted, &control, output).await,
         Command::Restore(wanted) => {
             if !wanted.yes {
-                confirm()?;
+                confirm(
+                    "Replace the tenant's data by the backup? What was written since is put away.",
+                    "a restore replaces the tenant's data by older data",
+                )?;
             }
             let Restore { id, tenant, at, to, .. } = wanted;
             let result = follow(json!({ "restore": { "id": id, "tenant": tenant, "at": at, "to": to } })).await?;
@@ -241,15 +242,10 @@ async fn restore_fleet(
         data: &config.storage.path,
         at: at.transpose().context("--at: a time looks like 2026-11-21T13:30:00Z")?,
     };
-    let report = |done: usize, total: usize| {
-        if !is_json {
-            show(&bar("instances", done as u64, total as u64));
-        }
-    };
+    let mut progress = Progress::new(is_json);
+    let report = |done: usize, total: usize| progress.show(format!("{} instances", bar(done as u64, total as u64)));
     let restored = Box::pin(fleet::restore_fleet(&order, report)).await?;
-    if !is_json && io::stderr().is_terminal() {
-        show("\n");
-    }
+    progress.end();
     let mut lines = vec![format!(
         "restored {} instances ({}) and the control database of {} into {}; start it with `pocketfleet serve`",
         restored.restored,
@@ -268,23 +264,17 @@ async fn restore_fleet(
 async fn follow(control: &Control, wanted: &Value, is_json: bool) -> anyhow::Result<Value> {
     let begun = control.call("POST", "/backups", Some(wanted)).await?;
     let path = format!("/jobs/{}", begun["job"].as_str().context("the server named no job")?);
-    let mut last = String::new();
+    let mut progress = Progress::new(is_json);
     loop {
         let job = control.call("GET", &path, None).await?;
         let count = |name: &str| job["progress"][name].as_u64().unwrap_or_default();
-        let line = match count("total") {
-            0 => String::new(),
-            total => bar(job["progress"]["step"].as_str().unwrap_or_default(), count("done"), total),
-        };
-        if !is_json && line != last {
-            show(&line);
+        if count("total") > 0 {
+            let step = job["progress"]["step"].as_str().unwrap_or_default();
+            progress.show(format!("{} {step}", bar(count("done"), count("total"))));
         }
-        last = line;
         match job["state"].as_str().unwrap_or_default() {
             "done" => {
-                if !is_json && !last.is_empty() && io::stderr().is_terminal() {
-                    show("\n");
-                }
+                progress.end();
                 return Ok(job["result"].clone());
             }
             "dead" => bail!("{}", job["error"].as_str().unwrap_or("it failed")),
@@ -292,33 +282,6 @@ async fn follow(control: &Control, wanted: &Value, is_json: bool) -> anyhow::Res
             _ => tokio::time::sleep(POLL).await,
         }
     }
-}
-
-fn confirm() -> anyhow::Result<()> {
-    if !io::stdin().is_terminal() {
-        bail!("a restore replaces the tenant's data by older data; add --yes to do that without being asked");
-    }
-    write!(io::stderr(), "Replace the tenant's data by the backup? What was written since is put away. [y/N] ")?;
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer)?;
-    if !matches!(answer.trim(), "y" | "Y" | "yes") {
-        bail!("nothing was done");
-    }
-    Ok(())
-}
-
-/// One line that replaces the one before on a terminal, and follows it elsewhere.
-fn show(line: &str) {
-    let mut out = io::stderr();
-    let text =
-        if out.is_terminal() && line != "\n" { format!("\r\u{1b}[2K{line}") } else { format!("{}\n", line.trim_end()) };
-    // A closed terminal is no reason to stop watching.
-    drop(out.write_all(text.as_bytes()));
-}
-
-fn bar(step: &str, done: u64, total: u64) -> String {
-    let filled = usize::try_from(BAR as u64 * done.min(total) / total.max(1)).unwrap_or(BAR);
-    format!("[{}{}] {done}/{total} {step}", "#".repeat(filled), ".".repeat(BAR - filled))
 }
 
 fn size(value: &Value) -> String {

@@ -14,6 +14,7 @@ pub mod erasure;
 pub mod jobs;
 pub mod output;
 pub mod pocketbase;
+mod progress;
 pub mod reload;
 pub mod templates;
 pub mod tenants;

@@ -77,7 +77,7 @@ pub async fn run(command: Command, control: &Control, output: Output, is_json: b
         }
         Command::Rollout(wanted) => {
             if !wanted.yes {
-                templates::confirm("tenant")?;
+                templates::confirm_rollout("tenant")?;
             }
             let care = json!({ "canary": wanted.canary, "wave": wanted.wave, "max_failures": wanted.max_failures });
             let wanted = json!({ "version": wanted.version, "care": care });

@@ -1,8 +1,5 @@
 //! `pocketfleet template …`: checking a folder, who is at which version, and rolling a change out.
 
-use std::io;
-use std::io::IsTerminal;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,6 +13,9 @@ use serde_json::json;
 use crate::cli::client::Control;
 use crate::cli::output;
 use crate::cli::output::Output;
+use crate::cli::progress::Progress;
+use crate::cli::progress::bar;
+use crate::cli::progress::confirm;
 use crate::config::Config;
 use crate::ids::TenantId;
 use crate::supervisor::binary;
@@ -26,8 +26,6 @@ use crate::supervisor::jail::Isolation;
 
 /// How often a rollout is looked at.
 const POLL: Duration = Duration::from_millis(300);
-/// Width of the progress bar.
-const BAR: usize = 30;
 
 /// What to do with templates.
 #[derive(Debug, Subcommand)]
@@ -208,7 +206,7 @@ fn short(hash: &str) -> &str {
 async fn roll_out(wanted: &Rollout, control: &Control, output: Output, is_json: bool) -> anyhow::Result<ExitCode> {
     let name = &wanted.template.name;
     if !wanted.yes {
-        confirm(&format!("tenant of {name}"))?;
+        confirm_rollout(&format!("tenant of {name}"))?;
     }
     let path = format!("/templates/{name}/rollout");
     let care = json!({ "canary": wanted.canary, "wave": wanted.wave, "max_failures": wanted.max_failures });
@@ -229,60 +227,33 @@ pub(super) async fn carry_out(
     if !(200..300).contains(&status) && !runs_already {
         bail!("{}", answer["error"]["message"].as_str().unwrap_or("the server refused"));
     }
-    let mut last = String::new();
+    let mut shown = Progress::new(is_json);
     let progress = loop {
         let progress = control.call("GET", path, None).await?;
-        let stage = progress["stage"].as_str().unwrap_or_default().to_owned();
-        let line = bar(&progress);
-        if !is_json && line != last {
-            show(&line);
-        }
-        last = line;
-        if !matches!(stage.as_str(), "canary" | "waves") {
+        shown.show(line(&progress));
+        if !matches!(progress["stage"].as_str(), Some("canary" | "waves")) {
             break progress;
         }
         tokio::time::sleep(POLL).await;
     };
-    if !is_json && io::stderr().is_terminal() {
-        show("\n");
-    }
+    shown.end();
     let is_done = progress["stage"] == "done" && progress["failed"] == 0;
     output.done(&progress, &summary(&progress))?;
     Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-pub(super) fn confirm(whom: &str) -> anyhow::Result<()> {
-    if !io::stdin().is_terminal() {
-        bail!("a rollout restarts the instances of every {whom}; add --yes to do that without being asked");
-    }
-    write!(io::stderr(), "Upgrade every {whom} now? Awake instances are restarted. [y/N] ")?;
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer)?;
-    if !matches!(answer.trim(), "y" | "Y" | "yes") {
-        bail!("nothing was done");
-    }
-    Ok(())
+fn line(progress: &Value) -> String {
+    let count = |name: &str| progress[name].as_u64().unwrap_or_default();
+    let (failed, skipped) = (count("failed"), count("skipped"));
+    let bar = bar(count("upgraded") + failed + skipped, count("total"));
+    format!("{:7} {bar}, {failed} failed, {skipped} skipped", progress["stage"].as_str().unwrap_or("?"))
 }
 
-/// One line that replaces the one before on a terminal, and follows it elsewhere.
-fn show(line: &str) {
-    let mut out = io::stderr();
-    let text =
-        if out.is_terminal() && line != "\n" { format!("\r\u{1b}[2K{line}") } else { format!("{}\n", line.trim_end()) };
-    // A closed terminal is no reason to stop watching.
-    drop(out.write_all(text.as_bytes()));
-}
-
-fn bar(progress: &Value) -> String {
-    let count = |name: &str| progress[name].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or_default();
-    let (total, failed, skipped) = (count("total"), count("failed"), count("skipped"));
-    let done = count("upgraded") + failed + skipped;
-    let filled = (BAR * done.min(total)).checked_div(total).unwrap_or(0);
-    let stage = progress["stage"].as_str().unwrap_or("?");
-    format!(
-        "{stage:7} [{}{}] {done}/{total}, {failed} failed, {skipped} skipped",
-        "#".repeat(filled),
-        ".".repeat(BAR - filled)
+/// Asks before a rollout to every one of these.
+pub(super) fn confirm_rollout(whom: &str) -> anyhow::Result<()> {
+    confirm(
+        &format!("Upgrade every {whom} now? Awake instances are restarted."),
+        &format!("a rollout restarts the instances of every {whom}"),
     )
 }
 

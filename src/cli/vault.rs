@@ -2,9 +2,7 @@
 
 use std::io;
 use std::io::BufRead;
-use std::io::IsTerminal;
 use std::io::Read;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -18,11 +16,11 @@ use serde_json::json;
 use crate::cli::client::Control;
 use crate::cli::output;
 use crate::cli::output::Output;
+use crate::cli::progress::Progress;
+use crate::cli::progress::bar;
 
 /// How often a rotation is looked at.
 const POLL: Duration = Duration::from_millis(200);
-/// Width of the progress bar.
-const BAR: usize = 30;
 /// Most bytes read for a passphrase.
 const LONGEST: u64 = 4_096;
 
@@ -71,22 +69,17 @@ async fn rotate(wanted: RotateMaster, control: &Control, output: Output, is_json
     if before["rotation"]["phase"] != "rewrapping" {
         control.call("POST", "/vault/rotate", Some(&json!({ "from": from }))).await?;
     }
-    let mut last = String::new();
+    let mut progress = Progress::new(is_json);
     let status = loop {
         let status = control.call("GET", "/vault", None).await?;
-        let line = bar(&status["rotation"]);
-        if !is_json && line != last {
-            show(&line);
-        }
-        last = line;
+        let count = |name: &str| status["rotation"][name].as_u64().unwrap_or_default();
+        progress.show(format!("{} data keys", bar(count("done"), count("total"))));
         if status["rotation"]["phase"] != "rewrapping" {
             break status;
         }
         tokio::time::sleep(POLL).await;
     };
-    if !is_json && io::stderr().is_terminal() {
-        show("\n");
-    }
+    progress.end();
     let phase = status["rotation"]["phase"].as_str().unwrap_or("?");
     let text = match phase {
         "settled" => "the master key was replaced, the old one is forgotten; copy the new one to where you keep it",
@@ -99,22 +92,6 @@ async fn rotate(wanted: RotateMaster, control: &Control, output: Output, is_json
     };
     output.done(&status, text)?;
     Ok(if matches!(phase, "blocked" | "interrupted") { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-}
-
-/// One line that replaces the one before on a terminal, and follows it elsewhere.
-fn show(line: &str) {
-    let mut out = io::stderr();
-    let text =
-        if out.is_terminal() && line != "\n" { format!("\r\u{1b}[2K{line}") } else { format!("{}\n", line.trim_end()) };
-    // A closed terminal is no reason to stop watching.
-    drop(out.write_all(text.as_bytes()));
-}
-
-fn bar(rotation: &Value) -> String {
-    let count = |name: &str| rotation[name].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or_default();
-    let (done, total) = (count("done"), count("total"));
-    let filled = (BAR * done.min(total)).checked_div(total).unwrap_or(BAR);
-    format!("[{}{}] {done}/{total} data keys", "#".repeat(filled), ".".repeat(BAR - filled))
 }
 
 fn table(status: &Value) -> String {
@@ -143,15 +120,4 @@ fn read_line(from: &mut impl BufRead) -> anyhow::Result<String> {
     let mut line = String::new();
     from.take(LONGEST).read_line(&mut line).context("read the passphrase from standard input")?;
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_bar_is_full_when_there_is_nothing_to_do() {
-        assert_eq!(bar(&json!({"done": 0, "total": 0})), format!("[{}] 0/0 data keys", "#".repeat(BAR)));
-        assert!(bar(&json!({"done": 1, "total": 2})).contains("#..............."));
-    }
 }
