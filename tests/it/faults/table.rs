@@ -171,7 +171,7 @@ pub(super) const FAULTS: [Fault; 40] = [
         outcome: "that tenant is slow or refused, others are not; it recovers when the streams are gone. It is killed only after three missed probes",
         tests: &[
             "faults::limits::fault_17_an_instance_out_of_files_is_slow_for_its_tenant_and_recovers",
-            "isolation::greed_stays_with_the_greedy",
+            "isolation::greed::greed_stays_with_the_greedy",
         ],
     },
     Fault {
@@ -195,7 +195,7 @@ pub(super) const FAULTS: [Fault; 40] = [
         outcome: "that process alone dies; the log says out of memory; it is back after backoff",
         tests: &[
             "faults::hooks::fault_20_who_takes_all_memory_dies_alone_and_it_is_said_why",
-            "isolation::greed_stays_with_the_greedy",
+            "isolation::greed::greed_stays_with_the_greedy",
         ],
     },
     Fault {
