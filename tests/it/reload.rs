@@ -129,10 +129,6 @@ async fn under_load_nobody_is_refused_or_cut_and_the_instances_go_on() {
     }
     assert_eq!(*seen.problems.lock().unwrap(), Vec::<String>::new(), "of {}", seen.made.load(Ordering::SeqCst));
     assert_eq!([pid(&app, &ada.id), pid(&app, &bea.id), pid(&app, "global")], before);
-    println!(
-        "two reloads under load: {} requests, 0 refused or cut, pids {before:?} unchanged",
-        seen.made.load(Ordering::SeqCst)
-    );
     stream.ended().await;
     Stream::subscribed(&app, &ada, &["notes/*"]).await;
 
