@@ -1,6 +1,6 @@
 //! Named steps at which a test build kills itself, as `kill -9` would: how crash tests reach every point of a job.
 //!
-//! And named choices, one of which a test can make in place of chance ([`choose`]).
+//! And named choices, one of which a test can make in place of chance ([`chosen`]).
 //!
 //! Exists in builds with the feature `testing` only; elsewhere [`hit`] and [`chosen`] are empty. `main` arms them from the
 //! environment (`PF_FAILPOINT=step` or `step:nth`, `PF_STAND_IN=choice=value` or `choice:nth=value`).
