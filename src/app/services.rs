@@ -132,6 +132,7 @@ pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
         audit: audit.clone(),
         checks: checks(&fathom),
         warn: warn(events.clone()),
+        keeps_former: !config.backup.store.is_empty(),
         shutdown: shutdown.clone(),
     };
     let vault = Vault::new(parts).await?;

@@ -116,8 +116,8 @@ struct Inner {
     reserve: u64,
     /// One snapshot, restore or prune of a tenant at a time.
     locks: Vec<tokio::sync::Mutex<()>>,
-    /// Keys that are in the store: of whom, which, and under which master key, the only one.
-    written: Mutex<HashMap<TenantId, (String, String)>>,
+    /// Whose keys lie in the store under one master key only, and which.
+    written: Mutex<HashMap<TenantId, String>>,
     /// What databases were at their newest snapshot.
     fingerprints: Mutex<HashMap<TenantId, String>>,
     /// Tenants of whom something in the store was found damaged: the next snapshot writes all of theirs anew.
@@ -193,7 +193,7 @@ impl Backups {
         self.inner.locks[at].lock().await
     }
 
-    fn lock_written(&self) -> MutexGuard<'_, HashMap<TenantId, (String, String)>> {
+    fn lock_written(&self) -> MutexGuard<'_, HashMap<TenantId, String>> {
         lock(&self.inner.written)
     }
 

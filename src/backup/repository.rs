@@ -44,6 +44,14 @@ const BATCH: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Keys(HashMap<String, Arc<BackupKey>>);
 
+/// One of a tenant's keys.
+#[derive(Debug)]
+pub(super) struct StoredKey {
+    pub(super) key: BackupKey,
+    /// The master keys under which it lies in the store.
+    pub(super) sealed_by: Vec<String>,
+}
+
 /// Whether the store is written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
@@ -135,38 +143,65 @@ impl Repository {
         Ok(())
     }
 
-    /// Removes what a tenant's key is sealed by when that is no master key any more: whoever has an old one would go on
-    /// opening new snapshots with it. The key lies in the store under one of `live`.
-    pub(super) async fn drop_retired(&self, wrapped: &WrappedBackupKey, live: &[MasterKey]) -> Result<(), Error> {
-        let prefix = format!("keys/{}/", wrapped.tenant);
-        for info in self.blobs.list(&prefix).await? {
-            let name = info.key.strip_prefix(&prefix).and_then(|name| name.split_once('.'));
-            let Some((_, kek)) = name.filter(|(id, _)| *id == wrapped.id) else { continue };
-            if kek != wrapped.kek && live.iter().all(|master| master.id != kek) {
-                self.blobs.delete(&info.key).await?;
-            }
+    /// A tenant's keys that can be opened, the one that was stored last at the end.
+    pub(super) async fn keys(&self, tenant: &TenantId) -> Result<Vec<StoredKey>, Error> {
+        let mut infos = self.blobs.list(&format!("keys/{tenant}/")).await?;
+        infos.sort_by(|a, b| a.modified.cmp(&b.modified).then_with(|| a.key.cmp(&b.key)));
+        let mut found: Vec<StoredKey> = Vec::new();
+        for info in infos {
+            let Some(wrapped) = self.wrapped(tenant, &info.key).await? else { continue };
+            let Ok(key) = self.sealing.open_backup_key(&wrapped) else { continue };
+            let mut sealed_by = match found.iter().position(|stored| stored.key.id() == key.id()) {
+                Some(known) => found.remove(known).sealed_by,
+                None => Vec::new(),
+            };
+            sealed_by.push(wrapped.kek);
+            found.push(StoredKey { key, sealed_by });
         }
+        Ok(found)
+    }
+
+    /// What lies there, when it is a key of the tenant's that says so itself: what it says is bound to what is sealed.
+    async fn wrapped(&self, tenant: &TenantId, object: &str) -> Result<Option<WrappedBackupKey>, Error> {
+        let Some(text) = self.blobs.get(object).await? else { return Ok(None) };
+        let parsed: Option<WrappedBackupKey> = serde_json::from_slice(&text).ok();
+        Ok(parsed
+            .filter(|wrapped| key_object(tenant, &wrapped.id, &wrapped.kek) == object && wrapped.tenant == *tenant))
+    }
+
+    /// Removes a tenant's key as a master key that was replaced sealed it: whoever has that one would go on opening new
+    /// snapshots with it.
+    pub(super) async fn drop_sealed(&self, key: &BackupKey, kek: &str) -> Result<(), Error> {
+        self.blobs.delete(&key_object(key.tenant(), key.id(), kek)).await?;
         Ok(())
     }
 
-    /// Whether there is a key of a tenant's.
-    pub(super) async fn has_key(&self, tenant: &TenantId) -> Result<bool, Error> {
-        Ok(!self.blobs.list(&format!("keys/{tenant}/")).await?.is_empty())
+    /// Removes what is public of master keys that were replaced, once no tenant's key is sealed by one of them. Whether
+    /// that is so, and how many objects went.
+    pub(super) async fn drop_masters(&self, retired: &[String]) -> Result<(bool, u64), Error> {
+        let is_retired = |id: &str| retired.iter().any(|old| old == id);
+        let sealed_by = |info: &BlobInfo| info.key.rsplit_once('.').is_some_and(|(_, kek)| is_retired(kek));
+        if self.blobs.list("keys/").await?.iter().any(sealed_by) {
+            return Ok((false, 0));
+        }
+        let mut count = 0;
+        for info in self.blobs.list("masters/").await? {
+            if info.key.strip_prefix("masters/").is_some_and(is_retired) {
+                count += u64::from(self.blobs.delete(&info.key).await?);
+            }
+        }
+        Ok((true, count))
     }
 
     /// A tenant's key of this name, sealed by whichever master key is here.
     pub(super) async fn key(&self, tenant: &TenantId, id: &str) -> Result<BackupKey, Error> {
-        let prefix = format!("keys/{tenant}/");
-        for info in self.blobs.list(&prefix).await? {
-            let is_wanted =
-                info.key.strip_prefix(&prefix).and_then(|name| name.split_once('.')).is_some_and(|(k, _)| k == id);
-            let Some(text) = (if is_wanted { self.blobs.get(&info.key).await? } else { None }) else { continue };
-            let wrapped: WrappedBackupKey =
-                serde_json::from_slice(&text).map_err(|_| Error::Damaged("a key cannot be read".to_owned()))?;
-            // Whose it says it is has to be whose it is asked for: what it says is bound to what is sealed.
-            if wrapped.tenant != *tenant || wrapped.id != id {
+        let prefix = format!("keys/{tenant}/{id}.");
+        // A place may know folders only.
+        for info in self.blobs.list(&format!("keys/{tenant}/")).await? {
+            if !info.key.starts_with(&prefix) {
                 continue;
             }
+            let Some(wrapped) = self.wrapped(tenant, &info.key).await? else { continue };
             if let Ok(key) = self.sealing.open_backup_key(&wrapped) {
                 return Ok(key);
             }

@@ -69,8 +69,23 @@ impl Backups {
                 self.inner.supervisor.sweep_replaced(self.inner.config.keep_replaced, OffsetDateTime::now_utc());
             pruned.replaced =
                 sweep.await.map_err(|error| Error::io("remove replaced data")(std::io::Error::other(error)))?;
+            pruned.objects += self.forget_masters().await?;
         }
         Ok(pruned)
+    }
+
+    /// Forgets the master keys that were replaced when nothing in the store needs them. How many objects went.
+    async fn forget_masters(&self) -> Result<u64, Error> {
+        let vault = &self.inner.vault;
+        let retired = vault.retired_masters().await?;
+        if retired.is_empty() {
+            return Ok(0);
+        }
+        let (is_unused, objects) = self.repository()?.drop_masters(&retired).await?;
+        if is_unused {
+            vault.forget_former(&retired).await?;
+        }
+        Ok(objects)
     }
 
     async fn prune_tenant(&self, tenant: &TenantId, pruned: &mut Pruned) -> Result<(), Error> {

@@ -31,6 +31,7 @@ use super::manifest::Item;
 use super::manifest::Manifest;
 use super::manifest::Reason;
 use super::manifest::SnapshotId;
+use super::repository::StoredKey;
 use super::tree::Tree;
 use crate::failpoint;
 use crate::ids::TenantId;
@@ -41,6 +42,7 @@ use crate::store::tenants::Stage;
 use crate::supervisor;
 use crate::supervisor::directory::Glance;
 use crate::vault::BackupKey;
+use crate::vault::Vault;
 
 /// How often a copy is begun anew because the instance started or was upgraded under it.
 const ATTEMPTS: u32 = 6;
@@ -244,7 +246,10 @@ impl Backups {
     /// A writer of a tenant's objects, which knows those of the newest snapshot. The caller is alone with the tenant.
     async fn writer(&self, tenant: &TenantId) -> Result<Writer<'_>, Error> {
         let repository = self.repository()?;
-        let key = self.key_in_store(tenant).await?;
+        let key = match self.key_in_store(tenant).await? {
+            Some(key) => key,
+            None => self.new_key(tenant).await?,
+        };
         let is_full = self.is_damaged(tenant);
         let mut known = Known::default();
         if let Some(newest) = repository.snapshots(tenant).await?.last().filter(|_| !is_full) {
@@ -262,35 +267,50 @@ impl Backups {
         Ok(Writer { backups: self, key: Arc::new(key), known, seed, is_full })
     }
 
-    /// A tenant's key, which lies in the store under the master key of today and under no retired one.
-    async fn key_in_store(&self, tenant: &TenantId) -> Result<BackupKey, Error> {
-        let repository = self.repository()?;
-        let (key, wrapped) = self.inner.vault.backup_key(tenant).await?;
-        let name = (wrapped.id.clone(), wrapped.kek.clone());
-        if self.lock_written().get(tenant) != Some(&name) {
-            let masters = self.inner.vault.public_masters().await?;
-            repository.put_key(&wrapped, &masters).await?;
-            repository.drop_retired(&wrapped, &masters).await?;
+    /// A key for a tenant who has none that opens. It lies in the store before anything is sealed by it.
+    async fn new_key(&self, tenant: &TenantId) -> Result<BackupKey, Error> {
+        let vault = &self.inner.vault;
+        let key = Vault::new_backup_key(tenant);
+        self.repository()?.put_key(&vault.seal_backup_key(&key)?, &vault.public_masters().await?).await?;
+        Ok(key)
+    }
+
+    /// A tenant's newest key. All that open lie in the store under the master key of today and under no retired one
+    /// afterwards.
+    async fn key_in_store(&self, tenant: &TenantId) -> Result<Option<BackupKey>, Error> {
+        let (repository, vault) = (self.repository()?, &self.inner.vault);
+        let mut found = repository.keys(tenant).await?;
+        let today = vault.master_key_id();
+        if !found.is_empty() && self.lock_written().get(tenant) != Some(&today) {
+            let masters = vault.public_masters().await?;
+            for StoredKey { key, sealed_by } in &found {
+                let wrapped = vault.seal_backup_key(key)?;
+                repository.put_key(&wrapped, &masters).await?;
+                let is_old = |kek: &&String| **kek != wrapped.kek && masters.iter().all(|master| master.id != **kek);
+                for kek in sealed_by.iter().filter(is_old) {
+                    repository.drop_sealed(key, kek).await?;
+                }
+            }
             // While the master key is being replaced the one before it is not retired yet.
-            if masters.iter().all(|master| master.id == wrapped.kek) {
-                self.lock_written().insert(tenant.clone(), name);
+            if masters.iter().all(|master| master.id == today) {
+                self.lock_written().insert(tenant.clone(), today);
             }
         }
-        Ok(key)
+        Ok(found.pop().map(|stored| stored.key))
     }
 
     /// Sees to it that the snapshots of a tenant who has some open with the master key of today, whether or not another
     /// one is taken.
     pub async fn renew_key(&self, tenant: &TenantId) -> Result<(), Error> {
         let master = self.inner.vault.master_key_id();
-        if self.lock_written().get(tenant).is_some_and(|(_, kek)| *kek == master) {
+        if self.lock_written().get(tenant) == Some(&master) {
             return Ok(());
         }
         let _alone = self.alone(tenant).await;
         let record = self.inner.tenants.find(tenant).ok_or(Error::UnknownTenant)?;
         // One whose erasure has begun gets no key any more.
         let is_kept = record.deleted.as_ref().is_none_or(|deletion| deletion.stage != Stage::Erasing);
-        if is_kept && self.repository()?.has_key(tenant).await? {
+        if is_kept {
             self.key_in_store(tenant).await?;
         }
         Ok(())

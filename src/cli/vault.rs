@@ -82,7 +82,7 @@ async fn rotate(wanted: RotateMaster, control: &Control, output: Output, is_json
     progress.end();
     let phase = status["rotation"]["phase"].as_str().unwrap_or("?");
     let text = match phase {
-        "settled" => "the master key was replaced, the old one is forgotten; copy the new one to where you keep it",
+        "settled" => "the master key was replaced, the old one is out of use; copy the new one to where you keep it",
         "awaits_configuration" => {
             "every data key is sealed by the new master key; put that into the configuration now. The next start with it \
              forgets the old one; until then either opens the vault"

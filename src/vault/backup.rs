@@ -1,8 +1,10 @@
-//! Keys for backups: one per tenant, made from its data key, and sealed by a master key to lie beside the backups.
+//! Keys for backups: one per tenant, random, and sealed by a master key to lie beside the backups.
 //!
 //! A backup has to be readable with nothing but its store and the master key. So the store holds each tenant's key for
 //! backups under the master key, and what is public of the master keys (their ids, and the salt of a passphrase). The
-//! key is made from the data key by a keyed hash: who has it can read the tenant's backups, and no stored secret.
+//! key lies nowhere else, in no snapshot of the control database either, and is made of nothing that does: once it is
+//! removed from the store, copies of a tenant's objects stay sealed for whoever has the master key. It opens the tenant's
+//! backups and no stored secret.
 //!
 //! What is sealed here is bound to the tenant and to the name of the object; a name is a keyed hash of the content, so
 //! that nobody without the key can tell whether two tenants have the same file.
@@ -11,7 +13,6 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde::Serialize;
-use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::Config;
@@ -27,11 +28,10 @@ use super::kek;
 use super::kek::Given;
 use super::keyring;
 use super::keyring::Keyring;
-use super::tenant_key;
 use crate::ids::TenantId;
+use crate::store::secrets::KeyId;
 use crate::store::vault_keys::MasterKey;
 
-const PURPOSE: &str = "pocketfleet backup: key of a tenant 1";
 const NAMES: &str = "pocketfleet backup: name of an object 1";
 
 /// A tenant's key for backups, open.
@@ -98,25 +98,25 @@ impl BackupKey {
 }
 
 fn open(keyring: &Keyring, wrapped: &WrappedBackupKey) -> Result<BackupKey, Unreadable> {
-    let master = keyring.find(&wrapped.kek).ok_or(Unreadable)?;
+    let master = keyring.find_any(&wrapped.kek).ok_or(Unreadable)?;
     let aad = wrap_aad(&wrapped.tenant, &wrapped.id, &wrapped.kek);
     let key = Key::of(&envelope::open(master, &aad, &wrapped.wrapped)?).ok_or(Unreadable)?;
     Ok(BackupKey { tenant: wrapped.tenant.clone(), id: wrapped.id.clone(), key })
 }
 
 impl Vault {
-    /// A tenant's key for backups, and the same sealed by the master key of today.
-    pub async fn backup_key(&self, tenant: &TenantId) -> Result<(BackupKey, WrappedBackupKey), Error> {
-        let record = self.tenant_key(tenant, OffsetDateTime::now_utc()).await?;
+    /// A new key for a tenant's backups.
+    pub fn new_backup_key(tenant: &TenantId) -> BackupKey {
+        BackupKey { tenant: tenant.clone(), id: KeyId::random().as_str().to_owned(), key: Key::random() }
+    }
+
+    /// A key for backups, sealed by the master key of today.
+    pub fn seal_backup_key(&self, key: &BackupKey) -> Result<WrappedBackupKey, Error> {
         let keyring = self.inner.keyring.load();
-        let data = tenant_key::open(&keyring, &record)?;
-        let derived = data.key.tag(PURPOSE, &Aad::new(Kind::BackupKey).with(tenant.as_str()).with(&data.id));
-        let key = Key::of(&*Zeroizing::new(derived)).ok_or(Unreadable)?;
         let kek = keyring.primary().to_owned();
         let master = keyring.find(&kek).ok_or(Unreadable)?;
-        let wrapped = envelope::seal(master, &wrap_aad(tenant, &data.id, &kek), key.bytes())?;
-        let wrapped = WrappedBackupKey { tenant: tenant.clone(), id: data.id.clone(), kek, wrapped };
-        Ok((BackupKey { tenant: tenant.clone(), id: data.id, key }, wrapped))
+        let wrapped = envelope::seal(master, &wrap_aad(&key.tenant, &key.id, &kek), key.key.bytes())?;
+        Ok(WrappedBackupKey { tenant: key.tenant.clone(), id: key.id.clone(), kek, wrapped })
     }
 
     /// Names the master key of today.
@@ -126,10 +126,19 @@ impl Vault {
 
     /// What is public of the master keys that are in use: what a restore needs to tell the right key from a wrong one.
     pub async fn public_masters(&self) -> Result<Vec<MasterKey>, Error> {
-        let found = self.inner.keys.master().await?;
-        let keys = found.map(|found| found.keys.clone()).unwrap_or_default();
-        let live = keys.into_iter().filter(|key| key.retired_at.is_none());
+        let live = self.masters().await?.into_iter().filter(|key| key.retired_at.is_none());
         Ok(live.map(|key| MasterKey { bridges: std::collections::BTreeMap::new(), ..key }).collect())
+    }
+
+    /// The names of master keys that others have replaced.
+    pub async fn retired_masters(&self) -> Result<Vec<String>, Error> {
+        let retired = self.masters().await?.into_iter().filter(|key| key.retired_at.is_some());
+        Ok(retired.map(|key| key.id).collect())
+    }
+
+    async fn masters(&self) -> Result<Vec<MasterKey>, Error> {
+        let found = self.inner.keys.master().await?;
+        Ok(found.map(|found| found.keys.clone()).unwrap_or_default())
     }
 }
 
@@ -211,6 +220,14 @@ mod tests {
             assert!(open(&keyring, &other).is_err(), "{other:?}");
         }
         assert!(open(&pair().0, &wrapped).is_err(), "another master key");
+    }
+
+    #[test]
+    fn a_key_is_made_of_nothing_that_is_kept_elsewhere() {
+        let tenant = TenantId::parse("ada").unwrap();
+        let (one, two) = (Vault::new_backup_key(&tenant), Vault::new_backup_key(&tenant));
+        assert_ne!(one.id(), two.id());
+        assert_ne!(one.name(b"same"), two.name(b"same"));
     }
 
     #[test]

@@ -94,6 +94,8 @@ impl From<Unreadable> for Locked {
 pub(super) struct Keyring {
     /// The one that seals, last.
     keys: Vec<(String, Arc<Key>)>,
+    /// Keys that were replaced and are still needed for keys of backups, which nobody sealed anew yet.
+    former: Vec<(String, Arc<Key>)>,
     /// The one that the configuration gave.
     given: String,
     /// Where that was from.
@@ -105,7 +107,12 @@ pub(super) struct Keyring {
 impl Keyring {
     /// One key.
     pub(super) fn single(id: String, key: Key, source: &'static str) -> Self {
-        Self { keys: vec![(id.clone(), Arc::new(key))], given: id, source, file: None }
+        Self { keys: vec![(id.clone(), Arc::new(key))], former: Vec::new(), given: id, source, file: None }
+    }
+
+    /// A key that is in use or was replaced.
+    pub(super) fn find_any(&self, id: &str) -> Option<&Key> {
+        self.find(id).or_else(|| self.former.iter().find(|(name, _)| name == id).map(|(_, key)| &**key))
     }
 
     pub(super) fn find(&self, id: &str) -> Option<&Key> {
@@ -136,13 +143,32 @@ impl Keyring {
     pub(super) fn with(&self, id: &str, key: Key) -> Self {
         let mut keys = self.keys.clone();
         keys.push((id.to_owned(), Arc::new(key)));
-        Self { keys, given: self.given.clone(), source: self.source, file: self.file.clone() }
+        Self {
+            keys,
+            former: self.former.clone(),
+            given: self.given.clone(),
+            source: self.source,
+            file: self.file.clone(),
+        }
     }
 
-    /// With only the primary key, which the configuration has now.
-    pub(super) fn settled(&self) -> Self {
-        let keys = self.keys.last().cloned().into_iter().collect();
-        Self { keys, given: self.primary().to_owned(), source: self.source, file: self.file.clone() }
+    /// With only the primary key, which the configuration has now. The others are forgotten or kept as former ones.
+    pub(super) fn settled(&self, keeps_former: bool) -> Self {
+        let mut former = self.former.clone();
+        let mut keys = self.keys.clone();
+        let primary = keys.pop().into_iter().collect();
+        former.extend(keys);
+        if !keeps_former {
+            former.clear();
+        }
+        Self { keys: primary, former, given: self.primary().to_owned(), source: self.source, file: self.file.clone() }
+    }
+
+    /// Without these former ones.
+    pub(super) fn without_former(&self, ids: &[String]) -> Self {
+        let (keys, mut former) = (self.keys.clone(), self.former.clone());
+        former.retain(|(id, _)| !ids.contains(id));
+        Self { keys, former, given: self.given.clone(), source: self.source, file: self.file.clone() }
     }
 }
 
@@ -209,7 +235,7 @@ async fn begin(given: Given, keys: &VaultKeys, now: OffsetDateTime) -> Result<Un
     let id = record.id.clone();
     let wrote = keys.change_master(|current| Ok(current.is_none().then(|| MasterKeys { keys: vec![record.clone()] })));
     wrote.await?;
-    let keyring = Keyring { keys: vec![(id.clone(), Arc::new(key))], given: id, source, file };
+    let keyring = Keyring { file, ..Keyring::single(id, key, source) };
     Ok(Unlocked { keyring, made, is_new: true })
 }
 
@@ -259,9 +285,10 @@ async fn open_existing(given: Given, master: &MasterKeys, keys: &VaultKeys) -> R
     let opened = cross(master, given.clone(), key);
     let in_use = keys.counts();
     // The primary one last; those that cannot be opened must not be needed.
-    let mut ordered = Vec::new();
+    let (mut ordered, mut former) = (Vec::new(), Vec::new());
     for record in &master.keys {
         match opened.iter().find(|(id, _)| *id == record.id) {
+            Some(found) if record.retired_at.is_some() => former.push(found.clone()),
             Some(found) => ordered.push(found.clone()),
             None if in_use.contains_key(&record.id) || record.id == wanted => {
                 return Err(Locked::Incomplete(record.id.clone()));
@@ -272,15 +299,15 @@ async fn open_existing(given: Given, master: &MasterKeys, keys: &VaultKeys) -> R
     if let Some(unknown) = in_use.keys().find(|id| !ordered.iter().any(|(known, _)| known == *id)) {
         return Err(Locked::Incomplete(unknown.clone()));
     }
-    Ok(Unlocked { keyring: Keyring { keys: ordered, given, source, file }, made: None, is_new: false })
+    Ok(Unlocked { keyring: Keyring { keys: ordered, former, given, source, file }, made: None, is_new: false })
 }
 
-/// Every key that can be reached from one over the bridges.
+/// Every key that can be reached from one over the bridges. None leads from a retired key to one in use.
 fn cross(master: &MasterKeys, id: String, key: Key) -> Vec<(String, Arc<Key>)> {
     let mut opened = vec![(id, Arc::new(key))];
     let mut at = 0;
     while let Some((under, by)) = opened.get(at).cloned() {
-        for record in master.keys.iter().filter(|record| record.retired_at.is_none()) {
+        for record in &master.keys {
             if opened.iter().any(|(known, _)| *known == record.id) {
                 continue;
             }

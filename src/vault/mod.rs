@@ -197,6 +197,8 @@ pub struct Parts {
     pub checks: Checks,
     /// How owners are warned.
     pub warn: Warn,
+    /// Whether there is a store of backups, whose keys a master key that is replaced may have sealed.
+    pub keeps_former: bool,
     /// Owns the tasks.
     pub shutdown: Shutdown,
 }
@@ -221,6 +223,7 @@ struct Inner {
     changes: Mutex<Keyed<UserId>>,
     uses: Mutex<Keyed<(KeyId, &'static str)>>,
     warn: Warn,
+    keeps_former: bool,
     /// Says that something may expire sooner than was known.
     look: Notify,
     rotation: rotate::Rotation,
@@ -237,7 +240,7 @@ impl fmt::Debug for Vault {
 impl Vault {
     /// Loads the secrets, starts the task that warns, and goes on with a rotation that was interrupted.
     pub async fn new(parts: Parts) -> Result<Self, Error> {
-        let Parts { config, unlocked, audit, checks, warn, shutdown } = parts;
+        let Parts { config, unlocked, audit, checks, warn, keeps_former, shutdown } = parts;
         let Unlocked { inner: keyring::Unlocked { keyring, made, is_new }, keys, store } = unlocked;
         if is_new {
             let entry = Entry::new(Actor::System, action::MASTER_KEY_ADDED).subject(keyring.primary());
@@ -257,6 +260,7 @@ impl Vault {
             audit,
             checks,
             warn,
+            keeps_former,
             look: Notify::new(),
             rotation: rotate::Rotation::default(),
             made,

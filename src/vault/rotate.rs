@@ -1,5 +1,5 @@
 //! Replacing the master key while everything goes on: the new key is added, every data key is sealed anew by it, and the
-//! old one is forgotten.
+//! old one is taken out of use. It is forgotten at once without a store of backups, else when nothing there needs it.
 //!
 //! From the moment the new key is in the store until the old one is retired, each is also stored sealed by the other, so
 //! a start with either goes on where the last one ended. A key file of ours is rewritten once nothing needs the old key
@@ -353,25 +353,51 @@ impl Vault {
         }
     }
 
-    /// Forgets every master key but the primary one.
+    /// Takes every master key but the primary one out of use. Where keys of backups may still be sealed by them, each
+    /// stays sealed by the one that replaced it, until [`Self::forget_former`].
     async fn retire(&self, keyring: &Keyring, now: OffsetDateTime) -> Result<(), Error> {
         let retired: Vec<String> = keyring.others().map(str::to_owned).collect();
         for id in &retired {
             self.inner.audit.record(Entry::new(Actor::System, action::MASTER_KEY_RETIRED).subject(&**id)).await?;
         }
-        let forget = |current: Option<&MasterKeys>| {
+        let keeps_former = self.inner.keeps_former;
+        let retire = |current: Option<&MasterKeys>| {
             let mut master = current.cloned().ok_or(store::Error::Stale)?;
-            for key in &mut master.keys {
-                key.bridges = BTreeMap::new();
+            let mut later: HashSet<String> = HashSet::new();
+            for key in master.keys.iter_mut().rev() {
+                // Never one in use by one that is not: the old key opens nothing new.
+                key.bridges.retain(|under, _| keeps_former && later.contains(under));
+                later.insert(key.id.clone());
                 if key.id != keyring.primary() && key.retired_at.is_none() {
                     key.retired_at = Some(now);
                 }
             }
             Ok(Some(master))
         };
+        self.inner.keys.change_master(retire).await?;
+        self.inner.keyring.store(Arc::new(keyring.settled(keeps_former)));
+        tracing::info!(key.id = keyring.primary(), "the vault's master key was replaced; the old one is out of use");
+        Ok(())
+    }
+
+    /// Forgets master keys that were replaced, because no key of a backup is sealed by them any more.
+    pub async fn forget_former(&self, retired: &[String]) -> Result<(), Error> {
+        let Ok(_works) = Arc::clone(&self.inner.rotation.works).try_lock_owned() else { return Ok(()) };
+        let is_former = |key: &MasterKey| retired.contains(&key.id) && !key.bridges.is_empty();
+        let master = self.inner.keys.master().await?.unwrap_or_default();
+        if !master.keys.iter().any(is_former) {
+            return Ok(());
+        }
+        let forget = |current: Option<&MasterKeys>| {
+            let mut master = current.cloned().ok_or(store::Error::Stale)?;
+            for key in master.keys.iter_mut().filter(|key| is_former(key)) {
+                key.bridges = BTreeMap::new();
+            }
+            Ok(Some(master))
+        };
         self.inner.keys.change_master(forget).await?;
-        self.inner.keyring.store(Arc::new(keyring.settled()));
-        tracing::info!(key.id = keyring.primary(), "the vault's master key was replaced; the old one is forgotten");
+        self.inner.keyring.store(Arc::new(self.inner.keyring.load().without_former(retired)));
+        tracing::info!("the master keys that were replaced are forgotten: nothing is sealed by them any more");
         Ok(())
     }
 }

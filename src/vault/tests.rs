@@ -67,7 +67,8 @@ async fn open_with(dir: &Path, config: Config, checks: Checks) -> Result<World, 
         let _ = told.try_send((warning, taken));
         Box::pin(async move { taken })
     });
-    let parts = Parts { config, unlocked, audit: audit.clone(), checks, warn, shutdown: shutdown.clone() };
+    let parts =
+        Parts { config, unlocked, audit: audit.clone(), checks, warn, keeps_former: true, shutdown: shutdown.clone() };
     Ok(World { vault: Vault::new(parts).await.unwrap(), audit, database, shutdown, warnings, deaf })
 }
 
@@ -461,6 +462,39 @@ async fn a_fresh_master_key_takes_the_place_of_the_old_one_in_its_file() {
     let world = open(dir.path(), config()).await.unwrap();
     assert_eq!(world.reads("user3", &ids[3]).await.unwrap(), SECRET);
     assert_eq!(world.vault.made(), None);
+    world.close().await;
+}
+
+#[tokio::test]
+async fn a_replaced_master_key_opens_keys_of_backups_until_none_is_sealed_by_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join(KEY_FILE);
+    let world = open(dir.path(), config()).await.unwrap();
+    let sealed = world.vault.seal_backup_key(&Vault::new_backup_key(&tenant("ada"))).unwrap();
+    let mut replaced = Vec::new();
+    for _ in 0..2 {
+        replaced.push(std::fs::read_to_string(&file).unwrap());
+        world.vault.rotate(NewMaster::Generated, now()).await.unwrap();
+        world.settled().await;
+    }
+    assert_ne!(world.vault.master_key_id(), sealed.kek);
+    assert!(world.vault.open_backup_key(&sealed).is_ok());
+    world.close().await;
+    for old in replaced {
+        let new = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, old).unwrap();
+        assert!(matches!(open(dir.path(), config()).await, Err(Locked::Retired { .. })), "it opens nothing by itself");
+        std::fs::write(&file, new).unwrap();
+    }
+    let world = open(dir.path(), config()).await.unwrap();
+    assert!(world.vault.open_backup_key(&sealed).is_ok(), "over both replacements, after a start");
+    let retired = world.vault.retired_masters().await.unwrap();
+    assert_eq!((retired.len(), &retired[0]), (2, &sealed.kek));
+    world.vault.forget_former(&retired).await.unwrap();
+    assert!(world.vault.open_backup_key(&sealed).is_err());
+    world.close().await;
+    let world = open(dir.path(), config()).await.unwrap();
+    assert!(world.vault.open_backup_key(&sealed).is_err());
     world.close().await;
 }
 

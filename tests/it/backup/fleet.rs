@@ -187,6 +187,10 @@ async fn after_a_rotation_the_new_key_opens_everything_and_deleted_tenants_stay_
         let name = |path: &std::path::PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
         assert!(keys.len() == 1 && name(&keys[0]).ends_with(&format!(".{master}")), "{tenant}: {keys:?}");
     }
+    // What is public of the old one goes with the next prune: nothing is sealed by it any more.
+    bench.app.cli_json(&["backup", "prune"]);
+    let masters = bench.objects("masters/");
+    assert!(masters.len() == 1 && masters[0].ends_with(&master), "{masters:?}");
 
     let mut copy = TestApp::prepare(&keys_of(tempfile::tempdir().unwrap().path()).replace("backup.store", "#"));
     std::fs::create_dir(copy.data()).unwrap();

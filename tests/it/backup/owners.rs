@@ -228,10 +228,25 @@ async fn backups_of_an_erased_tenant_are_gone_with_it() {
         note_with_file(user, "kept", b"bytes").await;
         bench.create(&user.id);
     }
-    assert!(bench.objects(&ada.id).len() >= 3, "a key, a snapshot, chunks");
+    bench.create("control");
+    let before = bench.objects(&ada.id);
+    assert!(before.len() >= 3, "a key, a snapshot, chunks");
+    let snapshot = bench.list(&ada.id)[0]["id"].as_str().unwrap().to_owned();
+    // Somebody keeps a copy of everything but what opens it.
+    let kept: Vec<_> = before.iter().filter(|path| !path.components().any(|part| part.as_os_str() == "keys")).collect();
+    assert!(kept.len() + 1 == before.len());
+    let kept: Vec<_> = kept.into_iter().map(|path| (path, std::fs::read(path).unwrap())).collect();
     let erased = bench.app.cli(&["tenants", "delete", &ada.id, "--now"]);
     assert!(erased.status.success(), "{}", String::from_utf8_lossy(&erased.stderr));
     assert_eq!(bench.objects(&ada.id), [] as [std::path::PathBuf; 0]);
     let list = bench.list(&bob.id);
     bench.app.cli_json(&["backup", "verify", list[0]["id"].as_str().unwrap(), "--tenant", &bob.id]);
+
+    // The copy stays sealed for whoever has the master key and the control database of before.
+    for (path, content) in kept {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    let refusal = bench.refusal(&["backup", "verify", &snapshot, "--tenant", &ada.id]);
+    assert!(refusal.contains("cannot be opened"), "{refusal}");
 }
