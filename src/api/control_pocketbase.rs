@@ -103,6 +103,21 @@ struct Pin {
     version: Option<String>,
 }
 
+/// The version of a tenant's data, by what lies beside it; none when it has never run.
+async fn has(supervisor: &Supervisor, tenant: &TenantId) -> Result<Option<String>, ApiError> {
+    if supervisor.status(tenant)?.pocketbase.is_none() {
+        return Ok(None);
+    }
+    let (supervisor, tenant) = (supervisor.clone(), tenant.clone());
+    let look = tokio::task::spawn_blocking(move || supervisor.pocketbase_on_disk(&tenant)).await;
+    let found = look.map_err(std::io::Error::other).and_then(|found| found);
+    let failed = |error: std::io::Error| {
+        tracing::error!(%error, "read the version of a tenant's data");
+        Problem::new(Code::Internal).message("its version cannot be read; see the log")
+    };
+    Ok(Some(found.map_err(failed)?))
+}
+
 async fn pin(
     State(supervisor): State<Supervisor>,
     extract::Path(tenant): extract::Path<String>,
@@ -110,10 +125,12 @@ async fn pin(
 ) -> Result<Json<Value>, ApiError> {
     let unknown = || Problem::new(Code::NotFound).message("there is no such tenant");
     let tenant = TenantId::parse(&tenant).map_err(|_| unknown())?;
-    let has = supervisor.status(&tenant)?.pocketbase;
+    let has = has(&supervisor, &tenant).await?;
     let pin = if wanted.pinned { wanted.version.or_else(|| has.clone()) } else { None };
-    let is_version =
-        |pin: &String| (2..=3).contains(&pin.split('.').filter(|part| part.parse::<u32>().is_ok()).count());
+    let is_version = |pin: &String| {
+        let parts: Vec<_> = pin.split('.').map(str::parse::<u32>).collect();
+        (2..=3).contains(&parts.len()) && parts.iter().all(Result::is_ok)
+    };
     if pin.as_ref().is_some_and(|pin| !is_version(pin)) {
         return Err(Problem::new(Code::InvalidRequest).message("a version is like 0.39 or 0.39.11").into());
     }

@@ -68,7 +68,7 @@ impl VersionView {
         {
             let supervisor = supervisor.clone();
             let look = tokio::task::spawn_blocking(move || supervisor.version_on_disk(&id));
-            self.version = look.await.ok().flatten();
+            self.version = look.await.ok().and_then(Result::ok).flatten();
         }
     }
 }

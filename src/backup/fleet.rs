@@ -33,6 +33,7 @@ use crate::store::placements::Placements;
 use crate::store::sqlite::ControlDatabase;
 use crate::store::tenants::Stage;
 use crate::store::tenants::Tenants;
+use crate::supervisor::note_origin;
 use crate::vault;
 use crate::vault::KEY_FILE;
 use crate::vault::Masters;
@@ -211,12 +212,9 @@ async fn instance(
     let outcome = repository.try_out(tenant, id, &data, None, folder).await;
     match outcome {
         Ok((manifest, _)) => {
-            if let Some(hash) = &manifest.template_hash {
-                std::fs::write(folder.join("template"), hash).map_err(Error::io("note its version"))?;
-            }
             // Golden directories are not backed up, and nothing else says which PocketBase may have it.
-            let noted = std::fs::write(folder.join("pocketbase"), &manifest.pocketbase);
-            noted.map_err(Error::io("note its PocketBase"))?;
+            let noted = note_origin(folder, manifest.template_hash.as_deref(), &manifest.pocketbase);
+            noted.map_err(Error::io("note its version and its PocketBase"))?;
             Ok(manifest)
         }
         Err(error) => {

@@ -31,14 +31,12 @@ mod tree;
 
 use std::collections::HashMap;
 use std::collections::HashSet;
-use std::hash::DefaultHasher;
-use std::hash::Hash;
-use std::hash::Hasher;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::Weak;
 
 pub use config::Config;
 pub use error::Error;
@@ -63,8 +61,6 @@ use crate::vault::Vault;
 use manifest::Item;
 use repository::Keys;
 
-/// Locks that tenants share.
-const LOCKS: usize = 64;
 /// The file of the control database in its snapshots.
 const CONTROL_FILE: &str = "control.db";
 /// Lists that owners may ask for while they may ask for one snapshot.
@@ -114,8 +110,8 @@ struct Inner {
     tenants: Tenants,
     control: PathBuf,
     reserve: u64,
-    /// One snapshot, restore or prune of a tenant at a time.
-    locks: Vec<tokio::sync::Mutex<()>>,
+    /// One snapshot, restore or prune of a tenant at a time: the locks that somebody has or waits for.
+    locks: Mutex<HashMap<TenantId, Weak<tokio::sync::Mutex<()>>>>,
     /// Whose keys lie in the store under one master key only, and which.
     written: Mutex<HashMap<TenantId, String>>,
     /// What databases were at their newest snapshot.
@@ -141,8 +137,8 @@ impl Backups {
             Mutex::new(Keyed::new(most.get(), hour, LIMITED))
         };
         let (asked, listed) = (limited(1), limited(LISTS));
-        let locks = std::iter::repeat_with(Default::default).take(LOCKS).collect();
-        let (written, fingerprints, damaged) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (locks, written) = (Mutex::default(), Mutex::default());
+        let (fingerprints, damaged) = (Mutex::default(), Mutex::default());
         let inner = Inner {
             config,
             repository,
@@ -186,11 +182,18 @@ impl Backups {
         lock(&self.inner.listed).check(tenant, std::time::Instant::now()).map_err(Error::TooOften)
     }
 
-    async fn alone(&self, tenant: &TenantId) -> tokio::sync::MutexGuard<'_, ()> {
-        let mut hasher = DefaultHasher::new();
-        tenant.hash(&mut hasher);
-        let at = usize::try_from(hasher.finish() % LOCKS as u64).unwrap_or_default();
-        self.inner.locks[at].lock().await
+    async fn alone(&self, tenant: &TenantId) -> tokio::sync::OwnedMutexGuard<()> {
+        let of_tenant = {
+            let mut locks = lock(&self.inner.locks);
+            locks.retain(|_, of_tenant| of_tenant.strong_count() > 0);
+            let held = locks.get(tenant).and_then(Weak::upgrade);
+            held.unwrap_or_else(|| {
+                let fresh = Arc::default();
+                locks.insert(tenant.clone(), Arc::downgrade(&fresh));
+                fresh
+            })
+        };
+        of_tenant.lock_owned().await
     }
 
     fn lock_written(&self) -> MutexGuard<'_, HashMap<TenantId, String>> {

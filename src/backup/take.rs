@@ -332,8 +332,10 @@ impl Backups {
         let data = self.data_of(tenant).await?;
         for attempt in 1..=ATTEMPTS {
             let glance = supervisor.glance(tenant, PATIENCE).await?;
-            let (epoch, hash) = (supervisor.epoch(tenant), supervisor.version_on_disk(tenant));
-            let pocketbase = supervisor.pocketbase_on_disk(tenant);
+            let epoch = supervisor.epoch(tenant);
+            let (looking, id) = (supervisor.clone(), tenant.clone());
+            let look = move || Ok((looking.version_on_disk(&id)?, looking.pocketbase_on_disk(&id)?));
+            let (hash, pocketbase) = blocking(look).await?.map_err(Error::io("read its version"))?;
             let taken = Stored::directory(&writer, &data, &glance).await;
             if !supervisor.holds(tenant, &glance) {
                 continue;

@@ -67,8 +67,9 @@ pub(super) async fn prepare(name: &str, locations: &Locations) -> (Result<Arc<Go
 
 /// The version of `PocketBase` that the data in an instance's folder has, which was made from `golden`. Empty where
 /// nobody noted one. Reads a file.
-pub(super) fn of_data(folder: &Path, golden: &Golden) -> String {
-    newer(&golden.pocketbase, snapshot::pocketbase(folder))
+pub(super) fn of_data(folder: &Path, golden: &Golden) -> Result<String, String> {
+    let noted = snapshot::pocketbase(folder).map_err(|error| format!("read the PocketBase of its data: {error}"))?;
+    Ok(newer(&golden.pocketbase, noted))
 }
 
 /// The newer one of what a version is made with and what was noted since.
@@ -78,7 +79,7 @@ pub(super) fn newer(made: &str, noted: Option<String>) -> String {
 
 /// The `PocketBase` that serves what lies in an instance's folder, which was made from `golden`.
 pub(super) fn binary<'a>(binaries: &'a Binaries, folder: &Path, golden: &Golden) -> Result<&'a Binary, String> {
-    let version = of_data(folder, golden);
+    let version = of_data(folder, golden)?;
     binaries.for_data_of(&version).ok_or_else(|| missing(&version))
 }
 
@@ -92,7 +93,7 @@ pub(super) fn missing(version: &str) -> String {
 /// Notes that the data is given to a newer `PocketBase` than its own, before that one starts: no older one may have it
 /// afterwards, should its binary come back. Blocks.
 pub(super) fn note(binaries: &Binaries, folder: &Path, golden: &Golden) -> Result<(), String> {
-    let version = of_data(folder, golden);
+    let version = of_data(folder, golden)?;
     let binary = binaries.for_data_of(&version).ok_or_else(|| missing(&version))?;
     if binary.version == version {
         return Ok(());
@@ -145,7 +146,11 @@ mod tests {
             (Binaries::new(binary("0.40.6"), vec![binary("0.39.11")]), Binaries::new(binary("0.40.6"), Vec::new()));
         let serves = |binaries: &Binaries| super::binary(binaries, folder, &own).map(|binary| binary.version.clone());
         note(&both, folder, &own).unwrap();
-        assert_eq!((serves(&both).unwrap().as_str(), snapshot::pocketbase(folder)), ("0.39.11", None), "its own");
+        assert_eq!(
+            (serves(&both).unwrap().as_str(), snapshot::pocketbase(folder).unwrap()),
+            ("0.39.11", None),
+            "its own"
+        );
         note(&new, folder, &own).unwrap();
         assert_eq!(serves(&new).unwrap(), "0.40.6");
         assert_eq!(serves(&both).unwrap(), "0.40.6", "its own is there again");
@@ -153,7 +158,13 @@ mod tests {
         assert!(serves(&old).unwrap_err().contains("PocketBase 0.40.6's"));
         assert!(note(&old, folder, &own).unwrap_err().contains("pocketbase.binaries"));
         // What it was upgraded to since is newer still.
-        assert_eq!(of_data(folder, &golden("0.41.0")), "0.41.0");
-        assert_eq!(of_data(folder, &golden("")), "0.40.6");
+        assert_eq!(of_data(folder, &golden("0.41.0")).unwrap(), "0.41.0");
+        assert_eq!(of_data(folder, &golden("")).unwrap(), "0.40.6");
+        // A note that cannot be read at the moment is not none.
+        std::fs::remove_file(folder.join("pocketbase")).unwrap();
+        std::fs::create_dir(folder.join("pocketbase")).unwrap();
+        for refused in [serves(&both).unwrap_err(), note(&both, folder, &own).unwrap_err()] {
+            assert!(refused.contains("read the PocketBase of its data"), "{refused}");
+        }
     }
 }

@@ -119,6 +119,11 @@ impl Binaries {
         self.0.iter().rev().find(|binary| !is_older(&binary.version, version))
     }
 
+    /// A version of data; the newest one where it is not known.
+    pub fn known_or_newest(&self, version: String) -> String {
+        if version.is_empty() { self.newest().version.clone() } else { version }
+    }
+
     /// Whether this is the file of one of them.
     pub fn has(&self, sha256: &str) -> bool {
         self.0.iter().any(|binary| binary.sha256 == sha256)

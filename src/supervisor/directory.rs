@@ -122,12 +122,11 @@ impl Supervisor {
     }
 
     /// The version of `PocketBase` that an instance's data has; the newest where nobody noted one. Reads two files.
-    pub fn pocketbase_on_disk(&self, tenant: &TenantId) -> String {
+    pub fn pocketbase_on_disk(&self, tenant: &TenantId) -> io::Result<String> {
         let folder = self.fleet.folder(tenant);
-        let hash = snapshot::version(&folder).unwrap_or_default();
+        let hash = snapshot::version(&folder)?.unwrap_or_default();
         let made = self.fleet.templates.pocketbase_of(&hash).unwrap_or_default();
-        let version = choice::newer(made, snapshot::pocketbase(&folder));
-        if version.is_empty() { self.fleet.binaries.newest().version.clone() } else { version }
+        Ok(self.fleet.binaries.known_or_newest(choice::newer(made, snapshot::pocketbase(&folder)?)))
     }
 
     /// How many times the instance was started, by the record of it.
@@ -216,9 +215,8 @@ impl Supervisor {
                 if replacement.kept.exists() {
                     return Ok(());
                 }
-                if folder.join("pb_data").exists() {
-                    snapshot::recover(folder)?;
-                }
+                // Also without data: what an interrupted roll-back was about to put back is kept like any other.
+                snapshot::recover(folder)?;
                 let begun = replace::begin(folder, &staged, &replacement);
                 drop(scratch);
                 begun

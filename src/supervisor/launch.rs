@@ -137,7 +137,8 @@ pub(crate) async fn launch(
 /// What the instance was made from; for one that does not exist yet, the template as it is today.
 fn golden_of(fleet: &Fleet, tenant: &Tenant) -> Result<Arc<Golden>, Failure> {
     let today = || fleet.templates.golden(&tenant.template).map_err(|error| outside(error.to_string()));
-    if let Some(hash) = snapshot::version(&fleet.folder(&tenant.id)) {
+    let version = snapshot::version(&fleet.folder(&tenant.id));
+    if let Some(hash) = version.map_err(|error| outside(format!("read its version: {error}")))? {
         let golden = fleet.templates.made_from(&tenant.template, &hash);
         if let Some(golden) = golden.map_err(|error| outside(format!("read its golden directory: {error}")))? {
             return Ok(golden);

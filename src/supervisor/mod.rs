@@ -91,6 +91,7 @@ pub use error::Error;
 pub use prove::Unproved;
 pub use slot::Lease;
 pub use slot::Listening;
+pub use snapshot::note_origin;
 pub use status::FleetStatus;
 pub use status::InstanceStatus;
 
@@ -437,7 +438,7 @@ impl Supervisor {
     }
 
     /// The version that an instance has by its own file: for tenants that have no record of it yet. Reads a file.
-    pub fn version_on_disk(&self, tenant: &TenantId) -> Option<String> {
+    pub fn version_on_disk(&self, tenant: &TenantId) -> std::io::Result<Option<String>> {
         snapshot::version(&self.fleet.folder(tenant))
     }
 

@@ -75,16 +75,24 @@ impl Supervisor {
         // A tenant that was erased has no user any more: its backup is tried as the one who tries templates.
         let user = fleet.isolation.baker().map(|baker| fleet.uids.find(tenant).unwrap_or(baker));
         let trial = Trial { fleet, tenant, binary, user, data, scratch };
-        let token = database::superuser(&data.join("data.db"))?.mint(SystemTime::now(), limit * 2);
+        let database = data.join("data.db");
+        let look = tokio::task::spawn_blocking(move || database::superuser(&database));
+        let token = look.await.map_err(io::Error::other)??.mint(SystemTime::now(), limit * 2);
         let mut authorization = HeaderValue::try_from(format!("Bearer {token}")).map_err(io::Error::other)?;
         authorization.set_sensitive(true);
-        trial.lend()?;
+        trial.lend().await?;
         let outcome = trial.run(&authorization, limit).await;
         if user.is_some() {
-            owner::take_back(data)?;
+            walk(data, owner::take_back).await?;
         }
         outcome
     }
+}
+
+/// Does something to a whole tree, which may be large.
+async fn walk(root: &Path, work: impl FnOnce(&Path) -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    let root = root.to_owned();
+    tokio::task::spawn_blocking(move || work(&root)).await.map_err(io::Error::other)?
 }
 
 struct Trial<'a> {
@@ -98,7 +106,7 @@ struct Trial<'a> {
 
 impl Trial<'_> {
     /// Makes the folders that the sandbox takes.
-    fn lend(&self) -> io::Result<()> {
+    async fn lend(&self) -> io::Result<()> {
         let (empty, temporary) = (self.empty(), self.scratch.join(jail::TMP));
         fs::create_dir(&empty)?;
         fs::create_dir(&temporary)?;
@@ -106,7 +114,7 @@ impl Trial<'_> {
         fs::set_permissions(self.scratch, Permissions::from_mode(0o711))?;
         owner::publish(&empty)?;
         owner::lend(&temporary, user)?;
-        owner::lend(self.data, user)
+        walk(self.data, move |data| owner::lend(data, user)).await
     }
 
     fn empty(&self) -> std::path::PathBuf {

@@ -84,10 +84,10 @@ pub(super) fn finish(instance: &Path) -> io::Result<()> {
 /// Moves a directory to where it is kept, with the version that it has.
 fn keep(data: &Path, instance: &Path, kept: &Path) -> io::Result<()> {
     fs::create_dir_all(kept)?;
-    if let Some(version) = snapshot::version(instance) {
+    if let Some(version) = snapshot::version(instance)? {
         snapshot::set_version(kept, &version)?;
     }
-    if let Some(version) = snapshot::pocketbase(instance) {
+    if let Some(version) = snapshot::pocketbase(instance)? {
         snapshot::set_pocketbase(kept, &version)?;
     }
     files::rename_new(data, &kept.join(DATA))?;
@@ -133,10 +133,14 @@ mod tests {
             let read = |path: PathBuf| fs::read_to_string(path).unwrap();
             assert_eq!(read(instance.join(DATA).join("data.db")), "new", "{interruption}");
             assert_eq!(read(kept.join(DATA).join("data.db")), "old", "{interruption}");
-            assert_eq!(snapshot::version(&instance).as_deref(), Some("two"));
-            assert_eq!(snapshot::version(&kept).as_deref(), Some("one"));
-            assert_eq!(snapshot::pocketbase(&instance).as_deref(), Some("0.39.11"), "older than what was there");
-            assert_eq!(snapshot::pocketbase(&kept).as_deref(), Some("0.40.6"));
+            assert_eq!(snapshot::version(&instance).unwrap().as_deref(), Some("two"));
+            assert_eq!(snapshot::version(&kept).unwrap().as_deref(), Some("one"));
+            assert_eq!(
+                snapshot::pocketbase(&instance).unwrap().as_deref(),
+                Some("0.39.11"),
+                "older than what was there"
+            );
+            assert_eq!(snapshot::pocketbase(&kept).unwrap().as_deref(), Some("0.40.6"));
             assert!(!is_pending(&instance));
         }
     }

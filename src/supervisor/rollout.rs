@@ -378,13 +378,13 @@ impl Supervisor {
 
     fn may_become(&self, id: &TenantId, golden: &Golden) -> bool {
         let record = self.fleet.versions.find(id);
-        let Some(has) = record.as_ref().map_or_else(|| self.version_on_disk(id), |record| Some(record.hash.clone()))
-        else {
-            return false;
-        };
+        let on_disk = || self.version_on_disk(id).ok().flatten();
+        let Some(has) = record.as_ref().map_or_else(on_disk, |record| Some(record.hash.clone())) else { return false };
+        // What cannot be read at the moment is not chosen; its own start says why.
+        let Ok(noted) = snapshot::pocketbase(&self.fleet.folder(id)) else { return false };
         let pin = record.as_ref().and_then(|record| record.pin.as_deref());
         let made = self.fleet.templates.pocketbase_of(&has).unwrap_or_default();
-        let data = choice::newer(made, snapshot::pocketbase(&self.fleet.folder(id)));
+        let data = self.fleet.binaries.known_or_newest(choice::newer(made, noted));
         has != golden.hash
             && !record.as_ref().is_some_and(|record| record.has_failed(&golden.hash))
             && pin.is_none_or(|pin| is_pinned_to(&golden.pocketbase, pin))

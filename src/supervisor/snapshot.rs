@@ -65,23 +65,41 @@ pub(super) fn is_pending(instance: &Path) -> bool {
 
 /// Whether data was changed by an upgrade that is neither through nor rolled back.
 pub(super) fn is_unfinished(instance: &Path) -> bool {
-    state(instance).is_ok_and(|step| step.is_some_and(|step| version(instance).as_deref() != Some(&step.to)))
+    let is_through = |step: &Step| version(instance).is_ok_and(|version| version.as_ref() == Some(&step.to));
+    state(instance).is_ok_and(|step| step.is_some_and(|step| !is_through(&step)))
 }
 
 /// The version that the instance has, by its own file.
-pub(super) fn version(instance: &Path) -> Option<String> {
-    fs::read_to_string(instance.join(VERSION)).ok().map(|text| text.trim().to_owned())
+pub(super) fn version(instance: &Path) -> io::Result<Option<String>> {
+    noted(instance, VERSION)
+}
+
+/// What a small file says; none when there is none. One that cannot be read at the moment says something.
+fn noted(instance: &Path, name: &str) -> io::Result<Option<String>> {
+    match fs::read_to_string(instance.join(name)) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The `PocketBase` that the data was given to, where that is not the one that its version is made with: a newer one
 /// served it when its own was not there, or it was restored.
-pub(super) fn pocketbase(instance: &Path) -> Option<String> {
-    fs::read_to_string(instance.join(POCKETBASE)).ok().map(|text| text.trim().to_owned())
+pub(super) fn pocketbase(instance: &Path) -> io::Result<Option<String>> {
+    noted(instance, POCKETBASE)
 }
 
 /// Notes the `PocketBase` of the data, durably.
 pub(super) fn set_pocketbase(instance: &Path, version: &str) -> io::Result<()> {
     write_durably(instance, POCKETBASE, version.as_bytes())
+}
+
+/// Notes durably what the data of a fresh folder was made from and written by.
+pub fn note_origin(instance: &Path, hash: Option<&str>, pocketbase: &str) -> io::Result<()> {
+    if let Some(hash) = hash {
+        set_version(instance, hash)?;
+    }
+    set_pocketbase(instance, pocketbase)
 }
 
 /// Deals with what an interrupted upgrade left.
@@ -93,7 +111,7 @@ pub(super) fn recover(instance: &Path) -> io::Result<Found> {
         discard(instance)?;
         return Ok(Found::Nothing);
     };
-    if version(instance).as_deref() == Some(&step.to) {
+    if version(instance)?.as_ref() == Some(&step.to) {
         // Whoever wrote the version may have been stopped before it was certain to stay.
         files::sync_folder(instance)?;
         discard(instance)?;
@@ -346,7 +364,7 @@ mod tests {
         commit(&instance, &step()).unwrap();
         assert!(!is_unfinished(&instance));
         assert_eq!(recover(&instance).unwrap(), Found::Finished);
-        assert_eq!((data(&instance).as_str(), version(&instance).as_deref()), ("new", Some("two")));
+        assert_eq!((data(&instance).as_str(), version(&instance).unwrap().as_deref()), ("new", Some("two")));
 
         take(&instance, &step()).unwrap();
         fs::remove_file(instance.join("upgrade/state.json")).unwrap();

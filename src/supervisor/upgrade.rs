@@ -143,8 +143,8 @@ pub(crate) async fn start(
         fleet.changes.note_rewrite(&tenant.id);
         recover(fleet, tenant, &folder).await.map_err(outside)?;
     }
-    let has = snapshot::version(&folder);
-    if let Some(upgrade) = due(fleet, tenant, (has.as_deref(), golden), stop) {
+    let has = snapshot::version(&folder).map_err(|error| outside(format!("read its version: {error}")))?;
+    if let Some(upgrade) = due(fleet, tenant, (has.as_deref(), golden), stop).map_err(outside)? {
         match Box::pin(upgrade.run()).await {
             Ok(started) => return Ok(started),
             Err(Trouble::Stopping) => return Err(outside("the server is shutting down")),
@@ -164,34 +164,37 @@ fn due<'a>(
     tenant: &'a Arc<Tenant>,
     (has, now): (Option<&str>, &Golden),
     stop: &'a CancellationToken,
-) -> Option<Upgrade<'a>> {
-    let from = has?;
-    let to = fleet.templates.golden(&tenant.template).ok().filter(|golden| golden.hash != from)?;
+) -> Result<Option<Upgrade<'a>>, String> {
+    let Some(from) = has else { return Ok(None) };
+    let golden = fleet.templates.golden(&tenant.template).ok();
+    let Some(to) = golden.filter(|golden| golden.hash != from) else { return Ok(None) };
     let folder = fleet.folder(&tenant.id);
-    let data = choice::of_data(&folder, now);
+    // Data of which nothing is known may have been served by the newest.
+    let data = fleet.binaries.known_or_newest(choice::of_data(&folder, now)?);
     if is_older(&to.pocketbase, &data) {
         // What a newer PocketBase has migrated is not for an older one.
         tracing::debug!(tenant.id = %tenant.id, from = data, to = to.pocketbase, "not downgraded");
-        return None;
+        return Ok(None);
     }
     let record = fleet.versions.find(&tenant.id);
     let pin = record.as_ref().and_then(|record| record.pin.as_deref());
     if pin.is_some_and(|pin| !is_pinned_to(&to.pocketbase, pin)) {
-        return None;
+        return Ok(None);
     }
     let asked = fleet.upgrades.asked.contains(&tenant.id);
     if !asked && fleet.upgrades.policy == UpgradePolicy::Manual && !tenant.id.is_global() {
-        return None;
+        return Ok(None);
     }
     let failed = record.and_then(|version| version.failed.clone());
     if let Some(failed) = failed.filter(|failed| failed.hash == to.hash) {
         let waits = failed.outside && (asked || failed.at + OUTSIDE_RETRY <= OffsetDateTime::now_utc());
         if !waits {
-            return None;
+            return Ok(None);
         }
     }
     // Never made: it will be made from what the template is today.
-    folder.join("pb_data").is_dir().then(|| Upgrade {
+    let is_made = folder.join("pb_data").is_dir();
+    Ok(is_made.then(|| Upgrade {
         step: Step { from: from.to_owned(), to: to.hash.clone() },
         log_start: logs::length(&folder),
         folder,
@@ -199,7 +202,7 @@ fn due<'a>(
         tenant,
         to,
         stop,
-    })
+    }))
 }
 
 /// Deals with what a killed pocketfleet left. Whoever still writes is stopped first.
@@ -216,7 +219,7 @@ async fn recover(fleet: &Fleet, tenant: &Tenant, folder: &Path) -> Result<(), St
 /// its record follows its own file, and the copy of its data goes.
 pub(crate) async fn settle_adopted(fleet: &Arc<Fleet>, tenant: &Arc<Tenant>) {
     let folder = fleet.folder(&tenant.id);
-    if let Some(hash) = snapshot::version(&folder) {
+    if let Ok(Some(hash)) = snapshot::version(&folder) {
         note(fleet, tenant, hash);
     }
     // One that is not through is not adopted, so nothing is put back here.

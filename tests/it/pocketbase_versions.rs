@@ -104,6 +104,11 @@ async fn an_instance_goes_to_a_newer_pocketbase_with_its_data_and_stays_where_it
     assert_eq!(version(&app, "global"), NEW);
     let pinned = app.cli_json(&["pocketbase", "pin", &bea.id]);
     assert_eq!((pinned["pin"].as_str(), pinned["pocketbase"].as_str()), (Some(OLD), Some(OLD)));
+    for wrong in ["0.39.x", "v0.39", "0", "0.39.11.1", "0.39.beta"] {
+        let refused = app.cli(&["pocketbase", "pin", &bea.id, wrong]);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && said.contains("a version is like"), "{wrong}: {said}");
+    }
 
     templates.keep_personal_at(None);
     let before = app.tenant(&ada.id)["pid"].clone();

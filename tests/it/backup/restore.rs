@@ -229,3 +229,27 @@ async fn a_kill_after_the_switch_does_not_restore_again() {
         assert_eq!(killed_at(step).await, ["after", "old"], "{step}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_amid_an_interrupted_roll_back_is_not_rolled_back() {
+    let bench = Bench::start("").await;
+    let app = &bench.app;
+    let ada = app.user("ada").await;
+    ada.note("backed up").await;
+    let id = bench.create(&ada.id);
+    ada.note("later").await;
+    app.put_to_sleep(&ada.id);
+    // Killed between the two renames: the failed data is aside, and the copy not in its place yet.
+    let folder = app.data().join("instances").join(&ada.id);
+    let version = std::fs::read_to_string(folder.join("template")).unwrap();
+    std::fs::create_dir_all(folder.join("upgrade/failed")).unwrap();
+    let step = json!({ "from": version, "to": "0".repeat(64) });
+    std::fs::write(folder.join("upgrade/state.json"), step.to_string()).unwrap();
+    std::fs::rename(folder.join("pb_data"), folder.join("upgrade/pb_data")).unwrap();
+
+    let restored = app.cli_json(&["backup", "restore", &id, "--yes"]);
+    assert_eq!(ada.titles().await, ["backed up"], "after a start");
+    let kept = app.data().join("replaced").join(restored["kept"].as_str().unwrap());
+    assert!(kept.join("pb_data/data.db").is_file(), "what the roll-back put back is kept");
+    assert!(!folder.join("upgrade").exists());
+}
