@@ -75,6 +75,23 @@ const REFUSED: &[i64] = &[
     // Out of the session that the jailer made: what leaves it would outlive the instance, and hold its lock.
     libc::SYS_setsid,
     libc::SYS_setpgid,
+    // What other tenants write, and when: a watch asks nobody, and those of one user are counted together.
+    libc::SYS_inotify_init1,
+    libc::SYS_inotify_add_watch,
+    // Memory, semaphores and queues that have no place among the files: Landlock does not see them.
+    libc::SYS_shmget,
+    libc::SYS_shmat,
+    libc::SYS_shmctl,
+    libc::SYS_semget,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_semctl,
+    libc::SYS_msgget,
+    libc::SYS_msgsnd,
+    libc::SYS_msgrcv,
+    libc::SYS_msgctl,
+    libc::SYS_mq_open,
+    libc::SYS_mq_unlink,
     // Large parts of the kernel with a history.
     libc::SYS_bpf,
     libc::SYS_perf_event_open,
@@ -108,8 +125,15 @@ const REFUSED: &[i64] = &[
 
 /// The same, of calls that newer machines do not have any more.
 #[cfg(target_arch = "x86_64")]
-const REFUSED_HERE: &[i64] =
-    &[libc::SYS_iopl, libc::SYS_ioperm, libc::SYS_modify_ldt, libc::SYS_chmod, libc::SYS_chown, libc::SYS_lchown];
+const REFUSED_HERE: &[i64] = &[
+    libc::SYS_iopl,
+    libc::SYS_ioperm,
+    libc::SYS_modify_ldt,
+    libc::SYS_chmod,
+    libc::SYS_chown,
+    libc::SYS_lchown,
+    libc::SYS_inotify_init,
+];
 #[cfg(not(target_arch = "x86_64"))]
 const REFUSED_HERE: &[i64] = &[];
 
