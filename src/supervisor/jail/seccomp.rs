@@ -75,9 +75,6 @@ const REFUSED: &[i64] = &[
     // Out of the session that the jailer made: what leaves it would outlive the instance, and hold its lock.
     libc::SYS_setsid,
     libc::SYS_setpgid,
-    // What other tenants write, and when: a watch asks nobody, and those of one user are counted together.
-    libc::SYS_inotify_init1,
-    libc::SYS_inotify_add_watch,
     // Memory, semaphores and queues that have no place among the files: Landlock does not see them.
     libc::SYS_shmget,
     libc::SYS_shmat,
@@ -125,15 +122,8 @@ const REFUSED: &[i64] = &[
 
 /// The same, of calls that newer machines do not have any more.
 #[cfg(target_arch = "x86_64")]
-const REFUSED_HERE: &[i64] = &[
-    libc::SYS_iopl,
-    libc::SYS_ioperm,
-    libc::SYS_modify_ldt,
-    libc::SYS_chmod,
-    libc::SYS_chown,
-    libc::SYS_lchown,
-    libc::SYS_inotify_init,
-];
+const REFUSED_HERE: &[i64] =
+    &[libc::SYS_iopl, libc::SYS_ioperm, libc::SYS_modify_ldt, libc::SYS_chmod, libc::SYS_chown, libc::SYS_lchown];
 #[cfg(not(target_arch = "x86_64"))]
 const REFUSED_HERE: &[i64] = &[];
 

@@ -163,8 +163,6 @@ fn calls_that_reach_around_the_rules_are_refused() {
             ("bpf", libc::SYS_bpf, 0),
             ("setsid", libc::SYS_setsid, 0),
             ("setpgid", libc::SYS_setpgid, 0),
-            ("inotify_init1", libc::SYS_inotify_init1, 0),
-            ("inotify_add_watch", libc::SYS_inotify_add_watch, -1),
             ("shmget", libc::SYS_shmget, 0),
             ("shmat", libc::SYS_shmat, -1),
             ("semget", libc::SYS_semget, 0),
