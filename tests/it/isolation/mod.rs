@@ -8,6 +8,7 @@ mod attempts;
 mod greed;
 mod machine;
 mod network;
+mod private;
 mod status;
 mod table;
 
