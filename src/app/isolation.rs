@@ -59,7 +59,8 @@ pub(super) fn reach(
         if let Some(why) = baker_is_a_tenant(range.0, &given) {
             bail!(why);
         }
-        let outside = given.iter().find(|record| is_outside(range, record.uid) && tenants.find(&record.tenant).is_some());
+        let outside =
+            given.iter().find(|record| is_outside(range, record.uid) && tenants.find(&record.tenant).is_some());
         if isolation.level >= 3
             && let Some(record) = outside
         {

@@ -236,7 +236,8 @@ fn take_datagrams(_: &Scene) -> Result<(), Errno> {
 }
 
 fn packets(_: &Scene) -> Result<(), Errno> {
-    let raw = rustix::net::socket(AddressFamily::INET, SocketType::RAW, std::num::NonZeroU32::new(6).map(Protocol::from_raw));
+    let raw =
+        rustix::net::socket(AddressFamily::INET, SocketType::RAW, std::num::NonZeroU32::new(6).map(Protocol::from_raw));
     any([rustix::net::socket(AddressFamily::PACKET, SocketType::RAW, None).map(drop), raw.map(drop)])
 }
 

@@ -152,7 +152,11 @@ async fn greed_stays_with_the_greedy() {
         scene.goes_on(MEMORY).await;
         found.row(PROCESSES);
         if is_alone {
-            found.note(PROCESSES, level, scene.comes_through(START, "started", "resource temporarily unavailable").await);
+            found.note(
+                PROCESSES,
+                level,
+                scene.comes_through(START, "started", "resource temporarily unavailable").await,
+            );
             scene.goes_on(PROCESSES).await;
         }
         found.note(LOOP, level, !scene.is_seen_and_stopped().await);

@@ -1,6 +1,7 @@
 //! What machine code can do in the sandbox, where hooks have no word for it: `tests/escape_probe`, started by the jailer
 //! with what the instance beside it was started with.
 
+use std::collections::BTreeSet;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
@@ -60,6 +61,9 @@ const ATTEMPTS: [(&str, &str); 33] = [
 ];
 const OPEN_SOCKET: &str = "open_socket";
 const PRIVATE_SOCKET: &str = "private_socket";
+
+/// `ENOSYS`, `EPROTONOSUPPORT`, `EOPNOTSUPP` and `EAFNOSUPPORT`: a kernel that was built or set up without it.
+const ABSENT: [i32; 4] = [38, 93, 95, 97];
 
 /// From this version on Landlock closes named sockets.
 const NAMES_OF_SOCKETS: i32 = 9;
@@ -166,7 +170,7 @@ fn uid(folder: &Path) -> u32 {
 fn loaded() -> (PathBuf, Vec<PathBuf>) {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let files = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).filter(|path| path.contains(".so"));
-    let files: std::collections::BTreeSet<PathBuf> = files.map(PathBuf::from).collect();
+    let files: BTreeSet<PathBuf> = files.map(PathBuf::from).collect();
     let is_loader = |path: &&PathBuf| {
         let name = path.file_name().unwrap().to_string_lossy();
         name.starts_with("ld-")
@@ -175,8 +179,14 @@ fn loaded() -> (PathBuf, Vec<PathBuf>) {
     (loader, files.into_iter().collect())
 }
 
-/// Tries all of it; what the kernel said is in the output of a test that fails.
-pub(super) fn attempts(scene: &Scene, level: u8, mut note: impl FnMut(&'static str, Option<bool>)) {
+/// Tries all of it; what the kernel said is in the output of a test that fails. What this kernel does not have, or does not
+/// give to whoever runs the tests, is `absent` from level 0 on and has no say in the table.
+pub(super) fn attempts(
+    scene: &Scene,
+    level: u8,
+    absent: &mut BTreeSet<&'static str>,
+    mut note: impl FnMut(&'static str, Option<bool>),
+) {
     for (name, row) in ATTEMPTS {
         // The same socket is closed by the kernels to come.
         let is_newer = level > 0 && landlock::version() >= NAMES_OF_SOCKETS;
@@ -186,6 +196,18 @@ pub(super) fn attempts(scene: &Scene, level: u8, mut note: impl FnMut(&'static s
         }
         let (is_open, why) = scene.try_it(name);
         eprintln!("level {level}: {name}: {why}");
-        note(row, Some(is_open));
+        if level == 0 && !is_open && is_missing(name, &why) {
+            eprintln!("NOT TESTED: {row}: {why} without any sandbox");
+            absent.insert(name);
+        }
+        note(row, Some(is_open).filter(|_| !absent.contains(name)));
     }
+}
+
+/// Whether what stopped an attempt outside of every sandbox is the machine.
+fn is_missing(name: &str, why: &str) -> bool {
+    let is_unknown = ABSENT.iter().any(|number| why.contains(&format!("code: {number},")));
+    let has_rings = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").is_ok_and(|text| text.trim() == "0");
+    let is_refused = why.contains("code: 1,") || why.contains("code: 13,");
+    is_unknown || is_refused && (!rustix::process::geteuid().is_root() || name == "ring" && !has_rings)
 }

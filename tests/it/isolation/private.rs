@@ -1,8 +1,6 @@
 //! Level 3 and private networks: hosts with such addresses, which answer, on the far side of a link. All of it in networks
 //! of the test's own, so nothing of the machine is changed and nothing is left.
 
-use std::io::Read;
-use std::io::Write;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::process::Child;
@@ -99,7 +97,7 @@ impl Space {
     }
 }
 
-/// Two networks and a link; every address answers at [`PORT`] in the second.
+/// Two networks and a link; the second has all of the addresses.
 fn linked() -> Result<(Space, Space), String> {
     let (near, far) = (Space::new()?, Space::new()?);
     near.ip(&format!("link add near type veth peer name far netns {}", far.keeper.id()))?;
@@ -127,19 +125,6 @@ fn nodad(address: &str) -> &'static str {
     if address.contains(':') { "nodad" } else { "" }
 }
 
-fn answer_everywhere() {
-    let listener = TcpListener::bind(("::", PORT)).unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let mut stream = stream;
-            // Who closes before it has read makes the other side forget what it got.
-            let mut request = [0; 4096];
-            drop(stream.read(&mut request));
-            drop(stream.write_all(b"HTTP/1.0 204 No Content\r\n\r\n"));
-        }
-    });
-}
-
 #[test]
 fn private_networks_and_metadata_services_are_reached_below_level_3_and_not_at_it() {
     if !levels().contains(&3) {
@@ -152,7 +137,7 @@ fn private_networks_and_metadata_services_are_reached_below_level_3_and_not_at_i
     // The listener's thread was started in its network and stays there, and this one goes on to the other.
     let thread = std::thread::spawn(move || {
         far.enter();
-        answer_everywhere();
+        super::answer(TcpListener::bind(("::", PORT)).unwrap());
         near.enter();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(looked_at());

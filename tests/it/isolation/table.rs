@@ -58,9 +58,12 @@ impl Found {
 
     /// Rows that were tried and worked nowhere: what is in the way may be a mistake in the attempt.
     pub(super) fn never_open(&self) -> Vec<&'static str> {
-        let of = |number: usize| self.cells.iter().filter(move |((row, _), _)| *row == number).map(|(_, is_open)| *is_open);
+        let of =
+            |number: usize| self.cells.iter().filter(move |((row, _), _)| *row == number).map(|(_, is_open)| *is_open);
         let rows = self.rows.iter().enumerate();
-        rows.filter(|(number, _)| of(*number).count() > 0 && !of(*number).any(|one| one)).map(|(_, name)| *name).collect()
+        rows.filter(|(number, _)| of(*number).count() > 0 && !of(*number).any(|one| one))
+            .map(|(_, name)| *name)
+            .collect()
     }
 
     /// Fails where a column that was tried is not as documented; writes those columns when asked to.
