@@ -11,9 +11,9 @@ use super::named;
 
 /// Makes a call with numbers.
 pub(super) fn call(number: i64, arguments: [i64; 6]) -> Result<i64, Errno> {
-    let [a, b, c, d, e, f] = arguments;
+    let [first, second, third, rest @ ..] = arguments;
     // SAFETY: every pointer among the arguments is to a buffer that the caller holds, of the size that the call takes.
-    let answer = unsafe { libc::syscall(number, a, b, c, d, e, f) };
+    let answer = unsafe { libc::syscall(number, first, second, third, rest[0], rest[1], rest[2]) };
     if answer >= 0 {
         return Ok(answer);
     }

@@ -50,6 +50,7 @@ struct Scene {
     shared_memory: i32,
 }
 
+type Preparation = fn(i64) -> Result<i64, Errno>;
 type Attempt = fn(&Scene) -> Result<(), Errno>;
 
 const ATTEMPTS: [(&str, Attempt); 33] = [
@@ -89,7 +90,7 @@ const ATTEMPTS: [(&str, Attempt); 33] = [
 ];
 
 /// What prepares or undoes, outside every sandbox, and says a number.
-const PREPARATIONS: [(&str, fn(i64) -> Result<i64, Errno>); 2] =
+const PREPARATIONS: [(&str, Preparation); 2] =
     [("make_shared_memory", calls::make_shared_memory), ("drop_shared_memory", calls::drop_shared_memory)];
 
 fn main() -> ExitCode {

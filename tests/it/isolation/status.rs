@@ -13,7 +13,7 @@ const KEYS: &str = "instances.nofile = 1000\ninstances.data_bytes = 800000000\ni
 /// With a user of its own only: below level 2 the limit counts everything that pocketfleet's user runs.
 const NPROC: &str = "instances.nproc = 200\n";
 
-/// What Go waits with; and PocketBase has its data watched for changes by its own commands.
+/// What Go waits with; and `PocketBase` has its data watched for changes by its own commands.
 const EVENTS: [&str; 3] = ["anon_inode:[eventpoll]", "anon_inode:[eventfd]", "anon_inode:inotify"];
 
 /// The fields of `/proc/N/status`, each with its values.
