@@ -262,9 +262,10 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
         tracing::info!(file = %made.display(), "made the master key of the vault; without this file stored secrets cannot be read");
     }
     let binaries = find_pocketbase(config, folders).await?;
-    let isolation = isolation::reach(config, &folders.root, &binaries)?;
-    let templates = bake(config, folders, &binaries, &isolation).await?;
     let tenants = Tenants::open(Arc::clone(&store)).await?;
+    let uids = Uids::open(Arc::clone(&store)).await?;
+    let isolation = isolation::reach(config, &folders.root, &binaries, (&uids, &tenants))?;
+    let templates = bake(config, folders, &binaries, &isolation).await?;
     let incarnation = incarnation();
     let placements = Placements::open(Arc::clone(&store), incarnation.clone()).await?;
     let versions = Versions::open(Arc::clone(&store)).await?;
@@ -293,7 +294,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
         public_url: config.public_url(listen),
         isolation,
         network_check: config.isolation.network_check,
-        uids: Uids::open(Arc::clone(&store)).await?,
+        uids,
         global_outbound: accounts::config::outbound_ports(&config.mail, &config.accounts),
         metrics: Arc::clone(&metrics),
     });

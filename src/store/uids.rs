@@ -74,6 +74,17 @@ impl Uids {
         found.pop().map(|(_, uid)| uid)
     }
 
+    /// All numbers that were given away, the smallest first, also those of tenants that are gone.
+    pub fn given(&self) -> Vec<TenantUid> {
+        let mut given = Vec::new();
+        self.table.view().scan(|record, _| {
+            given.push(TenantUid::clone(record));
+            true
+        });
+        given.sort_unstable_by_key(|record| record.uid);
+        given
+    }
+
     /// The number of a tenant, a new one of this range when it has none. Durable when it returns; none when the range
     /// is used up.
     pub async fn of(&self, tenant: &TenantId, range: Range<u32>) -> Result<Option<u32>, Error> {
@@ -123,6 +134,8 @@ mod tests {
             given.insert(uids.of(&tenant(n), 1_000..1_005).await.unwrap().unwrap());
         }
         assert_eq!(given, (1_000..1_005).collect());
+        let listed: Vec<u32> = one.given().iter().map(|record| record.uid).collect();
+        assert!(listed.is_sorted() && listed.len() == 5, "{listed:?}");
         assert_eq!(one.of(&tenant(9), 1_000..1_005).await.unwrap(), None, "used up");
         let first = one.of(&tenant(0), 1_000..1_005).await.unwrap();
         assert_eq!(one.of(&tenant(0), 7_000..7_005).await.unwrap(), first, "kept when the range moves");

@@ -21,7 +21,7 @@ use crate::supervisor::jail::uid;
 use crate::supervisor::process;
 
 /// Part of every profile: raise it when the jailer does something else with the same values.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// Threads and processes of a tenant that has a user of its own, where the configuration does not say.
 const NPROC: u64 = 256;

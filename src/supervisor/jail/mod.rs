@@ -144,6 +144,7 @@ fn confine(sandbox: &Sandbox) -> Result<(), (&'static str, String)> {
     let rules = landlock::rules(sandbox).map_err(|error| ("make the rules of Landlock", error.to_string()))?;
     let filters = seccomp::filters(!sandbox.outbound.is_empty());
     let filters = filters.map_err(|error| ("make the filters of seccomp", error.to_string()))?;
+    uid::drop_bounds().map_err(|error| ("give up the bounds of capabilities", error.to_string()))?;
     match sandbox.user {
         Some(user) => uid::become_user(user).map_err(|error| ("become the tenant's user", error.to_string()))?,
         None => uid::drop_groups().map_err(|error| ("give up groups", error.to_string()))?,

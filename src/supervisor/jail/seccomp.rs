@@ -75,6 +75,20 @@ const REFUSED: &[i64] = &[
     // Out of the session that the jailer made: what leaves it would outlive the instance, and hold its lock.
     libc::SYS_setsid,
     libc::SYS_setpgid,
+    // Memory, semaphores and queues that have no place among the files: Landlock does not see them.
+    libc::SYS_shmget,
+    libc::SYS_shmat,
+    libc::SYS_shmctl,
+    libc::SYS_semget,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_semctl,
+    libc::SYS_msgget,
+    libc::SYS_msgsnd,
+    libc::SYS_msgrcv,
+    libc::SYS_msgctl,
+    libc::SYS_mq_open,
+    libc::SYS_mq_unlink,
     // Large parts of the kernel with a history.
     libc::SYS_bpf,
     libc::SYS_perf_event_open,

@@ -78,6 +78,23 @@ pub(super) fn drop_groups() -> io::Result<()> {
     }
 }
 
+/// Gives up what any later program could get at most, where this process may: with `no_new_privs` none gets any, and this
+/// is for the day when something of that fails. Before the user is given up, which takes the leave to do so.
+pub(super) fn drop_bounds() -> rustix::io::Result<()> {
+    if !rustix::thread::capabilities(None)?.effective.contains(CapabilitySet::SETPCAP) {
+        return Ok(());
+    }
+    for number in 0..u64::BITS {
+        match rustix::thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number)) {
+            Ok(()) => {}
+            // The kernel knows no more.
+            Err(rustix::io::Errno::INVAL) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Gives up every capability. With `no_new_privs` the next program gets none back, also where it runs as root.
 pub(super) fn drop_capabilities() -> rustix::io::Result<()> {
     let none = CapabilitySet::empty();

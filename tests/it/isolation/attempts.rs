@@ -9,6 +9,8 @@ use serde_json::json;
 use super::run;
 use crate::support::TestApp;
 use crate::support::User;
+use crate::support::command;
+use crate::support::eventually;
 use crate::support::pause;
 use crate::support::pocketbase;
 use crate::support::processes_in;
@@ -30,7 +32,6 @@ impl Scene {
         let (own, theirs) = (instances.join(&mallory.id), instances.join(&ada.id));
         let binary = std::fs::canonicalize(pocketbase()).unwrap();
         let status = app.tenant(&ada.id);
-        let mine = app.tenant(&mallory.id);
         let hooks = hooks_of(app);
         let number = std::process::id();
         let beside = binary.with_file_name(format!("escaped-{number}"));
@@ -41,8 +42,11 @@ impl Scene {
             "theirs": theirs.join("pb_data"), "binary": binary, "beside": beside, "temporary": temporary,
             "hook": hooks.join("more.pb.js"), "control": app.data().join("control.db"),
             "address": status["address"], "pid": status["pid"], "us": app.pid(), "base": app.base,
-            "squatted": squatted.to_string(), "listed": listed, "lock": own.join("lock"), "self": mine["pid"],
+            "squatted": squatted.to_string(), "listed": listed, "lock": own.join("lock"), "other": OTHER_USER,
         });
+        for victim in ["removed", "taken", "emptied"] {
+            std::fs::write(theirs.join("pb_data").join(victim), "hers").unwrap();
+        }
         Self { at, squatted, own, marks: vec![beside, temporary] }
     }
 }
@@ -64,15 +68,41 @@ pub(super) struct Attempt {
 /// Starts the own binary on somebody else's address; whether that worked is seen from outside.
 const SQUAT: &str = "squat";
 
-const ATTEMPTS: [(&str, &str); 25] = [
+/// Nobody's.
+const OTHER_USER: u32 = 65_533;
+
+const ATTEMPTS: [(&str, &str); 34] = [
     ("run a program of the system (`cat /etc/passwd`)", "return toString($os.cmd('/bin/cat', '/etc/passwd').output())"),
     ("run its own PocketBase binary", "return toString($os.cmd(at.binary, '--version').output())"),
+    (
+        "run a program that it wrote into its data",
+        "$os.writeFile(at.own + '/program', $os.readFile(at.binary), 0o755);
+         return toString($os.cmd(at.own + '/program', '--version').output())",
+    ),
+    (
+        "start a program as another user",
+        "const other = $os.cmd(at.binary, '--version');
+         other.sysProcAttr = { credential: { uid: at.other, gid: at.other } }; return toString(other.output())",
+    ),
+    (
+        "start a program that outlives it, in a session of its own",
+        "const other = $os.cmd(at.binary, '--version');
+         other.sysProcAttr = { setsid: true }; return toString(other.output())",
+    ),
     ("read `/etc/passwd`", "return toString($os.readFile('/etc/passwd'))"),
     ("read `/etc/shadow`", "return toString($os.readFile('/etc/shadow'))"),
     ("list another tenant's data", "return $os.readDir(at.theirs).length"),
     ("read another tenant's database", "return $os.readFile(at.theirs + '/data.db').length"),
     ("write into another tenant's data", "$os.writeFile(at.theirs + '/planted', 'x', 0o644); return 'written'"),
+    ("ask for the size of another tenant's database", "return $os.stat(at.theirs + '/data.db').size()"),
+    ("remove another tenant's file", "$os.remove(at.theirs + '/removed'); return 'removed'"),
+    (
+        "move another tenant's file into its own data",
+        "$os.rename(at.theirs + '/taken', at.own + '/taken'); return 'taken'",
+    ),
+    ("empty another tenant's file", "$os.truncate(at.theirs + '/emptied', 0); return 'emptied'"),
     ("read pocketfleet's control database", "return $os.readFile(at.control).length"),
+    ("ask for the size of pocketfleet's control database", "return $os.stat(at.control).size()"),
     ("write beside the binary", "$os.writeFile(at.beside, 'x', 0o644); return 'written'"),
     ("write into its own hooks", "$os.writeFile(at.hook, '', 0o644); return 'written'"),
     ("write into `/tmp`", "$os.writeFile(at.temporary, 'x', 0o644); return 'written'"),
@@ -96,7 +126,11 @@ const ATTEMPTS: [(&str, &str); 25] = [
     ("listen on the address of a stopped tenant", SQUAT),
     (
         "put a link to another tenant's database into its data",
-        "$os.cmd('/bin/ln', '-s', at.theirs + '/data.db', at.own + '/link').run(); return 'linked'",
+        "$os.openRoot(at.own).symlink(at.theirs + '/data.db', 'link'); return 'linked'",
+    ),
+    (
+        "make a second name of another tenant's database in its data",
+        "$os.openRoot('/').link(at.theirs.slice(1) + '/data.db', at.own.slice(1) + '/second'); return 'linked'",
     ),
     (
         "`ATTACH` another tenant's database",
@@ -110,7 +144,12 @@ const ATTEMPTS: [(&str, &str); 25] = [
         "`VACUUM INTO` another tenant's data",
         "$app.db().newQuery(\"VACUUM INTO '\" + at.theirs + \"/stolen.db'\").execute(); return 'written'",
     ),
-    ("kill another tenant's process", "$os.cmd('/bin/kill', '-0', String(at.pid)).run(); return 'could'"),
+    // The last one: where it works, the neighbour has to start again. A handle that a hook makes up is as good as that of
+    // a program it started.
+    (
+        "kill another tenant's process",
+        "const other = $os.cmd(at.binary); other.process = { pid: at.pid }; other.process.kill(); return 'killed'",
+    ),
 ];
 
 pub(super) fn all() -> impl Iterator<Item = Attempt> {
@@ -125,6 +164,51 @@ impl Attempt {
         }
         let (worked, value) = run(who, self.code, &scene.at).await;
         worked && !value.is_empty() && value != "0"
+    }
+}
+
+/// A `PocketBase` with the same hook, started by hand.
+pub(super) struct Outside {
+    child: std::process::Child,
+    who: User,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+impl Outside {
+    /// Answers when it returns.
+    pub(super) async fn start(like: &User) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let hooks = folder.path().join("pb_hooks");
+        std::fs::create_dir(&hooks).unwrap();
+        std::fs::write(hooks.join("escape.pb.js"), super::HOOK).unwrap();
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut program = command(pocketbase());
+        program.args(["serve", "--hooksWatch=false", &format!("--http={address}")]);
+        program.arg(format!("--dir={}", folder.path().join("pb_data").display()));
+        program.arg(format!("--hooksDir={}", hooks.display()));
+        let output = std::fs::File::create(folder.path().join("output")).unwrap();
+        let child = program.stdout(output.try_clone().unwrap()).stderr(output).spawn().unwrap();
+        let who = User { base: format!("http://{address}"), token: String::new(), ..like.clone() };
+        let outside = Self { child, who, _folder: folder };
+        eventually("PocketBase outside of everything answers", async || {
+            let answer = outside.who.request(reqwest::Method::GET, "/api/health").send().await.ok()?;
+            answer.status().is_success().then_some(())
+        })
+        .await;
+        outside
+    }
+
+    /// Whether an attempt works where nothing is in its way.
+    pub(super) async fn shows(&self, name: &str, scene: &Scene) -> bool {
+        let attempt = all().find(|attempt| attempt.name == name).unwrap();
+        attempt.works(scene, &self.who).await
     }
 }
 

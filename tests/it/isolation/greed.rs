@@ -30,7 +30,7 @@ const LOOP: &str = "loop for ever, unseen and unstoppable";
 
 /// Each is bounded by itself too, for the sake of the machine that runs this.
 const OPEN_FILES: &str =
-    "const open = []; for (let n = 0; n < 1000; n++) open.push($os.openInRoot('.', 'tmp')); return open.length";
+    "const open = []; for (let n = 0; n < 1000; n++) open.push($os.openRoot('tmp')); return open.length";
 const TAKE_MEMORY: &str =
     "const kept = []; for (let n = 0; n < 600; n++) kept.push('x'.repeat(1 << 20) + n); return kept.length";
 const START: &str = "for (let n = 0; n < 80; n++) $os.cmd(at, '--version').start(); return 'started'";
@@ -45,12 +45,43 @@ struct Scene {
 }
 
 impl Scene {
-    /// Whether a hook came to its end; it may take its instance along.
-    async fn comes_through(&self, code: &str) -> bool {
+    /// What a hook says at its end; it may take its instance along, and then says what the instance said last.
+    async fn take(&self, code: &str) -> Result<String, String> {
+        let before = self.said().len();
         let body = json!({ "code": code, "at": pocketbase().canonicalize().unwrap() });
         let asked = self.mallory.request(Method::POST, HOOK_PATH).json(&body).timeout(PATIENCE).send().await;
-        let Ok(answer) = asked else { return false };
-        answer.status() == 200 && answer.json::<Value>().await.is_ok_and(|answer| answer["worked"] == true)
+        let answer = async { asked.ok()?.json::<Value>().await.ok() }.await.unwrap_or_default();
+        let value = answer["value"].as_str().map(str::to_owned);
+        match (answer["worked"].as_bool(), value) {
+            (Some(true), Some(value)) => Ok(value),
+            (Some(false), Some(value)) => Err(value),
+            // The gateway answered for an instance that is gone.
+            _ => Err(self.said().split_off(before)),
+        }
+    }
+
+    /// Whether it took all it wanted; where it did not, the limit and nothing else has to be what stopped it.
+    async fn comes_through(&self, code: &str, all: &str, limit: &str) -> bool {
+        match self.take(code).await {
+            Ok(value) => {
+                assert_eq!(value, all, "the hook did less than it should: {code}");
+                true
+            }
+            Err(why) => {
+                assert!(why.contains(limit), "not stopped by \"{limit}\", but: {why}\n{code}");
+                false
+            }
+        }
+    }
+
+    /// What the greedy instance wrote.
+    fn said(&self) -> String {
+        let log = self.app.data().join("instances").join(&self.mallory.id).join("log/pocketbase.log");
+        String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()).into_owned()
+    }
+
+    fn logs(&self) -> usize {
+        std::fs::read_dir(self.app.data().join("instances").join(&self.mallory.id).join("log")).unwrap().count()
     }
 
     /// The neighbour did not notice, and the greedy one can be had again.
@@ -110,17 +141,22 @@ async fn greed_stays_with_the_greedy() {
         let pid = app.tenant(&ada.id)["pid"].clone();
         let scene = Scene { app, mallory, ada, pid };
 
-        found.note(FILES, level, scene.comes_through(OPEN_FILES).await);
+        found.note(FILES, level, scene.comes_through(OPEN_FILES, "1000", "too many open files").await);
         scene.goes_on(FILES).await;
-        assert!(scene.comes_through(FLOOD).await, "level {level}");
-        eventually("the log is cut", async || (scene.log_bytes() < LOGS).then_some(())).await;
+        assert_eq!(scene.take(FLOOD).await, Ok("said".to_owned()), "level {level}");
+        // It wrote four million bytes, or the folder would have one file.
+        eventually("the log is cut", async || (scene.log_bytes() < LOGS && scene.logs() > 1).then_some(())).await;
         found.note(LOG, level, false);
         scene.goes_on(LOG).await;
-        found.note(MEMORY, level, scene.comes_through(TAKE_MEMORY).await);
+        found.note(MEMORY, level, scene.comes_through(TAKE_MEMORY, "600", "out of memory").await);
         scene.goes_on(MEMORY).await;
         found.row(PROCESSES);
         if is_alone {
-            found.note(PROCESSES, level, scene.comes_through(START).await);
+            found.note(
+                PROCESSES,
+                level,
+                scene.comes_through(START, "started", "resource temporarily unavailable").await,
+            );
             scene.goes_on(PROCESSES).await;
         }
         found.note(LOOP, level, !scene.is_seen_and_stopped().await);

@@ -6,7 +6,10 @@
 
 mod attempts;
 mod greed;
+mod machine;
 mod network;
+mod private;
+mod status;
 mod table;
 
 use serde_json::Value;
@@ -14,6 +17,7 @@ use serde_json::json;
 
 use crate::support::TestApp;
 use crate::support::User;
+use crate::support::eventually;
 use crate::support::isolation::lacks_packet_filter;
 use crate::support::root;
 
@@ -91,14 +95,25 @@ fn answering() -> u16 {
         .find(|listener| !(20_000..32_000).contains(&listener.local_addr().unwrap().port()))
         .unwrap();
     let port = listener.local_addr().unwrap().port();
+    answer(listener);
+    port
+}
+
+/// Answers everything with 204, from a thread that was started where this one is.
+fn answer(listener: std::net::TcpListener) {
     std::thread::spawn(move || {
+        use std::io::Read;
         use std::io::Write;
         for stream in listener.incoming().flatten() {
             let mut stream = stream;
+            // Whoever only wants to see whether somebody is there says nothing.
+            drop(stream.set_read_timeout(Some(std::time::Duration::from_secs(5))));
+            // Who closes before it has read makes the other side forget what it got.
+            let mut request = [0; 4096];
+            drop(stream.read(&mut request));
             drop(stream.write_all(b"HTTP/1.0 204 No Content\r\n\r\n"));
         }
     });
-    port
 }
 
 /// What the program says it reached.
@@ -108,26 +123,52 @@ async fn reached(app: &TestApp) -> u8 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_hooks_can_do_to_others_is_what_the_documentation_says() {
-    let mut found = table::Found::new(table::ESCAPES);
-    let listed = answering();
+async fn what_code_can_do_to_others_is_what_the_documentation_says() {
+    let (mut found, mut machine) = (table::Found::new(table::ESCAPES), table::Found::new(table::MACHINE));
+    let (listed, mut absent) = (answering(), std::collections::BTreeSet::new());
     for level in levels() {
-        let app = start_with(level, "", &format!("outbound = [\"{listed}\"]\n")).await;
+        let mut app = start_with(level, "", &format!("outbound = [\"{listed}\"]\n")).await;
         assert_eq!(reached(&app).await, level, "{}", app.log());
         let (mallory, ada) = (app.user("mallory").await, app.user("ada").await);
         ada.note("secret of ada").await;
         mallory.note("mine").await;
+        let probes = machine::Scene::of(&app, level, &mallory, &ada, listed);
+        machine::attempts(&probes, level, &mut absent, |name, is_open| match is_open {
+            Some(is_open) => machine.note(name, level, is_open),
+            None => drop(machine.row(name)),
+        });
+        let before = app.tenant(&ada.id)["pid"].clone();
         let scene = Scene::of(&app, &mallory, &ada, listed);
         for attempt in attempts::all() {
             let is_open = attempt.works(&scene, &mallory).await;
             found.note(attempt.name, level, is_open);
         }
-        // Nothing of it disturbed the neighbour, and the one who tried goes on.
+        if level == 0 {
+            // Where nothing is in the way the neighbour was killed.
+            app.expect_log("instance failed");
+            app.expect_log("request failed");
+            eventually("ada is served again", async || {
+                (ada.get("/api/collections/notes/records").await.status() == 200).then_some(())
+            })
+            .await;
+        } else {
+            assert_eq!(app.tenant(&ada.id)["pid"], before, "level {level}: nothing of it disturbed the neighbour");
+        }
         assert_eq!(ada.titles().await, ["secret of ada"], "level {level}");
+        // The one who tried goes on.
         mallory.note("after all of it").await;
         attempts::clean_up(&scene);
+        // What is closed even without a sandbox is shown to work outside: a mistake in an attempt would close it as well.
+        if level == 0 {
+            let outside = attempts::Outside::start(&mallory).await;
+            for name in found.never_open() {
+                assert!(outside.shows(name, &scene).await, "no sandbox stops this one: {name}");
+            }
+        }
     }
+    assert_eq!(machine.never_open(), Vec::<&str>::new(), "no sandbox stops these");
     found.compare_with_documentation();
+    machine.compare_with_documentation();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,7 +183,7 @@ async fn an_instance_in_the_sandbox_still_backs_up_restores_and_restarts_itself(
     // It replaces its data and becomes itself anew, so its answer may not come.
     let restore = json!({ "code": "$app.restoreBackup(new Context(), 'one.zip')", "at": null });
     drop(ada.request(reqwest::Method::POST, "/api/escape").json(&restore).send().await);
-    crate::support::eventually("the restored notes are served", async || {
+    eventually("the restored notes are served", async || {
         let answer = ada.get("/api/collections/notes/records").await;
         let body: Value = answer.json().await.ok()?;
         (body["totalItems"] == 1).then_some(())

@@ -93,6 +93,57 @@ async fn a_second_fleet_with_the_same_users_stays_away_from_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_range_that_moved_onto_a_tenant_is_refused_and_rules_are_about_every_tenant() {
+    if !levels().contains(&2) {
+        return;
+    }
+    let base = 1_850_000_000 + rand::random::<u32>() % 40_000 * 1_000;
+    let range = |base: u32| format!("isolation.uid_base = {base}\n");
+    let mut app = TestApp::prepare(&format!("isolation.level = 2\n{}isolation.uid_count = 1000\n", range(base)));
+    app.launch().await;
+    let ada = app.user("ada").await;
+    ada.note("one").await;
+    let database = app.data().join("instances").join(&ada.id).join("pb_data/data.db");
+    let user = std::os::unix::fs::MetadataExt::uid(&database.metadata().unwrap());
+    assert!((base + 1..base + 1_000).contains(&user), "{user}");
+    assert!(app.terminate().success());
+    let config = app.dir.path().join("test.toml");
+    let change = |from: &str, to: &str| {
+        let text = std::fs::read_to_string(&config).unwrap();
+        assert!(text.contains(from), "{text}");
+        std::fs::write(&config, text.replace(from, to)).unwrap();
+    };
+
+    change(&range(base), &range(user));
+    app.expect_log("isolation.uid_base");
+    app.spawn();
+    assert!(!app.ended().success());
+    let told = format!("isolation.uid_base = {user}: the user {user} is the tenant {}'s for good", ada.id);
+    assert!(app.log().contains(&told), "{}", app.log());
+
+    // A range without any tenant of ours: they keep what they have, and only the rules do not know them.
+    let elsewhere = base + 5_000;
+    change(&range(user), &range(elsewhere));
+    app.launch().await;
+    let ada = ada.at(&app);
+    assert_eq!(ada.titles().await, ["one"]);
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&database.metadata().unwrap()), user);
+    assert!(app.terminate().success());
+    if levels().contains(&3) {
+        change("isolation.level = 2\n", "isolation.level = 3\n");
+        app.launch().await;
+        assert_eq!(reached(&app).await, 2, "{}", app.log());
+        let told = format!("the tenant {} has the user {user} for good", ada.id);
+        assert!(app.log().contains(&told) || app.log().contains("the tenant global has the user"), "{}", app.log());
+        assert!(app.terminate().success());
+        change(&range(elsewhere), &range(base));
+        app.launch().await;
+        assert_eq!(reached(&app).await, 3, "{}", app.log());
+        assert_eq!(ada.at(&app).titles().await, ["one"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_backup_is_tried_in_the_sandbox_as_the_tenants_user() {
     let Some(level) = levels().pop().filter(|level| *level >= 2) else { return };
     let store = tempfile::tempdir().unwrap();

@@ -18,6 +18,12 @@ pub(super) struct Kind {
 /// What a hook can do to others.
 pub(super) const ESCAPES: Kind =
     Kind { begin: "<!-- the escape suite writes this table -->\n", title: "a hook tries to", closed: "closed" };
+/// What machine code can do to others.
+pub(super) const MACHINE: Kind = Kind {
+    begin: "<!-- the escape suite writes this table of machine code -->\n",
+    title: "machine code tries to",
+    closed: "closed",
+};
 /// What a hook can take.
 pub(super) const GREED: Kind = Kind {
     begin: "<!-- the escape suite writes this table of greed -->\n",
@@ -48,6 +54,16 @@ impl Found {
             self.rows.push(name);
             self.rows.len() - 1
         })
+    }
+
+    /// Rows that were tried and worked nowhere: what is in the way may be a mistake in the attempt.
+    pub(super) fn never_open(&self) -> Vec<&'static str> {
+        let of =
+            |number: usize| self.cells.iter().filter(move |((row, _), _)| *row == number).map(|(_, is_open)| *is_open);
+        let rows = self.rows.iter().enumerate();
+        rows.filter(|(number, _)| of(*number).count() > 0 && !of(*number).any(|one| one))
+            .map(|(_, name)| *name)
+            .collect()
     }
 
     /// Fails where a column that was tried is not as documented; writes those columns when asked to.
