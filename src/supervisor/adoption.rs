@@ -125,7 +125,7 @@ async fn prove(identity: &ProcessIdentity, signers: &Signers) -> Result<(), heal
         let token = mint(&signers.superuser, SystemTime::now(), PROOF_TTL);
         match health::check(identity.address, &token, PATIENCE).await {
             Ok(_) => return Ok(()),
-            Err(health::Error::Unreachable) if tries < 10 => {
+            Err(health::Error::Unreachable | health::Error::Unasked(_)) if tries < 10 => {
                 tries += 1;
                 tokio::time::sleep(Duration::from_millis(300)).await;
             }

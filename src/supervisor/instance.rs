@@ -464,6 +464,10 @@ impl Instance {
                 self.misses = 0;
                 self.slot.heard();
             }
+            Err(health::Error::Unasked(error)) => {
+                // Whoever we cannot ask is not to be killed for it.
+                tracing::warn!(tenant.id = %self.slot.tenant, %error, "a health probe could not be sent");
+            }
             Err(error) => {
                 self.misses += 1;
                 let misses = self.misses;

@@ -178,8 +178,11 @@ pub(super) const FAULTS: [Fault; 40] = [
         number: 18,
         what: "pocketfleet is out of files",
         injected: "its limit lowered while it runs, and 64 connections",
-        outcome: "accepting pauses and goes on when there is room; instances go on. No descriptor is held back: meanwhile nobody new is let in, probes of its health included",
-        tests: &["faults::limits::fault_18_pocketfleet_out_of_files_pauses_and_goes_on_accepting"],
+        outcome: "a few descriptors are held back: with them `/health` and operators are answered, everybody else new is told 503, and who says nothing is closed; instances go on, and so does accepting once there is room",
+        tests: &[
+            "faults::limits::fault_18_pocketfleet_out_of_files_says_that_it_lives_and_goes_on_accepting",
+            "src/gateway/reserve::what_is_lent_is_bounded_and_comes_back",
+        ],
     },
     Fault {
         number: 19,
