@@ -181,6 +181,7 @@ async fn take_over(
             // What it printed before is not about how it ends.
             let admission = fleet.admit_adopted(&placement.tenant);
             let (slot, inbox) = Slot::new(placement.tenant.clone(), fleet.config.max_in_flight);
+            let process = process.with_log(logs::handle(&fleet.folder(&placement.tenant)));
             let occupied = Occupied { process, running, admission };
             let instance = Instance::adopted(Arc::clone(fleet), Arc::clone(&slot), inbox, occupied);
             fleet.registry.insert(placement.tenant.clone(), slot);

@@ -31,24 +31,24 @@ async fn first_request_starts_an_instance_of_ones_own_and_data_outlives_its_slee
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn five_hundred_first_requests_of_a_sleeping_user_are_one_start() {
+async fn a_thousand_first_requests_of_a_sleeping_user_are_one_start() {
     let app = TestApp::start().await;
     let ada = app.user("ada").await;
     let before = app.cli_json(&["status"])["fleet"]["starts"].as_u64().unwrap();
-    let statuses: Vec<u16> = stream::iter(0..500)
+    let statuses: Vec<u16> = stream::iter(0..1_000)
         .map(|_| async { ada.get("/api/collections/notes/records").await.status().as_u16() })
-        .buffer_unordered(500)
+        .buffer_unordered(1_000)
         .collect()
         .await;
-    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 500, "{statuses:?} {}", app.log());
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1_000, "{statuses:?} {}", app.log());
     let after = app.cli_json(&["status"])["fleet"]["starts"].as_u64().unwrap();
     assert_eq!(after - before, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hundred_users_at_once_each_get_their_own_instance() {
+async fn two_hundred_users_at_once_each_get_their_own_instance() {
     let app = TestApp::with("auth.max_waiting = 1000\n").await;
-    let users: Vec<_> = stream::iter(0..100)
+    let users: Vec<_> = stream::iter(0..200)
         .map(|n| {
             let app = &app;
             async move { app.user(&format!("user{n}")).await }
@@ -61,14 +61,14 @@ async fn a_hundred_users_at_once_each_get_their_own_instance() {
             user.note(&user.email).await;
             user.titles().await == [user.email.clone()]
         })
-        .buffer_unordered(100)
+        .buffer_unordered(200)
         .collect()
         .await;
     assert!(outcomes.iter().all(|own| *own));
     let list = app.cli_json(&["tenants", "list", "--limit", "500"]);
     let pids: BTreeSet<i64> =
         list["items"].as_array().unwrap().iter().filter_map(|tenant| tenant["pid"].as_i64()).collect();
-    assert!(pids.len() >= 100, "{} processes", pids.len());
+    assert!(pids.len() >= 200, "{} processes", pids.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
