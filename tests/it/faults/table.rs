@@ -292,11 +292,11 @@ pub(super) const FAULTS: [Fault; 40] = [
     Fault {
         number: 30,
         what: "many want one sleeping instance, or many instances, at once",
-        injected: "1,000 requests for one, two hundred users at once",
+        injected: "1,000 requests for one, two hundred tenants at once",
         outcome: "one start for one; as many at once as the gate lets through",
         tests: &[
             "wake::a_thousand_first_requests_of_a_sleeping_user_are_one_start",
-            "wake::two_hundred_users_at_once_each_get_their_own_instance",
+            "wake::two_hundred_tenants_at_once_are_each_started_and_few_at_a_time",
             "wake::waiting_rooms_are_bounded_and_say_so",
             "src/supervisor/starts::clients_pass_before_background_work_and_abandoned_turns_are_skipped",
         ],
