@@ -50,7 +50,7 @@ async fn an_index_cut_short_under_a_reader_ends_the_reader_and_nobody_else() {
 
     let (ours, mapped) = (app.pid(), index.clone());
     let cutting = std::thread::spawn(move || {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         let reader = loop {
             if let Some(reader) = looking(ours, &mapped) {
                 break reader;
