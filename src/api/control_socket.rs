@@ -20,6 +20,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
@@ -27,12 +28,16 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
+use rustix::net::SocketFlags;
 use rustix::process::geteuid;
 use tokio::net::UnixListener;
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
+use crate::gateway::Lent;
+use crate::gateway::Reserve;
+use crate::gateway::is_out_of_files;
 use crate::shutdown::Shutdown;
 
 /// Paths longer than this do not fit into a socket address (108 bytes with the end mark, minus some room).
@@ -43,8 +48,12 @@ const MAX_CONNECTIONS: usize = 32;
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// How long the end waits for answers that are under way.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
-/// The pause after a failed accept (out of descriptors, say), so that it does not spin.
+/// The pause after a failed accept (out of memory, say), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Descriptors held back for operators when there are no others.
+const SPARE: usize = 2;
+/// How often it is said at most that accepting fails.
+const SAY_EVERY: Duration = Duration::from_secs(10);
 
 /// Where the socket of a data directory is.
 pub fn path_in(data: &Path) -> PathBuf {
@@ -103,6 +112,7 @@ impl ControlSocket {
     /// Serves until the shutdown begins, then lets answers under way finish for a moment.
     pub async fn serve(self, router: Router, shutdown: Shutdown) -> io::Result<()> {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let (reserve, mut said) = (Reserve::new(SPARE), None::<Instant>);
         loop {
             let place = tokio::select! {
                 () = shutdown.begun() => break,
@@ -110,27 +120,44 @@ impl ControlSocket {
             };
             let accepted = tokio::select! {
                 () = shutdown.begun() => break,
-                accepted = self.listener.accept() => accepted,
+                accepted = self.listener.accept() => accepted.map(|(stream, _)| (stream, None)),
+            };
+            let accepted = match accepted {
+                Err(error) if is_out_of_files(&error) => self.accept_with(&reserve).unwrap_or(Err(error)),
+                accepted => accepted,
             };
             match accepted {
-                Ok((stream, _)) if is_welcome(&stream) => {
+                Ok((stream, spare)) if is_welcome(&stream) => {
                     let (router, shutdown) = (router.clone(), shutdown.clone());
                     tokio::spawn(async move {
                         answer(stream, router, &shutdown).await;
-                        drop(place);
+                        drop((spare, place));
                     });
                 }
                 Ok(_) => tracing::warn!("refused another user at the control socket"),
                 Err(error) => {
-                    tracing::warn!(error = %error, "the control socket cannot accept");
+                    // Out of descriptors, it fails before it is known whether somebody is there.
+                    if error.kind() != ErrorKind::WouldBlock && said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
+                        said = Some(Instant::now());
+                        tracing::warn!(error = %error, "the control socket cannot accept");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
+            reserve.refill();
         }
         // All places free = every connection has ended.
         let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
         drop(tokio::time::timeout(DRAIN_TIME, places.acquire_many(all)).await);
         Ok(())
+    }
+
+    /// Accepts with a descriptor that was held back; none when there is none either.
+    fn accept_with(&self, reserve: &Reserve) -> Option<io::Result<(UnixStream, Option<Lent>)>> {
+        let lent = reserve.lend()?;
+        let accepted = rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
+        let stream = accepted.map_err(io::Error::from).and_then(|socket| UnixStream::from_std(socket.into()));
+        Some(stream.map(|stream| (stream, Some(lent))))
     }
 }
 

@@ -50,6 +50,7 @@ use crate::shutdown::Shutdown;
 use crate::store;
 use crate::store::BoxFuture;
 use crate::store::Store;
+use crate::store::damaged_backups::DamagedBackups;
 use crate::store::tenants::Tenants;
 use crate::supervisor::Supervisor;
 use crate::supervisor::config::Memory;
@@ -150,7 +151,8 @@ pub async fn open(given: Given<'_>) -> anyhow::Result<Services> {
     })
     .await
     .context("open the queue")?;
-    let backups = backups(config, data, &vault, supervisor, &tenants, &shutdown).context("backup.store")?;
+    let damaged = DamagedBackups::open(Arc::clone(&store)).await?;
+    let backups = backups(config, data, &vault, supervisor, &tenants, damaged, &shutdown).context("backup.store")?;
     jobs::backup::begin(&backups, &tenants, &queue).await.context("schedule the backups")?;
     let intake = Intake::new(queue.clone(), tenancy, Rules::of(&config.queue));
     // It ends after the queue, which goes on ending jobs while everything else stops already.
@@ -193,6 +195,7 @@ fn backups(
     vault: &Vault,
     supervisor: Supervisor,
     tenants: &Tenants,
+    damaged: DamagedBackups,
     shutdown: &Shutdown,
 ) -> Result<Backups, backup::Error> {
     let place =
@@ -205,6 +208,7 @@ fn backups(
         tenants: tenants.clone(),
         control: data.join("control.db"),
         reserve: config.quota.reserve,
+        damaged,
         shutdown: shutdown.clone(),
     }))
 }

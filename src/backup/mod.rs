@@ -30,7 +30,6 @@ mod take;
 mod tree;
 
 use std::collections::HashMap;
-use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -54,6 +53,7 @@ pub use retention::Pruned;
 use crate::ids::TenantId;
 use crate::limits::Keyed;
 use crate::shutdown::Shutdown;
+use crate::store::damaged_backups::DamagedBackups;
 use crate::store::tenants::Tenants;
 use crate::supervisor::Supervisor;
 use crate::vault::BackupKey;
@@ -91,6 +91,8 @@ pub struct Parts {
     pub control: PathBuf,
     /// Bytes of the disk that a restore leaves free.
     pub reserve: u64,
+    /// Whose backups were found damaged.
+    pub damaged: DamagedBackups,
     /// Whether we are about to stop.
     pub shutdown: Shutdown,
 }
@@ -116,8 +118,9 @@ struct Inner {
     written: Mutex<HashMap<TenantId, String>>,
     /// What databases were at their newest snapshot.
     fingerprints: Mutex<HashMap<TenantId, String>>,
-    /// Tenants of whom something in the store was found damaged: the next snapshot writes all of theirs anew.
-    damaged: Mutex<HashSet<TenantId>>,
+    /// Tenants of whom something in the store was found damaged: the next snapshot writes all of theirs anew, also after a
+    /// restart.
+    damaged: DamagedBackups,
     asked: Mutex<Keyed<TenantId>>,
     listed: Mutex<Keyed<TenantId>>,
     shutdown: Shutdown,
@@ -130,15 +133,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Backups {
     /// Backups with these parts.
     pub fn new(parts: Parts) -> Self {
-        let Parts { config, repository, vault, supervisor, tenants, control, reserve, shutdown } = parts;
+        let Parts { config, repository, vault, supervisor, tenants, control, reserve, damaged, shutdown } = parts;
         let hour = std::time::Duration::from_hours(1);
         let limited = |times: u32| {
             let most = config.requests_per_hour.saturating_mul(std::num::NonZeroU32::MIN.saturating_add(times - 1));
             Mutex::new(Keyed::new(most.get(), hour, LIMITED))
         };
         let (asked, listed) = (limited(1), limited(LISTS));
-        let (locks, written) = (Mutex::default(), Mutex::default());
-        let (fingerprints, damaged) = (Mutex::default(), Mutex::default());
+        let (locks, written, fingerprints) = (Mutex::default(), Mutex::default(), Mutex::default());
         let inner = Inner {
             config,
             repository,
@@ -209,14 +211,16 @@ impl Backups {
     }
 
     /// Remembers whose objects were found damaged.
-    fn note_damage(&self, tenant: &TenantId, error: &Error) {
-        if matches!(error, Error::Damaged(_)) {
-            lock(&self.inner.damaged).insert(tenant.clone());
+    async fn note_damage<T>(&self, tenant: &TenantId, outcome: &Result<T, Error>) {
+        if matches!(outcome, Err(Error::Damaged(_)))
+            && let Err(error) = self.inner.damaged.note(tenant).await
+        {
+            tracing::error!(tenant.id = %tenant, %error, "note that a backup is damaged; verify it again before the next one");
         }
     }
 
     fn is_damaged(&self, tenant: &TenantId) -> bool {
-        lock(&self.inner.damaged).contains(tenant)
+        self.inner.damaged.contains(tenant)
     }
 
     async fn index(&self, manifest: &Manifest, key: &Arc<BackupKey>) -> Result<Vec<Item>, Error> {
@@ -250,11 +254,11 @@ impl Backups {
 
     /// Removes every snapshot of a tenant that is erased, and what opens them. Content with finding nothing.
     pub async fn erase(&self, tenant: &TenantId) -> Result<(), Error> {
+        self.inner.damaged.forget(tenant).await?;
         let Some(repository) = &self.inner.repository else { return Ok(()) };
         let _alone = self.alone(tenant).await;
         self.lock_written().remove(tenant);
         lock(&self.inner.fingerprints).remove(tenant);
-        lock(&self.inner.damaged).remove(tenant);
         repository.erase(tenant).await
     }
 
@@ -265,7 +269,8 @@ impl Backups {
         std::fs::create_dir(&data).map_err(Error::io("make a scratch folder"))?;
         let prover = Some(&self.inner.supervisor);
         let tried = self.repository()?.try_out(tenant, id, &data, prover, scratch.path()).await;
-        let outcome = tried.map(|(_, verified)| verified).inspect_err(|error| self.note_damage(tenant, error));
+        let outcome = tried.map(|(_, verified)| verified);
+        self.note_damage(tenant, &outcome).await;
         take::blocking(move || drop(scratch)).await?;
         outcome
     }

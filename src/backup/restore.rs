@@ -88,7 +88,8 @@ impl Backups {
         }
         // What was served once holds lines of that in its log; what goes in is a copy that was not.
         let tried = repository.try_out(from, id, &trial, Some(supervisor), scratch.path()).await;
-        tried.inspect_err(|error| self.note_damage(from, error))?;
+        self.note_damage(from, &tried).await;
+        tried?;
         repository.write_out(&manifest, &key, &data).await?;
         if from != tenant {
             // Two instances with the same secrets would take each other's tokens.

@@ -23,7 +23,6 @@ use super::Backups;
 use super::Error;
 use super::chunk;
 use super::chunk::Cut;
-use super::lock;
 use super::manifest;
 use super::manifest::Content;
 use super::manifest::FORMAT;
@@ -409,8 +408,11 @@ impl Backups {
         };
         self.repository()?.put_manifest(&writer.key, &manifest).await?;
         failpoint::hit("backup.done");
-        if writer.is_full {
-            lock(&self.inner.damaged).remove(&manifest.tenant);
+        // A note that stays costs another snapshot that writes everything.
+        if writer.is_full
+            && let Err(error) = self.inner.damaged.forget(&manifest.tenant).await
+        {
+            tracing::warn!(tenant.id = %manifest.tenant, %error, "note that a damaged backup was made good");
         }
         self.note_fingerprint(&manifest);
         tracing::info!(

@@ -16,19 +16,27 @@ use std::sync::PoisonError;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 
 use super::client_addr::TrustedProxies;
 use super::client_addr::counted;
 use super::config::Config;
+use super::reserve::Lent;
+use super::reserve::Reserve;
+use super::reserve::is_out_of_files;
 use crate::shutdown::Shutdown;
 use crate::telemetry::Metrics;
 use crate::telemetry::ReasonLabels;
 
-/// How long accepting pauses when the process is out of file descriptors or memory: long enough not to spin, short
-/// enough that nobody in the backlog gives up.
+/// How long accepting pauses when the process is out of memory, or of file descriptors and of spare ones: long enough not
+/// to spin, short enough that nobody in the backlog gives up.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Descriptors held back for the time when there are no others.
+const SPARE: usize = 8;
+/// How often it is said at most that accepting fails.
+const SAY_EVERY: Duration = Duration::from_secs(10);
 
 /// A connection on its way to a worker.
 #[derive(Debug)]
@@ -36,6 +44,8 @@ pub(crate) struct Accepted {
     pub(crate) stream: TcpStream,
     pub(crate) peer: IpAddr,
     pub(crate) permit: Permit,
+    /// There was no descriptor for it but a spare one: it is told so, or how we are, and closed.
+    pub(crate) spare: Option<Lent>,
 }
 
 /// One worker as the acceptor sees it.
@@ -107,10 +117,15 @@ impl Caps {
             }
             *count += 1;
         }
+        Ok(self.count(client, load))
+    }
+
+    /// Counts a connection, whatever the caps say.
+    fn count(self: &Arc<Self>, client: Option<IpAddr>, load: &Arc<AtomicUsize>) -> Permit {
         self.total.fetch_add(1, Ordering::Relaxed);
         self.metrics.connections.inc();
         load.fetch_add(1, Ordering::Relaxed);
-        Ok(Permit { caps: Arc::clone(self), client, load: Arc::clone(load) })
+        Permit { caps: Arc::clone(self), client, load: Arc::clone(load) }
     }
 
     fn refused(&self, refusal: Refusal) {
@@ -143,9 +158,11 @@ pub(crate) async fn accept(
     shutdown: &Shutdown,
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
+    // The same socket, for an accept without a look at the runtime: with a spare descriptor there is no time for one.
+    let at_once = listener.try_clone()?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let mut acceptor = Acceptor { lanes, caps, trusted, next: 0 };
-    let mut failing = false;
+    let (reserve, mut said) = (Reserve::new(SPARE), None::<Instant>);
     loop {
         let outcome = tokio::select! {
             biased;
@@ -155,22 +172,32 @@ pub(crate) async fn accept(
                 outcome.and_then(|(stream, address)| Ok((stream.into_std()?, address)))
             }
         };
-        match outcome {
+        let error = match outcome {
             Ok((stream, address)) => {
-                failing = false;
-                acceptor.take(stream, address);
+                reserve.refill();
+                acceptor.take(stream, address, None);
+                continue;
             }
-            Err(error) if concerns_one_connection(&error) => {}
-            Err(error) => {
-                if !failing {
-                    tracing::error!(%error, "accept connections; pausing until it works again");
-                }
-                failing = true;
-                tokio::select! {
-                    () = shutdown.left() => return Ok(()),
-                    () = tokio::time::sleep(PAUSE) => {}
-                }
-            }
+            Err(error) if concerns_one_connection(&error) => continue,
+            Err(error) => error,
+        };
+        let lent = if is_out_of_files(&error) { reserve.lend() } else { None };
+        let spared = lent.map(|lent| (at_once.accept(), lent));
+        // Without descriptors accepting fails before it is known whether somebody is there.
+        let is_quiet = matches!(&spared, Some((Err(error), _)) if error.kind() == io::ErrorKind::WouldBlock);
+        if !is_quiet && said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
+            said = Some(Instant::now());
+            tracing::error!(%error, "accept connections; pausing until it works again");
+        }
+        if let Some((Ok((stream, address)), lent)) = spared
+            && stream.set_nonblocking(true).is_ok()
+        {
+            acceptor.take(stream, address, Some(lent));
+            continue;
+        }
+        tokio::select! {
+            () = shutdown.left() => return Ok(()),
+            () = tokio::time::sleep(PAUSE) => reserve.refill(),
         }
     }
 }
@@ -199,15 +226,21 @@ struct Acceptor {
 }
 
 impl Acceptor {
-    fn take(&mut self, stream: TcpStream, address: SocketAddr) {
+    fn take(&mut self, stream: TcpStream, address: SocketAddr, spare: Option<Lent>) {
         let peer = address.ip().to_canonical();
         let client = (!self.trusted.contains(peer)).then(|| counted(peer));
-        if let Err(refusal) = self.hand_over(stream, peer, client) {
+        if let Err(refusal) = self.hand_over(stream, peer, client, spare) {
             self.caps.refused(refusal);
         }
     }
 
-    fn hand_over(&mut self, stream: TcpStream, peer: IpAddr, client: Option<IpAddr>) -> Result<(), Refusal> {
+    fn hand_over(
+        &mut self,
+        stream: TcpStream,
+        peer: IpAddr,
+        client: Option<IpAddr>,
+        spare: Option<Lent>,
+    ) -> Result<(), Refusal> {
         let count = self.lanes.len();
         self.next = self.next.wrapping_add(1);
         let lane = (0..count)
@@ -215,8 +248,10 @@ impl Acceptor {
             .filter(|lane| lane.connections.capacity() > 0)
             .min_by_key(|lane| lane.load.load(Ordering::Relaxed))
             .ok_or(Refusal::Workers)?;
-        let permit = self.caps.admit(client, &lane.load)?;
-        lane.connections.try_send(Accepted { stream, peer, permit }).map_err(|_| Refusal::Workers)
+        // There are few spare ones, and they are there for whoever asks how we are.
+        let permit =
+            if spare.is_some() { self.caps.count(None, &lane.load) } else { self.caps.admit(client, &lane.load)? };
+        lane.connections.try_send(Accepted { stream, peer, permit, spare }).map_err(|_| Refusal::Workers)
     }
 }
 

@@ -12,6 +12,7 @@
 //! - An instance sees exactly one `X-Forwarded-For`, ours, and never a loopback address in it (`client_addr`): that
 //!   is what makes superuser tokens useless through the gateway.
 //! - No body is buffered, and every wait has a limit (`upload`, `body`, `forward`).
+//! - Out of descriptors, it still says that it lives (`reserve`, `spare`).
 //!
 //! Deliberately absent: business rules, sign-in (the router's), and state that outlives a request other than idle
 //! connections.
@@ -41,9 +42,11 @@ mod quotas;
 mod realtime;
 mod reply;
 mod request_id;
+mod reserve;
 mod route;
 mod security;
 mod service;
+mod spare;
 mod stall;
 mod tenant_access;
 mod tenant_route;
@@ -65,6 +68,9 @@ pub use self::dashboard::Dashboards;
 pub use self::dashboard::Mode as DashboardMode;
 pub use self::dashboard::Opened;
 pub use self::request_id::RequestId;
+pub use self::reserve::Lent;
+pub use self::reserve::Reserve;
+pub use self::reserve::is_out_of_files;
 pub use self::security::secure;
 pub use self::service::ClientIp;
 pub use self::service::IsHttps;

@@ -42,6 +42,7 @@ use super::preface::Protocol;
 use super::service::Blueprint;
 use super::service::Peer;
 use super::service::Service;
+use super::spare;
 use super::stall::Alarm;
 use crate::shutdown::Shutdown;
 
@@ -171,9 +172,14 @@ async fn connection(
     drain: Drain,
     tasks: TaskTracker,
 ) -> io::Result<()> {
-    let Accepted { stream, peer, permit } = accepted;
+    let Accepted { stream, peer, permit, spare } = accepted;
     stream.set_nodelay(true)?;
     let stream = TcpStream::from_std(stream)?;
+    if let Some(lent) = spare {
+        spare::serve(&service, http, stream, peer, permit).await;
+        drop(lent);
+        return Ok(());
+    }
     let config = service.config();
     let (protocol, head) = if config.http2 {
         let told = tokio::select! {

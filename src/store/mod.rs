@@ -26,6 +26,7 @@ use bytes::Bytes;
 pub mod api_keys;
 pub mod blobs;
 pub mod bus;
+pub mod damaged_backups;
 mod error;
 pub mod hooks;
 pub mod inbox;

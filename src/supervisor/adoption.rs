@@ -125,7 +125,7 @@ async fn prove(identity: &ProcessIdentity, signers: &Signers) -> Result<(), heal
         let token = mint(&signers.superuser, SystemTime::now(), PROOF_TTL);
         match health::check(identity.address, &token, PATIENCE).await {
             Ok(_) => return Ok(()),
-            Err(health::Error::Unreachable) if tries < 10 => {
+            Err(health::Error::Unreachable | health::Error::Unasked(_)) if tries < 10 => {
                 tries += 1;
                 tokio::time::sleep(Duration::from_millis(300)).await;
             }
@@ -181,6 +181,7 @@ async fn take_over(
             // What it printed before is not about how it ends.
             let admission = fleet.admit_adopted(&placement.tenant);
             let (slot, inbox) = Slot::new(placement.tenant.clone(), fleet.config.max_in_flight);
+            let process = process.with_log(logs::handle(&fleet.folder(&placement.tenant)));
             let occupied = Occupied { process, running, admission };
             let instance = Instance::adopted(Arc::clone(fleet), Arc::clone(&slot), inbox, occupied);
             fleet.registry.insert(placement.tenant.clone(), slot);

@@ -20,6 +20,7 @@ use hyper::header::CONNECTION;
 use hyper::header::HOST;
 use hyper::header::HeaderValue;
 use hyper_util::rt::TokioIo;
+use rustix::io::Errno;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 
@@ -28,12 +29,18 @@ use crate::supervisor::announcement::Announcement;
 /// Largest answer that is read, in bytes. Real ones have about 150.
 const MAX_ANSWER: usize = 16 * 1024;
 
+/// How long to wait before somebody is asked for whom there was no descriptor.
+const UNASKED_PAUSE: Duration = Duration::from_millis(200);
+
 /// Why a health check failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nothing listens yet, or the connection broke.
     #[error("no answer")]
     Unreachable,
+    /// There was no way to ask: we are out of descriptors or memory, which says nothing about who would answer.
+    #[error("it could not be asked: {0}")]
+    Unasked(std::io::Error),
     /// No whole answer in time.
     #[error("no answer in time")]
     Timeout,
@@ -75,13 +82,30 @@ pub(crate) async fn await_ready(
         announcement.heard().await;
         match check(address, authorization, limit).await {
             Err(Error::Unreachable) => {}
+            // It may have said all that it says.
+            Err(Error::Unasked(_)) => loop {
+                tokio::time::sleep(UNASKED_PAUSE).await;
+                match check(address, authorization, limit).await {
+                    Err(Error::Unasked(_)) => {}
+                    Err(Error::Unreachable) => break,
+                    outcome => return outcome.map(drop),
+                }
+            },
             outcome => return outcome.map(drop),
         }
     }
 }
 
+/// Whether nobody listens, or we could not even try.
+fn unconnected(error: std::io::Error) -> Error {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Error::Unasked(error),
+        _ => Error::Unreachable,
+    }
+}
+
 async fn ask(address: SocketAddr, authorization: &HeaderValue) -> Result<IpAddr, Error> {
-    let stream = TcpStream::connect(address).await.map_err(|_| Error::Unreachable)?;
+    let stream = TcpStream::connect(address).await.map_err(unconnected)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|_| Error::Unreachable)?;
     let request = Request::get("/api/health")
         .header(HOST, address.to_string())
@@ -105,5 +129,21 @@ async fn ask(address: SocketAddr, authorization: &HeaderValue) -> Result<IpAddr,
         biased;
         result = &mut exchange => result,
         _ = &mut connection => exchange.await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_here_is_not_a_missing_answer() {
+        let of = |errno: Errno| unconnected(std::io::Error::from_raw_os_error(errno.raw_os_error()));
+        for ours in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
+            assert!(matches!(of(ours), Error::Unasked(_)), "{ours}");
+        }
+        for theirs in [Errno::CONNREFUSED, Errno::CONNRESET, Errno::HOSTUNREACH] {
+            assert!(matches!(of(theirs), Error::Unreachable), "{theirs}");
+        }
     }
 }

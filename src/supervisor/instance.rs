@@ -307,9 +307,9 @@ impl Instance {
         self.slot.close();
         let (epoch, log_start) = (occupied.running.epoch, occupied.running.log_start);
         let exit = occupied.process.bury();
+        let failure = launch::judge(&self.fleet, &self.slot.tenant, exit, log_start);
         launch::release(&self.fleet, &self.slot.tenant, epoch).await;
         drop(occupied.admission);
-        let failure = launch::judge(&self.fleet, &self.slot.tenant, exit, log_start);
         self.report(failure, log_start)
     }
 
@@ -464,6 +464,10 @@ impl Instance {
                 self.misses = 0;
                 self.slot.heard();
             }
+            Err(health::Error::Unasked(error)) => {
+                // Whoever we cannot ask is not to be killed for it.
+                tracing::warn!(tenant.id = %self.slot.tenant, %error, "a health probe could not be sent");
+            }
             Err(error) => {
                 self.misses += 1;
                 let misses = self.misses;
@@ -510,8 +514,12 @@ impl Instance {
     async fn rotate_log(&self) {
         let folder = self.fleet.folder(&self.slot.tenant);
         let (limit, keep) = (self.fleet.config.log_bytes, self.fleet.config.log_files);
-        let rotated = tokio::task::spawn_blocking(move || logs::rotate(&folder, limit, keep)).await;
-        if let Ok(Err(error)) = rotated {
+        let written = self.occupied.as_ref().and_then(|occupied| occupied.process.log());
+        let work = move || {
+            let kept = written.map_or(Ok(()), |written| logs::recover(&folder, &written, limit));
+            kept.and(logs::rotate(&folder, limit, keep))
+        };
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(work).await {
             tracing::warn!(tenant.id = %self.slot.tenant, %error, "rotate an instance's log");
         }
     }

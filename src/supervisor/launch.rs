@@ -318,8 +318,10 @@ async fn attempt(
         },
         () = process.exited() => {
             let exit = process.bury();
+            // The group, which knows something of it, goes with the release.
+            let setback = died(fleet, tenant, exit, log_start).await;
             release(fleet, tenant, epoch).await;
-            return Err(died(fleet, tenant, exit, log_start).await);
+            return Err(setback);
         }
         () = stop.cancelled() => outside("the server is shutting down").into(),
     };
@@ -369,7 +371,7 @@ fn spawn(
     let announcement = Announcement::of(&logs::path(folder));
     let runs = Runs { address, sha256: &binary.sha256, profile: &confinement.profile };
     let process = Process::spawn(&fleet.isolation.jailer, &spec, &log, &runs)?;
-    Ok((process, announcement))
+    Ok((process.with_log(logs::handle(folder)), announcement))
 }
 
 /// A loopback address nobody uses: 127.64.0.0/10 has four million, and the port lies below the ephemeral range.
@@ -498,6 +500,9 @@ pub(crate) fn classify(exit: Exit, lines: &[String]) -> Failure {
 
 /// Notes that the process of an epoch is gone.
 pub(crate) async fn release(fleet: &Fleet, tenant: &TenantId, epoch: u64) {
+    if let Some(groups) = &fleet.isolation.groups {
+        groups.end(tenant.as_str()).await;
+    }
     if let Err(error) = fleet.placements.release(tenant, epoch).await {
         // The next start takes a new epoch in any case, and adoption checks the process itself.
         tracing::error!(tenant.id = %tenant, %error, "note that an instance stopped");

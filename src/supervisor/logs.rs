@@ -8,6 +8,8 @@ use std::io;
 use std::io::Read;
 use std::io::Seek;
 use std::io::SeekFrom;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -31,6 +33,25 @@ pub fn open(instance: &Path) -> io::Result<File> {
         std::fs::create_dir_all(folder)?;
     }
     File::options().create(true).append(true).open(path)
+}
+
+/// A handle of the log that is there, for [`recover`]; none when there is none.
+pub fn handle(instance: &Path) -> Option<File> {
+    File::options().read(true).write(true).open(path(instance)).ok()
+}
+
+/// Brings what was written into a log that somebody deleted into a new one: the process goes on writing where nobody looks,
+/// and the disk would fill with it. One that was only moved is somebody else's affair.
+pub fn recover(instance: &Path, written: &File, limit: u64) -> io::Result<()> {
+    let metadata = written.metadata()?;
+    if metadata.nlink() > 0 || metadata.len() == 0 {
+        return Ok(());
+    }
+    let text = read_end(written, limit.saturating_mul(2).min(LARGEST_COPY), 0);
+    let kept = text.and_then(|text| open(instance)?.write_all(text.as_bytes()));
+    // Also when keeping it failed, as in a rotation.
+    written.set_len(0)?;
+    kept
 }
 
 /// Rotates the log when it has reached `limit` bytes, keeping `keep` old ones. What is kept is redacted.
@@ -97,9 +118,32 @@ fn read_end(mut file: &File, bytes: u64, from: u64) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
+
+    #[test]
+    fn what_goes_into_a_deleted_log_comes_back_and_does_not_grow() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = open(dir.path()).unwrap();
+        let kept = handle(dir.path()).unwrap();
+        let recover = || recover(dir.path(), &kept, 100).unwrap();
+        writeln!(log, "first").unwrap();
+        recover();
+        assert_eq!(tail(dir.path(), 10), ["first"], "nothing to do");
+        std::fs::rename(path(dir.path()), dir.path().join("moved")).unwrap();
+        writeln!(log, "elsewhere").unwrap();
+        recover();
+        assert_eq!(std::fs::read_to_string(dir.path().join("moved")).unwrap(), "first\nelsewhere\n");
+        std::fs::remove_file(dir.path().join("moved")).unwrap();
+        for word in ["second", "third"] {
+            writeln!(log, "{word}").unwrap();
+            recover();
+            assert_eq!(kept.metadata().unwrap().len(), 0);
+        }
+        assert_eq!(tail(dir.path(), 10), ["first", "elsewhere", "second", "third"]);
+        writeln!(log, "{}", "x".repeat(10_000)).unwrap();
+        recover();
+        assert!(length(dir.path()) < 300, "the end of a flood is enough");
+    }
 
     #[test]
     fn rotation_keeps_what_was_promised_and_the_writer_goes_on() {

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Pid;
@@ -87,6 +88,8 @@ pub struct Process {
     /// Set when it is our child and has to be reaped.
     child: Option<Child>,
     identity: ProcessIdentity,
+    /// The file that it writes to, where that is watched.
+    log: Option<Arc<File>>,
 }
 
 impl Process {
@@ -124,7 +127,7 @@ impl Process {
         };
         let pid = Pid::from_child(&child);
         match learn(pid) {
-            Ok((pidfd, identity)) => Ok(Self { pid, pidfd, child: Some(child), identity }),
+            Ok((pidfd, identity)) => Ok(Self { pid, pidfd, child: Some(child), identity, log: None }),
             Err(error) => {
                 child.kill()?;
                 child.wait()?;
@@ -149,12 +152,23 @@ impl Process {
             return Err(NotOurs::Reused);
         }
         let pidfd = watch(pidfd, Interest::READABLE)?;
-        Ok(Self { pid, pidfd, child: None, identity: identity.clone() })
+        Ok(Self { pid, pidfd, child: None, identity: identity.clone(), log: None })
     }
 
     /// What proves it later.
     pub fn identity(&self) -> &ProcessIdentity {
         &self.identity
+    }
+
+    /// Keeps a handle of the file that it writes to.
+    #[must_use]
+    pub fn with_log(self, log: Option<File>) -> Self {
+        Self { log: log.map(Arc::new), ..self }
+    }
+
+    /// The file that it writes to, if a handle of it is kept.
+    pub fn log(&self) -> Option<Arc<File>> {
+        self.log.clone()
     }
 
     /// CPU time that its threads have used or waited for, all together; none when it is gone. Waiting counts, because on a
@@ -386,7 +400,7 @@ fn opened(pid: i32, is_meant: impl FnOnce() -> io::Result<bool>) -> io::Result<O
         jail_profile: String::new(),
     };
     let pidfd = watch(pidfd, Interest::READABLE)?;
-    Ok(Some(Process { pid: id, pidfd, child: None, identity }))
+    Ok(Some(Process { pid: id, pidfd, child: None, identity, log: None }))
 }
 
 /// A process that inherited a lock from the one that took it, and the file's device and inode.

@@ -102,6 +102,7 @@ use crate::store::vault_keys::VaultKeys;
 use envelope::Aad;
 use envelope::Kind;
 use keyring::Keyring;
+use tenant_key::DataKey;
 
 /// Tenants whose secrets change at once; each has one of these locks.
 const LOCKS: usize = 64;
@@ -386,10 +387,27 @@ impl Vault {
         }
     }
 
+    /// Opens a tenant's data key; a failure is written down.
+    async fn open_key(&self, record: &TenantKey) -> Result<DataKey, Error> {
+        let opened = tenant_key::open(&self.inner.keyring.load(), record);
+        if opened.is_err() {
+            self.note_unreadable_key(&record.tenant).await;
+        }
+        Ok(opened?)
+    }
+
+    async fn note_unreadable_key(&self, tenant: &TenantId) {
+        tracing::error!(tenant.id = %tenant, "a tenant's data key cannot be opened: its record was changed outside pocketfleet");
+        let entry = Entry::new(Actor::System, action::SECRET_UNREADABLE).tenant(tenant);
+        if let Err(error) = self.inner.audit.record(entry.detail(json!({ "what": "data key" }))).await {
+            tracing::error!(%error, "write down that a data key cannot be opened");
+        }
+    }
+
     /// Seals a secret that lives in another record; `context` says which one and must be the same to open it.
     pub async fn seal(&self, tenant: &TenantId, context: &str, secret: &Secret) -> Result<Sealed, Error> {
         let record = self.tenant_key(tenant, OffsetDateTime::now_utc()).await?;
-        let data = tenant_key::open(&self.inner.keyring.load(), &record)?;
+        let data = self.open_key(&record).await?;
         let aad = elsewhere(tenant, context, &data.id);
         let sealed = envelope::seal(&data.key, &aad, secret.expose().as_bytes())?;
         Ok(Sealed(format!("{}.{sealed}", data.id)))
@@ -461,7 +479,9 @@ impl Vault {
             }
         });
         changed.await?;
-        refused.map_or(Ok(()), Err)
+        let Some(refused) = refused else { return Ok(()) };
+        self.note_unreadable_key(tenant).await;
+        Err(refused)
     }
 
     /// One change of a tenant's secrets at a time. (One process has the store.)

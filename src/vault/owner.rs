@@ -79,7 +79,7 @@ impl Vault {
         let _alone = self.alone(&caller.tenant).await;
         let record = self.tenant_key(&caller.tenant, now).await?;
         // Before anything is written down: a tenant whose records were tampered with takes nothing new.
-        tenant_key::open(&self.inner.keyring.load(), &record)?;
+        self.open_key(&record).await?;
         let live = self.live(&caller.tenant);
         let same = |secret: &&Arc<SealedSecret>| secret.service == described.service && secret.label == described.label;
         let current = live.iter().find(same);

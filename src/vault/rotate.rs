@@ -330,7 +330,7 @@ impl Vault {
         changed.await?;
         if is_unreadable {
             lock(&self.inner.rotation.unreadable).insert(tenant.clone());
-            tracing::error!(tenant.id = %tenant, "a tenant's data key cannot be opened");
+            self.note_unreadable_key(tenant).await;
         }
         failpoint::hit("vault.rotate.rewrapped");
         Ok(())

@@ -100,6 +100,19 @@ impl World {
         entries.into_iter().map(|entry| entry.action).collect()
     }
 
+    /// What was written down of secrets and keys that did not open.
+    async fn unreadable(&self) -> Vec<Logged> {
+        let mut entries = self.audit.after(0, 10_000).await.unwrap();
+        assert!(!serde_json::to_string(&entries).unwrap().contains("planted"));
+        entries.retain(|entry| entry.action == action::SECRET_UNREADABLE);
+        entries
+    }
+
+    /// So that what is written down once a minute is written down again.
+    fn forget_limits(&self) {
+        *lock(&self.vault.inner.uses) = Keyed::new(1, USE_EVERY, LIMITED);
+    }
+
     fn record(&self, who: &str, id: &KeyId) -> SealedSecret {
         SealedSecret::clone(&self.vault.inner.secrets.find(&tenant(who), id).unwrap())
     }
@@ -178,22 +191,35 @@ async fn what_was_changed_exchanged_or_cut_does_not_open() {
     ];
     for (at, changed) in bad.iter().enumerate() {
         world.overwrite(changed).await;
+        world.forget_limits();
         assert!(matches!(world.reads("ada", &id).await, Err(Error::Unreadable)), "change {at}");
         let revealed = world.vault.try_unseal(&world.record("ada", &id));
         assert!(matches!(revealed, Err(Error::Unreadable)), "change {at}");
+        assert_eq!(world.unreadable().await.len(), at + 1, "change {at}");
     }
+    let entries = world.unreadable().await;
+    let about = |entry: &Logged| entry.tenant == Some(tenant("ada")) && entry.subject.as_deref() == Some(id.as_str());
+    assert!(entries.iter().all(about), "{entries:?}");
     world.overwrite(&good).await;
     assert_eq!(world.reads("ada", &id).await.unwrap(), SECRET);
-    assert!(world.actions().await.contains(&action::SECRET_UNREADABLE.to_owned()));
     // Another tenant's data key, or other heads.
     let key = world.vault.inner.keys.find(&tenant("bob")).unwrap();
     let own = world.vault.inner.keys.find(&tenant("ada")).unwrap();
     let heads = TenantKey { heads: std::collections::BTreeMap::from([(id.clone(), 1)]), ..TenantKey::clone(&own) };
+    let mut written = world.unreadable().await.len();
     for changed in [TenantKey { tenant: tenant("ada"), ..TenantKey::clone(&key) }, heads] {
+        world.forget_limits();
         world.vault.inner.keys.change(&tenant("ada"), |_| Ok(Some(changed.clone()))).await.unwrap();
         assert!(matches!(world.reads("ada", &id).await, Err(Error::Unreadable)));
+        // Each of them is written down: a look, what cannot be stored under it, here and elsewhere.
         let refused = world.vault.put(&caller("ada"), new("loom", "a", SECRET), now()).await;
         assert!(matches!(refused, Err(Error::Unreadable)));
+        let sealed = world.vault.seal(&tenant("ada"), "webhook", &Secret::new(SECRET.to_owned())).await;
+        assert!(matches!(sealed, Err(Error::Unreadable)));
+        let entries = world.unreadable().await;
+        assert_eq!(entries.len(), written + 3, "{entries:?}");
+        assert!(entries.iter().all(|entry| entry.tenant == Some(tenant("ada"))), "{entries:?}");
+        written = entries.len();
     }
     world.close().await;
 }
@@ -213,7 +239,9 @@ async fn an_older_version_or_a_deleted_secret_put_back_does_not_open() {
     assert_eq!(world.record("ada", &id).sealed, None, "the ciphertext is gone");
     assert!(matches!(world.reads("ada", &id).await, Err(Error::Revoked)));
     world.overwrite(&second).await;
+    world.forget_limits();
     assert!(matches!(world.reads("ada", &id).await, Err(Error::Unreadable)));
+    assert_eq!(world.unreadable().await.len(), 2, "the older one, and the deleted one");
     world.close().await;
 }
 

@@ -195,7 +195,7 @@ fn erased(app: &TestApp) -> Vec<Value> {
 
 /// That nothing of a user is left in the data directory, but for what has to stay: the audit log, the record, and the
 /// number that no other tenant's processes may run under.
-fn assert_nothing_left(app: &TestApp, user: &User, words: &[&str]) {
+pub(crate) fn assert_nothing_left(app: &TestApp, user: &User, words: &[&str]) {
     assert!(aside(app).is_empty() && !app.data().join("instances").join(&user.id).exists());
     let control = rusqlite::Connection::open(app.data().join("control.db")).unwrap();
     let mut query = control.prepare("SELECT key, value FROM records WHERE instr(value, ?1) OR instr(key, ?1)").unwrap();

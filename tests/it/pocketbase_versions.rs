@@ -380,3 +380,52 @@ async fn an_instance_that_a_newer_version_has_served_is_not_given_back_to_its_ow
     assert_eq!(ada.titles().await, ["one"]);
     assert!(program(&app, &ada.id).ends_with(format!("{NEW}/pocketbase")), "never back");
 }
+
+#[tokio::test]
+async fn a_deleted_instance_comes_back_with_the_version_that_it_was_pinned_to_and_is_erased_like_any_other() {
+    let templates = Templates::new();
+    templates.keep_personal_at(Some("0.39"));
+    let keys = "tenancy.keep_deleted = \"1h\"\ntenancy.sweep_interval = \"1s\"\n";
+    let mut app = TestApp::with(&format!("{}{keys}", templates.keys(&[&older()]))).await;
+    let (ada, bea) = (app.user("ada").await, app.user("bea").await);
+    for user in [&ada, &bea] {
+        user.note("kept").await;
+        app.cli_json(&["pocketbase", "pin", &user.id]);
+    }
+    // Whoever is new gets the newest from now on.
+    templates.keep_personal_at(None);
+    for user in [&ada, &bea] {
+        let path = format!("/api/collections/users/records/{}", user.id);
+        assert_eq!(user.request(reqwest::Method::DELETE, &path).send().await.unwrap().status(), 204);
+        assert!(!app.data().join("instances").join(&user.id).exists());
+    }
+    // While nobody knows of it but the tombstone, pocketfleet begins anew, once in order and once not.
+    assert!(app.terminate().success());
+    app.launch().await;
+    app.kill();
+    app.launch().await;
+    assert!(app.cli(&["tenants", "undelete", &ada.id]).status.success());
+    let ada = app.sign_in(&ada.email, &ada.password).await;
+    assert_eq!(ada.titles().await, ["kept"]);
+    assert!(program(&app, &ada.id).ends_with(format!("{OLD}/pocketbase")));
+    let shown = app.tenant(&ada.id);
+    assert_eq!((shown["pocketbase"].as_str(), shown["pocketbase_pin"].as_str()), (Some(OLD), Some(OLD)), "{shown}");
+    ada.note("written after").await;
+    app.put_to_sleep(&ada.id);
+    assert_eq!(ada.titles().await, ["kept", "written after"]);
+    assert_eq!(version(&app, &ada.id), OLD, "pinned");
+    // And once nothing holds it any more it goes on as any other.
+    app.cli_json(&["pocketbase", "unpin", &ada.id]);
+    app.put_to_sleep(&ada.id);
+    assert_eq!(ada.titles().await, ["kept", "written after"]);
+    eventually("noted", async || (version(&app, &ada.id) == NEW).then_some(())).await;
+
+    // The other one is erased: no folder, no record and no pin stay.
+    assert!(app.cli(&["tenants", "delete", &bea.id, "--now"]).status.success());
+    eventually("it is erased", async || {
+        let all = app.cli_json(&["erasure", "list"]);
+        all["items"].as_array().unwrap().iter().any(|one| one["erasure"]["tenant"] == bea.id.as_str()).then_some(())
+    })
+    .await;
+    crate::deletion::assert_nothing_left(&app, &bea, &[]);
+}

@@ -100,6 +100,31 @@ async fn nothing_is_readable_in_the_store_and_every_change_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn damage_that_was_found_is_made_good_by_the_next_backup_also_after_a_kill() {
+    let mut bench = Bench::start("").await;
+    let ada = bench.app.user("ada").await;
+    note_with_file(&ada, "file", PLANTED).await;
+    let id = bench.create(&ada.id);
+    let chunks = bench.objects(&format!("chunks/{}", ada.id));
+    let damaged = chunks.iter().min_by_key(|path| std::fs::metadata(path).unwrap().len()).unwrap();
+    std::fs::write(damaged, b"damage").unwrap();
+    bench.refusal(&["backup", "verify", &id, "--tenant", &ada.id]);
+    bench.app.kill();
+    bench.app.launch().await;
+    let again = bench.create(&ada.id);
+    assert_ne!(std::fs::read(damaged).unwrap(), b"damage");
+    for id in [&id, &again] {
+        bench.app.cli_json(&["backup", "verify", id, "--tenant", &ada.id]);
+    }
+    // Only until then: the next one reuses what is there.
+    bench.app.kill();
+    bench.app.launch().await;
+    std::fs::write(damaged, b"damage").unwrap();
+    bench.create(&ada.id);
+    assert_eq!(std::fs::read(damaged).unwrap(), b"damage");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_kill_leaves_objects_that_a_prune_removes() {
     let mut bench = Bench::start("").await;
     let ada = bench.app.user("ada").await;

@@ -150,23 +150,39 @@ async fn fault_27_a_log_that_is_flooded_deleted_or_without_room_takes_nobody_alo
     let said: Value = ada.post("/api/fault/talk", json!({})).await.json().await.unwrap();
     assert_eq!(said["said"], 600);
     eventually("the log is cut", async || (size() < 6_000_000).then_some(())).await;
-    // Deleted under it: it goes on, and what it says comes back with its next start at the latest.
-    std::fs::remove_file(logs.join("pocketbase.log")).unwrap();
-    assert_eq!(write(&ada, "y").await, 200);
-    assert_eq!(pid(app, &ada.id), before);
+    // Deleted under it, file or whole folder: it goes on, what it says is brought back, and the file that nobody sees any
+    // more does not fill the disk either.
+    let unseen = format!("/proc/{}/fd/1", before.unwrap());
+    for round in ["file", "folder"] {
+        if round == "file" {
+            std::fs::remove_file(logs.join("pocketbase.log")).unwrap();
+        } else {
+            std::fs::remove_dir_all(&logs).unwrap();
+        }
+        assert!(std::fs::read_link(&unseen).unwrap().to_string_lossy().contains("deleted"), "{round}");
+        assert_eq!(ada.post("/api/fault/talk", json!({})).await.status(), 200);
+        eventually("what nobody sees is cut", async || (std::fs::metadata(&unseen).unwrap().len() == 0).then_some(()))
+            .await;
+        eventually("it is heard again, in bounds", async || {
+            let kept = std::fs::read_dir(&logs).ok()?.flatten();
+            let texts: Vec<String> = kept.filter_map(|file| std::fs::read_to_string(file.path()).ok()).collect();
+            (texts.iter().any(|text| text.contains("xxxx")) && size() < 6_000_000).then_some(())
+        })
+        .await;
+        assert_eq!(write(&ada, round).await, 200);
+        assert_eq!(pid(app, &ada.id), before);
+    }
+    // The next run of pocketfleet, which adopts it, can do no more for that file; its next start can.
     app.put_to_sleep(&ada.id);
-    assert_eq!(ada.titles().await, ["x", "y"]);
-    eventually("it is heard again", async || {
-        std::fs::read_to_string(logs.join("pocketbase.log")).ok().filter(|text| !text.is_empty())
-    })
-    .await;
+    assert_eq!(ada.titles().await, ["file", "folder", "x"]);
+    assert!(!std::fs::read_link(format!("/proc/{}/fd/1", pid(app, &ada.id).unwrap())).unwrap().ends_with("deleted"));
     app.put_to_sleep(&ada.id);
     let disk = match Disk::small(&logs, "64k") {
         Ok(disk) => disk,
         Err(why) => return skip(27, &format!("a log without room: {why}")),
     };
     disk.fill();
-    assert_eq!(ada.titles().await, ["x", "y"], "it starts although nothing can be written down");
+    assert_eq!(ada.titles().await, ["file", "folder", "x"], "it starts although nothing can be written down");
     let silent = pid(app, &ada.id);
     assert_eq!(ada.post("/api/fault/talk", json!({})).await.status(), 200);
     assert_eq!(write(&ada, "z").await, 200);
@@ -195,4 +211,81 @@ async fn fault_33_a_restore_of_its_own_is_the_same_process_and_no_crash() {
     assert_eq!(ada.titles().await, ["kept"]);
     assert_eq!(pid(app, &ada.id), before);
     assert_eq!(app.tenant(&ada.id)["restarts"], 0);
+}
+
+/// Goes away from its parents, as daemons do, and stays.
+const DAEMON: &str = r#"
+routerAdd("POST", "/api/fault/daemon", (e) => {
+    const cmd = $os.cmd("/bin/sh", "-c", "setsid /bin/sh -c 'sleep 7000 > /dev/null 2>&1 < /dev/null & echo $!'")
+    return e.json(200, { pid: parseInt(toString(cmd.output())) })
+})
+"#;
+
+/// A part of the real hierarchy of control groups, gone when dropped.
+struct Group(std::path::PathBuf);
+
+impl Group {
+    fn make() -> Result<Self, String> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let unified = mounts.lines().find(|line| line.contains(" - cgroup2 ")).ok_or("there is no cgroup v2 here")?;
+        let mount = std::path::Path::new(unified.split(' ').nth(4).unwrap());
+        let root = mount.join(format!("pocketfleet-test-{}", std::process::id()));
+        std::fs::create_dir(&root).map_err(|error| format!("make a control group: {error}"))?;
+        let group = Self(root);
+        if group.0.join("cgroup.kill").is_file() { Ok(group) } else { Err("this kernel has no cgroup.kill".to_owned()) }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        drop(std::fs::write(self.0.join("cgroup.kill"), "1"));
+        let leaves = std::fs::read_dir(self.0.join("tenants")).into_iter().flatten().flatten();
+        let folders = ["tenants", "supervisor", ""].map(|folder| self.0.join(folder));
+        for folder in leaves.map(|leaf| leaf.path()).chain(folders) {
+            drop(std::fs::remove_dir(folder));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_hook_left_behind_ends_with_its_instance_where_there_are_control_groups() {
+    let group = match Group::make() {
+        Ok(group) => group,
+        Err(why) => return skip(8, &format!("the end of a control group: {why}")),
+    };
+    // In a sandbox it could not start anything.
+    let mut of = Hooked::prepare("isolation.level = 0\n", DAEMON);
+    for expected in ["isolation level 0", "instance failed"] {
+        of.app.expect_log(expected);
+    }
+    of.app.environment.push(("PF_STAND_IN", format!("isolation.group={}", group.0.display())));
+    of.app.launch().await;
+    let ada = of.app.user("ada").await;
+    for end in ["sleep", "death", "adopted"] {
+        let app = &of.app;
+        let ada = ada.at(app);
+        let said: Value = ada.post("/api/fault/daemon", json!({})).await.json().await.unwrap();
+        let daemon = i32::try_from(said["pid"].as_i64().unwrap()).unwrap();
+        let leaf = group.0.join("tenants").join(&ada.id);
+        let of_daemon = std::fs::read_to_string(format!("/proc/{daemon}/cgroup")).unwrap();
+        assert!(of_daemon.contains(&format!("/tenants/{}", ada.id)), "{of_daemon}");
+        let instance = pid(app, &ada.id).unwrap();
+        let session = |pid: i32| rustix::process::getsid(rustix::process::Pid::from_raw(pid)).unwrap();
+        assert_ne!(session(daemon), session(instance), "it went its own way");
+        match end {
+            "sleep" => app.put_to_sleep(&ada.id),
+            "death" => crate::support::signal(instance, "KILL"),
+            _ => {
+                of.app.kill();
+                assert!(runs(daemon) && leaf.is_dir(), "a crash of pocketfleet ends nobody");
+                of.app.launch().await;
+                assert_eq!(pid(&of.app, &ada.id), Some(instance), "adopted");
+                assert!(runs(daemon));
+                of.app.put_to_sleep(&ada.id);
+            }
+        }
+        // After a death it may have begun anew already, with a group of its own.
+        eventually(end, async || (!runs(daemon) && (end == "death" || !leaf.exists())).then_some(())).await;
+    }
+    assert!(of.app.terminate().success());
 }

@@ -9,6 +9,7 @@ mod clock;
 mod disk;
 mod hooks;
 mod limits;
+mod looks;
 mod net;
 mod power;
 mod processes;

@@ -177,6 +177,55 @@ async fn fault_06_records_that_are_cut_or_garbage_are_nobodys_and_nothing_is_sig
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn fault_26_a_secret_changed_on_disk_does_not_open_and_it_is_written_down() {
+    let mut app = TestApp::start().await;
+    for expected in ["changed outside pocketfleet", "request failed"] {
+        app.expect_log(expected);
+    }
+    let (ada, bob) = (app.user("ada").await, app.user("bob").await);
+    let mut ids = Vec::new();
+    for user in [&ada, &bob] {
+        let secret = serde_json::json!({"service": "fathom", "secret": "a-planted-key", "verify": false});
+        let stored = user.request(reqwest::Method::PUT, "/api/v1/vault").json(&secret).send().await.unwrap();
+        assert!(stored.status().is_success());
+        ids.push(stored.json::<Value>().await.unwrap()["key_id"].as_str().unwrap().to_owned());
+    }
+    app.kill();
+    // One bit of the text that was sealed.
+    let control = rusqlite::Connection::open(app.data().join("control.db")).unwrap();
+    let key = format!("secret.{}.{}", ada.id, ids[0]);
+    let value: Vec<u8> =
+        control.query_row("SELECT value FROM records WHERE key = ?1", [&key], |row| row.get(0)).unwrap();
+    let mut record: Value = serde_json::from_slice(&value).unwrap();
+    let sealed = record["sealed"].as_str().unwrap();
+    let other = if &sealed[20..21] == "A" { "B" } else { "A" };
+    record["sealed"] = format!("{}{other}{}", &sealed[..20], &sealed[21..]).into();
+    let value = serde_json::to_vec(&record).unwrap();
+    assert_eq!(control.execute("UPDATE records SET value = ?2 WHERE key = ?1", (&key, value)).unwrap(), 1);
+    drop(control);
+    app.launch().await;
+    let reveal = async |user: &User, id: &str| {
+        let user = app.sign_in(&user.email, &user.password).await;
+        let answer = user.post(&format!("/api/v1/vault/{id}/reveal"), serde_json::json!({})).await;
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let (status, body) = reveal(&ada, &ids[0]).await;
+    assert_eq!(status, 500, "{body}");
+    assert!(body.contains("SECRET_UNREADABLE") && !body.contains("planted"), "{body}");
+    let (status, body) = reveal(&bob, &ids[1]).await;
+    assert!(status == 200 && body.contains("a-planted-key"), "others are not concerned: {body}");
+    let audit = String::from_utf8(app.cli(&["audit", "export"]).stdout).unwrap();
+    assert!(!audit.contains("planted") && !app.log().contains("planted"));
+    let entries: Vec<Value> = audit.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |action: &str| entries.iter().filter(|entry| entry["action"] == action).collect::<Vec<_>>();
+    let written = of("secret.unreadable");
+    assert_eq!(written.len(), 1, "{audit}");
+    assert_eq!((&written[0]["tenant"], &written[0]["subject"]), (&ada.id.clone().into(), &ids[0].clone().into()));
+    assert_eq!(of("secret.reveal_refused").len(), 1, "{audit}");
+    assert!(app.cli(&["audit", "verify"]).status.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn fault_10_binary_gone_not_runnable_or_garbage_blocks_until_it_is_back() {
     use std::os::unix::fs::PermissionsExt;
     let place = tempfile::tempdir().unwrap();

@@ -86,8 +86,9 @@ pub(super) const FAULTS: [Fault; 40] = [
         number: 8,
         what: "a hook never ends",
         injected: "a route with an endless loop",
-        outcome: "its own tenant and all others are served on; a stop is by SIGKILL after `instances.stop_timeout`. A core that burns for `instances.cpu_alarm` is told by a warning, by `/health/pb` and by a metric; `isolation.cpu_percent` bounds it where control groups are delegated",
+        outcome: "its own tenant and all others are served on; a stop is by SIGKILL after `instances.stop_timeout`. A core that burns for `instances.cpu_alarm` is told by a warning, by `/health/pb` and by a metric; `isolation.cpu_percent` bounds it where control groups are delegated, and there what a hook started and left behind ends with its instance, whatever session it is in",
         tests: &[
+            "faults::hooks::what_a_hook_left_behind_ends_with_its_instance_where_there_are_control_groups",
             "faults::hooks::fault_08_code_that_never_ends_keeps_nobody_else_from_anything_and_is_stopped",
             "isolation::greed::greed_stays_with_the_greedy",
         ],
@@ -178,8 +179,11 @@ pub(super) const FAULTS: [Fault; 40] = [
         number: 18,
         what: "pocketfleet is out of files",
         injected: "its limit lowered while it runs, and 64 connections",
-        outcome: "accepting pauses and goes on when there is room; instances go on. No descriptor is held back: meanwhile nobody new is let in, probes of its health included",
-        tests: &["faults::limits::fault_18_pocketfleet_out_of_files_pauses_and_goes_on_accepting"],
+        outcome: "a few descriptors are held back: with them `/health` and operators are answered, everybody else new is told 503, and who says nothing is closed; instances go on, and so does accepting once there is room",
+        tests: &[
+            "faults::limits::fault_18_pocketfleet_out_of_files_says_that_it_lives_and_goes_on_accepting",
+            "src/gateway/reserve::what_is_lent_is_bounded_and_comes_back",
+        ],
     },
     Fault {
         number: 19,
@@ -246,8 +250,9 @@ pub(super) const FAULTS: [Fault; 40] = [
         number: 26,
         what: "a stored secret is changed, exchanged, cut or put back",
         injected: "every part of a record, between tenants, and older versions",
-        outcome: "it does not open; no plaintext comes out",
+        outcome: "it does not open, each look at it and each try to store under a changed key is in the audit log, and no plaintext comes out",
         tests: &[
+            "faults::state::fault_26_a_secret_changed_on_disk_does_not_open_and_it_is_written_down",
             "src/vault/tests::what_was_changed_exchanged_or_cut_does_not_open",
             "src/vault/tests::an_older_version_or_a_deleted_secret_put_back_does_not_open",
             "src/vault/envelope::no_flipped_bit_no_shorter_text_and_no_other_place_opens",
@@ -256,10 +261,11 @@ pub(super) const FAULTS: [Fault; 40] = [
     Fault {
         number: 27,
         what: "the log of an instance is flooded, deleted, or has no room",
-        injected: "60 MB from a hook; the file removed; the log's folder on a full tmpfs",
-        outcome: "the instance lives; rotation bounds what is kept. What a process says after its log was deleted is lost until its next start",
+        injected: "60 MB from a hook; the file, then its whole folder removed under a running instance that goes on talking; the log's folder on a full tmpfs",
+        outcome: "the instance lives; rotation bounds what is kept. What it says into a deleted file is brought into a new one, and the deleted one is cut, so that it does not fill the disk unseen. Of an instance that was adopted after its log was deleted, what it says is lost until its next start",
         tests: &[
             "faults::hooks::fault_27_a_log_that_is_flooded_deleted_or_without_room_takes_nobody_along",
+            "src/supervisor/logs::what_goes_into_a_deleted_log_comes_back_and_does_not_grow",
             "operators::instance_logs_are_shown_redacted_and_rotated",
         ],
     },
@@ -286,11 +292,11 @@ pub(super) const FAULTS: [Fault; 40] = [
     Fault {
         number: 30,
         what: "many want one sleeping instance, or many instances, at once",
-        injected: "500 requests for one, a hundred users at once",
+        injected: "1,000 requests for one, two hundred tenants at once",
         outcome: "one start for one; as many at once as the gate lets through",
         tests: &[
-            "wake::five_hundred_first_requests_of_a_sleeping_user_are_one_start",
-            "wake::a_hundred_users_at_once_each_get_their_own_instance",
+            "wake::a_thousand_first_requests_of_a_sleeping_user_are_one_start",
+            "wake::two_hundred_tenants_at_once_are_each_started_and_few_at_a_time",
             "wake::waiting_rooms_are_bounded_and_say_so",
             "src/supervisor/starts::clients_pass_before_background_work_and_abandoned_turns_are_skipped",
         ],
