@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::net::SocketAddrV4;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -32,9 +33,11 @@ use tokio_util::sync::CancellationToken;
 use crate::telemetry::Metrics;
 
 mod nft;
+mod note;
 mod rules;
 
 pub use nft::Error;
+use note::Note;
 use rules::Element;
 use rules::Owner;
 pub(crate) use rules::Reach;
@@ -64,6 +67,7 @@ pub struct Network {
 #[derive(Debug)]
 struct Inner {
     owner: Owner,
+    data: PathBuf,
     state: Mutex<State>,
     /// Held during a run of `nft`, so that what is noted as in force is.
     writing: Mutex<()>,
@@ -128,7 +132,7 @@ impl Eq for Network {}
 
 /// What is in the way of level 3, for these users and this data directory. Changes nothing. Blocks.
 pub(super) fn lacks(data: &Path, base: u32, count: u32) -> Option<String> {
-    let owner = owner(data, base, count);
+    let owner = known(data, base, count);
     if let Err(error) = nft::run(nft::Mode::Check, &rules::whole(owner, &[], std::iter::empty())) {
         return Some(format!("level 3 takes nf_tables, CAP_NET_ADMIN and the program nft: {error}"));
     }
@@ -142,17 +146,30 @@ pub(super) fn lacks(data: &Path, base: u32, count: u32) -> Option<String> {
 
 /// The table of another pocketfleet that would cut off our users. Where it cannot be looked for there is none. Blocks.
 pub(super) fn rival(data: &Path, base: u32, count: u32) -> Option<String> {
-    let owner = owner(data, base, count);
+    let owner = known(data, base, count);
     let found = nft::tables().unwrap_or_default();
     found.into_iter().find(|name| Owner::of(name).is_some_and(|other| owner.is_hurt_by(other)))
 }
 
-fn owner(data: &Path, base: u32, count: u32) -> Owner {
+/// Whose rules ours would be, as far as that is known before the first time.
+fn known(data: &Path, base: u32, count: u32) -> Owner {
+    let note = Note::read(data);
+    Owner { data: short(data, note.as_ref().map_or("", |note| &note.id)), base, count }
+}
+
+/// A data directory in short. The path tells copies apart, and the number those who call their own by the same path.
+fn short(data: &Path, id: &str) -> u32 {
     let data = std::path::absolute(data).unwrap_or_else(|_| data.to_owned());
     let data = data.canonicalize().unwrap_or(data);
-    let hash = Sha256::digest(data.as_os_str().as_encoded_bytes());
-    let short = hash.iter().take(4).fold(0, |short, byte| short << 8 | u32::from(*byte));
-    Owner { data: short, base, count }
+    let hash = Sha256::new().chain_update(data.as_os_str().as_encoded_bytes()).chain_update([0]).chain_update(id);
+    hash.finalize().iter().take(4).fold(0, |short, byte| short << 8 | u32::from(*byte))
+}
+
+/// Notes that no table of ours is in force.
+fn forget(data: &Path) {
+    if let Some(Err(error)) = Note::read(data).map(|note| note.end(data)) {
+        tracing::warn!(%error, "note that the rules of the network are gone");
+    }
 }
 
 /// Processes of these users that do not work below the data directory. Whoever bakes a template for a check works
@@ -174,14 +191,16 @@ impl Network {
     /// Puts the rules into force. Entries of an earlier run stay: its instances may still be there, and their addresses
     /// are taken again. Blocks.
     pub(super) fn set_up(data: &Path, base: u32, count: u32) -> Result<Self, Error> {
-        let owner = owner(data, base, count);
+        let note = Note::read_or_make(data);
+        let owner = Owner { data: short(data, &note.id), base, count };
         let is_earlier =
             |name: &String| Owner::of(name).is_some_and(|other| other.data == owner.data && other != owner);
         let earlier: Vec<String> = nft::tables()?.into_iter().filter(is_earlier).collect();
         let kept = nft::list(&owner.table())?.map(|listing| rules::read(&listing)).unwrap_or_default();
         let state = State { wanted: remembered(&kept.elements), ..State::default() };
-        let inner = Inner { owner, state: Mutex::new(state), writing: Mutex::new(()) };
+        let inner = Inner { owner, data: data.to_owned(), state: Mutex::new(state), writing: Mutex::new(()) };
         let network = Self { inner: Arc::new(inner) };
+        note.begin(data, owner.table()).map_err(Error::Note)?;
         network.write_all(&earlier)?;
         Ok(network)
     }
@@ -262,8 +281,9 @@ impl Network {
         let table = self.inner.owner.table();
         if let Err(error) = nft::run(nft::Mode::Apply, &format!("add table inet {table}\ndelete table inet {table}\n"))
         {
-            tracing::warn!(%error, network.table = table, "remove the rules of the network");
+            return tracing::warn!(%error, network.table = table, "remove the rules of the network");
         }
+        forget(&self.inner.data);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -45,6 +45,9 @@ pub enum Error {
     /// The kernel, or the program, did not take it.
     #[error("nft: {0}")]
     Refused(String),
+    /// The data directory does not take the note about the rules.
+    #[error("write network.json into the data directory: {0}")]
+    Note(#[source] io::Error),
 }
 
 /// What is done with the text.

@@ -211,3 +211,23 @@ fn two_fleets_do_not_hurt_each_other_and_a_table_goes_with_its_own() {
         assert_eq!(nft::tables().unwrap().len(), 2);
     });
 }
+
+#[test]
+fn fleets_that_call_their_data_by_the_same_path_are_not_the_same() {
+    alone(|| {
+        let (data, first) = set_up();
+        let table = first.report().table;
+        // The volume of another container, at the same path.
+        let (path, aside) = (data.path().join("network.json"), data.path().join("aside"));
+        std::fs::rename(&path, &aside).unwrap();
+        assert_eq!(rival(data.path(), BASE, COUNT), Some(table.clone()), "the same users");
+        let second = Network::set_up(data.path(), BASE + COUNT, COUNT).unwrap();
+        assert!(nft::list(&table).unwrap().is_some(), "with other users it removes nothing of the first one's");
+        assert_ne!(first, second);
+        second.take_down();
+        // And what is one after a restart still is.
+        std::fs::rename(&aside, &path).unwrap();
+        assert_eq!(rival(data.path(), BASE, COUNT), None);
+        assert_eq!(Network::set_up(data.path(), BASE, COUNT).unwrap(), first);
+    });
+}
