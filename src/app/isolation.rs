@@ -15,10 +15,11 @@ use crate::supervisor::jail::config::Wanted;
 /// How far processes will be kept from each other, and whether that is enough.
 pub(super) fn reach(config: &Config, data: &Path, binaries: &Binaries) -> anyhow::Result<Isolation> {
     let isolation = Isolation::detect(&config.isolation, data, &binaries.paths());
-    let isolation = isolation.with_groups(&config.isolation).with_network(data);
+    let required = config.isolation.require;
+    let isolation = isolation.with_groups(&config.isolation).with_network(data, required);
     let report = isolation.report();
     let missing = report.missing.join("; ");
-    let (level, required) = (isolation.level, config.isolation.require);
+    let level = isolation.level;
     if level < required {
         bail!("isolation.require = {required}, but this start reaches level {level} only: {missing}");
     }

@@ -1,11 +1,14 @@
 //! Level 3 as a whole: rules that come with a start, survive a kill, are put back, and go with the last instance.
 
 use serde_json::Value;
+use serde_json::json;
 
+use super::answering;
 use super::levels;
 use super::reached;
 use super::run;
 use super::start;
+use super::start_with;
 use crate::support::TestApp;
 use crate::support::User;
 use crate::support::eventually;
@@ -142,4 +145,26 @@ async fn a_backup_is_tried_in_the_sandbox_as_the_tenants_user() {
         (!seen.is_empty()).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_of_a_run_at_level_3_are_removed_by_a_start_at_level_2() {
+    if !levels().contains(&3) {
+        return;
+    }
+    let base = 1_900_000_000 + rand::random::<u32>() % 40_000 * 1_000;
+    let users = format!("isolation.uid_base = {base}\nisolation.uid_count = 1000\n");
+    let mut app = TestApp::with(&format!("isolation.level = 3\n{users}")).await;
+    let (ada, admin) = (app.user("ada").await, app.admin("root").await);
+    ada.note("one").await;
+    let table = rules(&admin).await["table"].as_str().unwrap().to_owned();
+    app.kill();
+    assert!(is_there(&table));
+    app.change_key("isolation.level = 3", "isolation.level = 2");
+    app.launch().await;
+    assert_eq!(reached(&app).await, 2, "{}", app.log());
+    assert!(!is_there(&table));
+    let ada = ada.at(&app);
+    assert_eq!(ada.titles().await, ["one"]);
+    ada.note("two").await;
 }

@@ -37,6 +37,7 @@ mod note;
 mod rules;
 
 pub use nft::Error;
+pub(super) use nft::Mode;
 use note::Note;
 use rules::Element;
 use rules::Owner;
@@ -51,7 +52,7 @@ const RESOLVERS: &str = "/etc/resolv.conf";
 pub struct Report {
     /// Its name: `nft list table inet <name>` shows it.
     pub table: String,
-    /// How often it was found changed by somebody else and put back.
+    /// How often it was found changed by somebody else, or could not be seen, and was put back.
     pub repaired: u64,
     /// Why it is not in force, while it cannot be put back.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -133,7 +134,7 @@ impl Eq for Network {}
 /// What is in the way of level 3, for these users and this data directory. Changes nothing. Blocks.
 pub(super) fn lacks(data: &Path, base: u32, count: u32) -> Option<String> {
     let owner = known(data, base, count);
-    if let Err(error) = nft::run(nft::Mode::Check, &rules::whole(owner, &[], std::iter::empty())) {
+    if let Err(error) = nft::run(Mode::Check, &rules::whole(owner, &[], std::iter::empty())) {
         return Some(format!("level 3 takes nf_tables, CAP_NET_ADMIN and the program nft: {error}"));
     }
     let stranger = strangers(data, base, count).first().copied()?;
@@ -155,6 +156,39 @@ pub(super) fn rival(data: &Path, base: u32, count: u32) -> Option<String> {
 fn known(data: &Path, base: u32, count: u32) -> Owner {
     let note = Note::read(data);
     Owner { data: short(data, note.as_ref().map_or("", |note| &note.id)), base, count }
+/// Removes what earlier runs of this pocketfleet left in force: below level 3 nobody keeps entries there, and no instance
+/// of the same users could be reached. Or only looks whether that would work. Blocks.
+pub(super) fn clear(data: &Path, mode: Mode) -> Result<(), String> {
+    // Without a note no start of this one came to level 3.
+    let Some(note) = Note::read(data) else { return Ok(()) };
+    let own = short(data, &note.id);
+    let is_own = |name: &String| Owner::of(name).is_some_and(|other| other.data == own);
+    let (tables, done) = match nft::tables() {
+        Ok(tables) => {
+            let tables: Vec<String> = tables.into_iter().filter(is_own).collect();
+            let done = if tables.is_empty() { Ok(()) } else { nft::run(mode, &rules::without(&tables)) };
+            (tables.join(", inet "), done)
+        }
+        Err(error) => match note.table() {
+            Some(table) => (table.to_owned(), Err(error)),
+            None => return Ok(()),
+        },
+    };
+    if let Err(error) = done {
+        return Err(format!(
+            "the rules of an earlier run at level 3, the nftables table inet {tables}, may be in force and hold for the \
+             users of level 2: delete it with nft, or restart the machine ({error})"
+        ));
+    }
+    if mode == Mode::Apply {
+        if !tables.is_empty() {
+            tracing::info!(network.table = tables, "removed the rules of an earlier run at level 3");
+        }
+        forget(data);
+    }
+    Ok(())
+}
+
 }
 
 /// A data directory in short. The path tells copies apart, and the number those who call their own by the same path.
@@ -279,8 +313,7 @@ impl Network {
     pub(crate) fn take_down(&self) {
         let _writing = self.inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let table = self.inner.owner.table();
-        if let Err(error) = nft::run(nft::Mode::Apply, &format!("add table inet {table}\ndelete table inet {table}\n"))
-        {
+        if let Err(error) = nft::run(Mode::Apply, &format!("add table inet {table}\ndelete table inet {table}\n")) {
             return tracing::warn!(%error, network.table = table, "remove the rules of the network");
         }
         forget(&self.inner.data);
@@ -320,7 +353,7 @@ impl Network {
         if text.is_empty() {
             return Ok(());
         }
-        let written = nft::run(nft::Mode::Apply, &text);
+        let written = nft::run(Mode::Apply, &text);
         let mut state = self.state();
         match written {
             Ok(()) => {
@@ -397,7 +430,7 @@ impl Network {
             (fresh, std::mem::take(&mut state.changed))
         };
         let text = rules::whole(self.inner.owner, earlier, fresh.values().flatten().chain(&resolvers));
-        let chains = nft::run(nft::Mode::Apply, &text).and_then(|()| {
+        let chains = nft::run(Mode::Apply, &text).and_then(|()| {
             let listing = nft::list(&self.inner.owner.table())?.unwrap_or_default();
             Ok(rules::read(&listing).chains)
         });

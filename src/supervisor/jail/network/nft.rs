@@ -52,7 +52,7 @@ pub enum Error {
 
 /// What is done with the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(in crate::supervisor::jail) enum Mode {
     /// The kernel looks whether it would take it.
     Check,
     /// It is put into force, all or nothing.

@@ -120,11 +120,7 @@ fn resolver(address: IpAddr) -> Element {
 /// The whole table, in place of whatever was there under its name or the names of `earlier` ones.
 pub(super) fn whole<'a>(owner: Owner, earlier: &[String], elements: impl Iterator<Item = &'a Element>) -> String {
     let table = owner.table();
-    let mut text = String::new();
-    for name in earlier.iter().chain([&table]) {
-        // A table has to be there to be deleted.
-        text.extend(["add table inet ", name, "\ndelete table inet ", name, "\n"]);
-    }
+    let mut text = without(earlier.iter().chain([&table]));
     text.extend(["table inet ", &table, " {\n"]);
     for (name, kind) in SETS {
         text.extend(["set ", name, " { type ", kind, "; }\n"]);
@@ -141,6 +137,16 @@ fn chains(owner: Owner) -> String {
     // nothing. A connection that a tenant begins from that address is no answer.
     let answer = "tcp flags & (syn | ack) != syn";
     let names = "meta l4proto { tcp, udp } th dport 53 ip daddr @resolvers4 accept
+/// No such tables.
+pub(super) fn without<'a>(tables: impl IntoIterator<Item = &'a String>) -> String {
+    let mut text = String::new();
+    for name in tables {
+        // A table has to be there to be deleted.
+        text.extend(["add table inet ", name, "\ndelete table inet ", name, "\n"]);
+    }
+    text
+}
+
         meta l4proto { tcp, udp } th dport 53 ip6 daddr @resolvers6 accept";
     format!(
         "chain refuse {{

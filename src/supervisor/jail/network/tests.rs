@@ -8,6 +8,9 @@ use std::os::fd::AsFd;
 use nix::unistd::Uid;
 
 use super::*;
+use crate::supervisor::jail::Isolation;
+use crate::supervisor::jail::config::Config;
+use crate::supervisor::jail::config::Wanted;
 
 const BASE: u32 = 1_700_000_000;
 const COUNT: u32 = 1_000;
@@ -32,13 +35,53 @@ fn alone(test: impl FnOnce() + Send + 'static) {
 
 fn enter() -> Result<(), String> {
     #[expect(unsafe_code, reason = "no safe form of the call is at hand")]
-    // SAFETY: the call takes a number and gives this thread a network of its own.
-    let left = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    // SAFETY: the call takes a number and gives this thread a network and mounts of its own.
+    let left = unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) };
     if left != 0 {
         return Err(format!("a network namespace: {}", std::io::Error::last_os_error()));
     }
+    // What is mounted from here on is nobody else's.
+    mount(Path::new("none"), Path::new("/"), libc::MS_REC | libc::MS_PRIVATE);
     up();
-    nft::run(nft::Mode::Check, "add table inet probe\n").map_err(|error| error.to_string())
+    nft::run(Mode::Check, "add table inet probe\n").map_err(|error| error.to_string())
+}
+
+fn mount(from: &Path, to: &Path, flags: libc::c_ulong) {
+    let path = |path: &Path| std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
+    let (from, to) = (path(from), path(to));
+    #[expect(unsafe_code, reason = "no safe form of the call is at hand")]
+    // SAFETY: the texts end with a zero and live until the call returns, which keeps nothing of them.
+    let done = unsafe { libc::mount(from.as_ptr(), to.as_ptr(), std::ptr::null(), flags, std::ptr::null()) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Something else at the place of a file, for this thread and those that it starts, until dropped.
+struct Instead(std::ffi::CString);
+
+impl Instead {
+    fn of(place: &Path, by: &Path) -> Self {
+        let place = place.canonicalize().unwrap();
+        mount(by, &place, libc::MS_BIND);
+        Self(std::ffi::CString::new(place.into_os_string().into_encoded_bytes()).unwrap())
+    }
+}
+
+impl Drop for Instead {
+    fn drop(&mut self) {
+        #[expect(unsafe_code, reason = "no safe form of the call is at hand")]
+        // SAFETY: the text ends with a zero and lives until the call returns.
+        let done = unsafe { libc::umount2(self.0.as_ptr(), libc::MNT_DETACH) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    }
+}
+
+fn program() -> PathBuf {
+    ["/usr/sbin/nft", "/usr/bin/nft"].iter().map(PathBuf::from).find(|path| path.is_file()).unwrap()
+}
+
+/// No program `nft`.
+fn without_nft() -> Instead {
+    Instead::of(&program(), Path::new("/dev/null"))
 }
 
 /// Brings the loopback device of the namespace up.
@@ -79,12 +122,14 @@ fn set_up() -> (tempfile::TempDir, Network) {
     (data, network)
 }
 
-/// As [`Network::admit`], for a thread without a runtime.
+/// For a thread without a runtime.
+fn wait<T>(work: impl Future<Output = T>) -> T {
+    // The blocking pool's threads are started from this one, and so are in its namespaces.
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
+}
+
 fn admit(network: &Network, user: u32, address: &str, reach: Reach) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let address = address.parse().unwrap();
-    // The blocking pool's threads are started from this one, and so are in its namespace.
-    runtime.block_on(network.admit(user, address, reach)).unwrap();
+    wait(network.admit(user, address.parse().unwrap(), reach)).unwrap();
 }
 
 /// Whether a connection can be made, and be used, without waiting long for one that nobody answers.
@@ -163,14 +208,14 @@ fn rules_that_somebody_changed_are_put_back() {
         let _ours = TcpListener::bind("127.0.0.1:9000").unwrap();
         let _adas = as_user(ADA, || TcpListener::bind("127.64.1.1:20001").unwrap());
         for (count, change) in (1..).zip(&spoil) {
-            nft::run(nft::Mode::Apply, change).unwrap();
+            nft::run(Mode::Apply, change).unwrap();
             network.look();
             assert_eq!(network.report().repaired, count, "{change}");
             assert_eq!(network.report().lost, None);
             assert!(connects("127.64.1.1:20001") && !as_user(ADA, || connects("127.0.0.1:9000")), "{change}");
         }
         // A change of ours finds it before the next look does.
-        nft::run(nft::Mode::Apply, "flush ruleset").unwrap();
+        nft::run(Mode::Apply, "flush ruleset").unwrap();
         admit(&network, BOB, "127.64.1.2:20002", Reach::default());
         assert_eq!(network.report().repaired, 6);
         assert!(!as_user(BOB, || connects("127.0.0.1:9000")));
@@ -188,7 +233,7 @@ fn two_fleets_do_not_hurt_each_other_and_a_table_goes_with_its_own() {
         let base = BASE + COUNT;
         assert_eq!(rival(neighbour.path(), base, COUNT), None);
         let second = Network::set_up(neighbour.path(), base, COUNT).unwrap();
-        nft::run(nft::Mode::Apply, "add table inet somebody\n").unwrap();
+        nft::run(Mode::Apply, "add table inet somebody\n").unwrap();
         admit(&network, ADA, "127.64.1.1:20001", Reach::default());
         admit(&second, base + 1, "127.64.1.2:20002", Reach::default());
         let _listeners = [
@@ -229,5 +274,43 @@ fn fleets_that_call_their_data_by_the_same_path_are_not_the_same() {
         std::fs::rename(&aside, &path).unwrap();
         assert_eq!(rival(data.path(), BASE, COUNT), None);
         assert_eq!(Network::set_up(data.path(), BASE, COUNT).unwrap(), first);
+    });
+}
+
+#[test]
+fn below_level_3_what_an_earlier_run_left_is_removed_or_the_level_is_1() {
+    alone(|| {
+        let (data, network) = set_up();
+        admit(&network, ADA, "127.64.1.1:20001", Reach::default());
+        let table = network.report().table;
+        let at = |uid_base| Config {
+            level: Wanted::Level(2),
+            require: 0,
+            uid_base,
+            uid_count: COUNT,
+            network_check: Duration::from_secs(10),
+            memory_bytes: 0,
+            cpu_percent: 0,
+            pids: 0,
+        };
+        let reach = |required| Isolation::detect(&at(BASE), data.path(), &[]).with_network(data.path(), required);
+        // Nobody can remove it.
+        let gone = without_nft();
+        let reached = reach(0);
+        assert_eq!(reached.level, 1);
+        let said = reached.missing.iter().filter(|why| why.contains(&table)).count();
+        assert_eq!(said, 1, "{:?}", reached.missing);
+        drop(gone);
+        // Somebody else's stays, and so does ours for a start that is refused.
+        nft::run(Mode::Apply, "add table inet somebody\nadd table inet pocketfleet_00000000_1_2\n").unwrap();
+        assert_eq!(reach(3).level, 2);
+        assert!(nft::list(&table).unwrap().is_some());
+        // The earlier run may have had another range.
+        let reached = Isolation::detect(&at(BASE + COUNT), data.path(), &[]).with_network(data.path(), 2);
+        assert_eq!(reached.level, 2, "{:?}", reached.missing);
+        assert_eq!(nft::tables().unwrap(), ["somebody", "pocketfleet_00000000_1_2"]);
+        // From now on nobody needs the program.
+        let _gone = without_nft();
+        assert_eq!(reach(0).level, 2);
     });
 }
