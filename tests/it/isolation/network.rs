@@ -168,3 +168,27 @@ async fn rules_of_a_run_at_level_3_are_removed_by_a_start_at_level_2() {
     assert_eq!(ada.titles().await, ["one"]);
     ada.note("two").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_keeps_to_the_rules_when_the_range_of_users_was_moved() {
+    if !levels().contains(&3) {
+        return;
+    }
+    let base = 1_950_000_000 + rand::random::<u32>() % 20_000 * 2_000;
+    let listed = answering();
+    let first = format!("isolation.uid_base = {base}\n");
+    let keys = format!("{first}isolation.uid_count = 1000\n");
+    let mut app = start_with(3, &keys, &format!("outbound = [\"{listed}\"]\n")).await;
+    let ada = app.user("ada").await;
+    let call = "return $http.send({ url: 'http://127.0.0.1:' + at, timeout: 10 }).statusCode";
+    let (worked, said) = run(&ada, call, &json!(listed)).await;
+    assert!(!worked, "this machine is not the internet: {said}");
+    assert!(app.terminate().success());
+    app.change_key(&first, &format!("isolation.uid_base = {}\n", base + 1000));
+    app.launch().await;
+    assert_eq!(reached(&app).await, 3, "{}", app.log());
+    let ada = ada.at(&app);
+    let (worked, said) = run(&ada, call, &json!(listed)).await;
+    assert!(!worked, "the user of an earlier range: {said}");
+    assert!(app.terminate().success());
+}

@@ -98,8 +98,12 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn elements(&self, user: u32) -> BTreeSet<Element> {
-        self.reach.elements(user, self.instance.iter().chain(&self.trials).copied())
+    fn elements(&self, owner: Owner, user: u32) -> BTreeSet<Element> {
+        let mut elements = self.reach.elements(user, self.instance.iter().chain(&self.trials).copied());
+        if !owner.has(user) {
+            elements.insert(("others", user.to_string()));
+        }
+        elements
     }
 }
 
@@ -152,10 +156,6 @@ pub(super) fn rival(data: &Path, base: u32, count: u32) -> Option<String> {
     found.into_iter().find(|name| Owner::of(name).is_some_and(|other| owner.is_hurt_by(other)))
 }
 
-/// Whose rules ours would be, as far as that is known before the first time.
-fn known(data: &Path, base: u32, count: u32) -> Owner {
-    let note = Note::read(data);
-    Owner { data: short(data, note.as_ref().map_or("", |note| &note.id)), base, count }
 /// Removes what earlier runs of this pocketfleet left in force: below level 3 nobody keeps entries there, and no instance
 /// of the same users could be reached. Or only looks whether that would work. Blocks.
 pub(super) fn clear(data: &Path, mode: Mode) -> Result<(), String> {
@@ -189,6 +189,10 @@ pub(super) fn clear(data: &Path, mode: Mode) -> Result<(), String> {
     Ok(())
 }
 
+/// Whose rules ours would be, as far as that is known before the first time.
+fn known(data: &Path, base: u32, count: u32) -> Owner {
+    let note = Note::read(data);
+    Owner { data: short(data, note.as_ref().map_or("", |note| &note.id)), base, count }
 }
 
 /// A data directory in short. The path tells copies apart, and the number those who call their own by the same path.
@@ -230,13 +234,31 @@ impl Network {
         let is_earlier =
             |name: &String| Owner::of(name).is_some_and(|other| other.data == owner.data && other != owner);
         let earlier: Vec<String> = nft::tables()?.into_iter().filter(is_earlier).collect();
-        let kept = nft::list(&owner.table())?.map(|listing| rules::read(&listing)).unwrap_or_default();
-        let state = State { wanted: remembered(&kept.elements), ..State::default() };
+        let mut kept = BTreeSet::new();
+        for table in earlier.iter().chain([&owner.table()]) {
+            kept.extend(nft::list(table)?.map(|listing| rules::read(&listing).elements).unwrap_or_default());
+        }
+        let state = State { wanted: remembered(&kept), ..State::default() };
         let inner = Inner { owner, data: data.to_owned(), state: Mutex::new(state), writing: Mutex::new(()) };
         let network = Self { inner: Arc::new(inner) };
         note.begin(data, owner.table()).map_err(Error::Note)?;
         network.write_all(&earlier)?;
         Ok(network)
+    }
+
+    /// Sees to it that the rules are about a user, before anything runs as it: one that was given before the range was
+    /// moved is not among those that they name.
+    pub(crate) async fn cover(&self, user: u32) -> Result<(), Error> {
+        let is_covered = {
+            let mut state = self.state();
+            let is_covered = self.inner.owner.has(user) || state.in_force.contains_key(&user);
+            if !is_covered {
+                state.wanted.entry(user).or_default();
+                state.changed.insert(user);
+            }
+            is_covered && state.lost.is_none()
+        };
+        if is_covered { Ok(()) } else { self.flush().await }
     }
 
     /// Sees to it that a user's process can be reached at an address and connect to where its template says. Resolves
@@ -342,7 +364,10 @@ impl Network {
             let users = std::mem::take(&mut state.changed);
             let fresh: Vec<(u32, BTreeSet<Element>)> = users
                 .into_iter()
-                .map(|user| (user, state.wanted.get(&user).map(|wanted| wanted.elements(user)).unwrap_or_default()))
+                .map(|user| {
+                    let elements = state.wanted.get(&user).map(|wanted| wanted.elements(self.inner.owner, user));
+                    (user, elements.unwrap_or_default())
+                })
                 .collect();
             let none = BTreeSet::new();
             let old = |user: &u32| state.in_force.get(user).unwrap_or(&none);
@@ -426,7 +451,7 @@ impl Network {
         let (fresh, taken) = {
             let mut state = self.state();
             let fresh: BTreeMap<u32, BTreeSet<Element>> =
-                state.wanted.iter().map(|(user, wanted)| (*user, wanted.elements(*user))).collect();
+                state.wanted.iter().map(|(user, wanted)| (*user, wanted.elements(self.inner.owner, *user))).collect();
             (fresh, std::mem::take(&mut state.changed))
         };
         let text = rules::whole(self.inner.owner, earlier, fresh.values().flatten().chain(&resolvers));

@@ -15,7 +15,8 @@ pub(super) type Element = (&'static str, String);
 const PREFIX: &str = "pocketfleet_";
 
 /// Sets, and what they hold.
-const SETS: [(&str, &str); 8] = [
+const SETS: [(&str, &str); 9] = [
+    ("others", "uid"),
     ("listeners", "uid . ipv4_addr . inet_service"),
     ("public_ports", "uid . inet_service"),
     ("anywhere", "uid . inet_service"),
@@ -55,6 +56,11 @@ impl Owner {
         let data = u32::from_str_radix(parts.next()?, 16).ok()?;
         let (base, count) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         parts.next().is_none().then_some(Self { data, base, count })
+    }
+
+    /// Whether a user is one of the range that tenants get theirs from now.
+    pub(super) fn has(self, user: u32) -> bool {
+        user > self.base && u64::from(user) < self.end()
     }
 
     fn end(self) -> u64 {
@@ -131,12 +137,6 @@ pub(super) fn whole<'a>(owner: Owner, earlier: &[String], elements: impl Iterato
     text
 }
 
-fn chains(owner: Owner) -> String {
-    let (baker, first, last) = (owner.base, owner.base + 1, owner.end() - 1);
-    // Answers of a tenant's own listener, and nobody else's: what squats on a stopped tenant's address can accept
-    // nothing. A connection that a tenant begins from that address is no answer.
-    let answer = "tcp flags & (syn | ack) != syn";
-    let names = "meta l4proto { tcp, udp } th dport 53 ip daddr @resolvers4 accept
 /// No such tables.
 pub(super) fn without<'a>(tables: impl IntoIterator<Item = &'a String>) -> String {
     let mut text = String::new();
@@ -147,6 +147,12 @@ pub(super) fn without<'a>(tables: impl IntoIterator<Item = &'a String>) -> Strin
     text
 }
 
+fn chains(owner: Owner) -> String {
+    let (baker, first, last) = (owner.base, owner.base + 1, owner.end() - 1);
+    // Answers of a tenant's own listener, and nobody else's: what squats on a stopped tenant's address can accept
+    // nothing. A connection that a tenant begins from that address is no answer.
+    let answer = "tcp flags & (syn | ack) != syn";
+    let names = "meta l4proto { tcp, udp } th dport 53 ip daddr @resolvers4 accept
         meta l4proto { tcp, udp } th dport 53 ip6 daddr @resolvers6 accept";
     format!(
         "chain refuse {{
@@ -184,6 +190,7 @@ pub(super) fn without<'a>(tables: impl IntoIterator<Item = &'a String>) -> Strin
             type filter hook output priority 0; policy accept;
             meta skuid {baker} goto baker
             meta skuid {first}-{last} goto tenant
+            meta skuid @others goto tenant
         }}\n"
     )
 }

@@ -278,6 +278,27 @@ fn fleets_that_call_their_data_by_the_same_path_are_not_the_same() {
 }
 
 #[test]
+fn a_user_from_before_the_range_was_moved_is_under_the_rules_as_well() {
+    alone(|| {
+        let (data, network) = set_up();
+        admit(&network, ADA, "127.64.1.1:20001", Reach::default());
+        let ours = TcpListener::bind("127.0.0.1:9000").unwrap();
+        let _adas = as_user(ADA, || TcpListener::bind("127.64.1.1:20001").unwrap());
+        let _squats = as_user(BOB, || TcpListener::bind("127.64.1.2:20002").unwrap());
+        let moved = Network::set_up(data.path(), BASE + COUNT, COUNT).unwrap();
+        assert!(connects("127.64.1.1:20001") && !as_user(ADA, || connects("127.0.0.1:9000")), "who runs is kept");
+        assert!(as_user(BOB, || connects("127.0.0.1:9000")), "not known yet");
+        wait(moved.cover(BOB)).unwrap();
+        assert!(!as_user(BOB, || connects("127.0.0.1:9000")) && !connects("127.64.1.2:20002"));
+        admit(&moved, BOB, "127.64.1.2:20002", Reach { anywhere: vec![9000], ..Reach::default() });
+        assert!(as_user(BOB, || connects("127.0.0.1:9000")) && connects("127.64.1.2:20002"));
+        moved.look();
+        assert_eq!(moved.report().repaired, 0);
+        drop(ours);
+    });
+}
+
+#[test]
 fn below_level_3_what_an_earlier_run_left_is_removed_or_the_level_is_1() {
     alone(|| {
         let (data, network) = set_up();
