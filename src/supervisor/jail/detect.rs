@@ -178,7 +178,7 @@ impl Isolation {
         let network = self.network.as_ref().map(Network::report);
         let lost = network.as_ref().and_then(|network| network.lost.as_ref());
         let mut missing = self.missing.clone();
-        missing.extend(lost.map(|why| format!("the rules of level 3 are not in force: {why}")));
+        missing.extend(lost.map(|why| format!("the rules of level 3 are not in force, or not known to be: {why}")));
         let level = if lost.is_some() { 2 } else { self.level };
         let means = match level {
             0 => "resource limits only; template code can read and change everything that pocketfleet can",

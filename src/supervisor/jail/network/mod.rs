@@ -54,7 +54,7 @@ pub struct Report {
     pub table: String,
     /// How often it was found changed by somebody else, or could not be seen, and was put back.
     pub repaired: u64,
-    /// Why it is not in force, while it cannot be put back.
+    /// Why it is not in force, or not known to be, while it cannot be looked at or put back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lost: Option<String>,
 }
@@ -398,12 +398,22 @@ impl Network {
     /// Compares what the kernel has with what it should have. Blocks.
     fn look(&self) {
         let writing = self.inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let listing = match nft::list(&self.inner.owner.table()) {
+        let table = self.inner.owner.table();
+        let listing = nft::list(&table).or_else(|error| match error {
+            Error::Deadline => Err(error),
+            // Once more, for what goes wrong now and then.
+            _ => nft::list(&table),
+        });
+        let listing = match listing {
             Ok(listing) => listing,
-            Err(error) => return tracing::error!(%error, "look at the rules of the network"),
+            Err(error) => {
+                tracing::error!(%error, "look at the rules of the network; no instance is started until this works");
+                self.state().lost = Some(format!("they cannot be looked at: {error}"));
+                return;
+            }
         };
         let servers = rules::resolvers(&std::fs::read_to_string(RESOLVERS).unwrap_or_default());
-        let (why, is_moved) = {
+        let (why, is_moved, was_lost) = {
             let state = self.state();
             let why = match listing.map(|listing| rules::read(&listing)) {
                 None => Some("their table is gone"),
@@ -411,17 +421,19 @@ impl Network {
                 Some(found) if found.elements != entries(&state) => Some("their sets are not as they were written"),
                 Some(_) => None,
             };
-            (why, servers != state.resolvers)
+            (why, servers != state.resolvers, state.lost.is_some())
         };
         if let Some(why) = why {
             tracing::error!(
-                network.table = self.inner.owner.table(),
+                network.table = table,
                 "the rules of the network were changed by somebody else ({why}); they are put back"
             );
-        } else if !is_moved {
+        } else if !is_moved && !was_lost {
             return;
         }
-        let outcome = if why.is_some() { self.put_back(&writing) } else { self.write_all_locked(&[], &writing) };
+        // What was lost may be as it should now, but nobody knows since when.
+        let outcome =
+            if why.is_some() || was_lost { self.put_back(&writing) } else { self.write_all_locked(&[], &writing) };
         if let Err(error) = outcome {
             tracing::error!(%error, "put the rules of the network back; no instance is started until this works");
         }
@@ -429,13 +441,8 @@ impl Network {
 
     fn put_back(&self, writing: &MutexGuard<'_, ()>) -> Result<(), Error> {
         let outcome = self.write_all_locked(&[], writing);
-        let mut state = self.state();
-        match &outcome {
-            Ok(()) => {
-                state.repaired += 1;
-                state.lost = None;
-            }
-            Err(error) => state.lost = Some(error.to_string()),
+        if outcome.is_ok() {
+            self.state().repaired += 1;
         }
         outcome
     }
@@ -465,10 +472,12 @@ impl Network {
                 state.in_force = fresh;
                 state.resolvers = resolvers;
                 state.chains = chains;
+                state.lost = None;
                 Ok(())
             }
             Err(error) => {
                 state.changed.extend(taken);
+                state.lost = Some(error.to_string());
                 Err(error)
             }
         }

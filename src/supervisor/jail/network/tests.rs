@@ -278,6 +278,51 @@ fn fleets_that_call_their_data_by_the_same_path_are_not_the_same() {
 }
 
 #[test]
+fn rules_that_cannot_be_looked_at_or_written_are_lost_until_they_are_seen_again() {
+    alone(|| {
+        let (data, network) = set_up();
+        let address = "127.64.1.1:20001";
+        admit(&network, ADA, address, Reach::default());
+        let again = || wait(network.admit(ADA, address.parse().unwrap(), Reach::default()));
+        let is_lost = || network.report().lost.is_some();
+        // The program is gone, and so are the rules.
+        nft::run(Mode::Apply, "flush ruleset").unwrap();
+        let gone = without_nft();
+        network.look();
+        assert!(network.report().lost.unwrap().contains("install the package nftables"));
+        assert!(matches!(again(), Err(Error::Missing)), "nobody is started");
+        assert!(matches!(wait(network.cover(ADA)), Err(Error::Missing)));
+        drop(gone);
+        network.look();
+        assert!(!is_lost() && nft::list(&network.report().table).unwrap().is_some());
+        again().unwrap();
+        // Gone for a while only: a look that finds everything is enough.
+        let gone = without_nft();
+        network.look();
+        assert!(is_lost());
+        drop(gone);
+        network.look();
+        assert!(!is_lost());
+        // The name servers are others, and the kernel does not take them.
+        let [real, refusing, servers] = ["nft", "refusing", "servers"].map(|name| data.path().join(name));
+        std::fs::copy(program(), &real).unwrap();
+        let script = format!("#!/bin/sh\n[ \"$1\" = -f ] && exit 1\nexec {} \"$@\"\n", real.display());
+        std::fs::write(&refusing, script).unwrap();
+        std::fs::set_permissions(&refusing, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::write(&servers, "nameserver 10.9.8.7\n").unwrap();
+        let _servers = Instead::of(Path::new(RESOLVERS), &servers);
+        let refused = Instead::of(&program(), &refusing);
+        network.look();
+        assert!(is_lost());
+        assert!(matches!(again(), Err(Error::Refused(_))), "nobody is started");
+        drop(refused);
+        again().unwrap();
+        assert!(!is_lost());
+        assert!(nft::list(&network.report().table).unwrap().unwrap().contains("10.9.8.7"));
+    });
+}
+
+#[test]
 fn a_user_from_before_the_range_was_moved_is_under_the_rules_as_well() {
     alone(|| {
         let (data, network) = set_up();
