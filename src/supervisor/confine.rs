@@ -44,7 +44,7 @@ impl Fleet {
             }
         };
         if let (Some(network), Some(user)) = (&self.isolation.network, user) {
-            network.cover(user).await.map_err(closed)?;
+            network.cover(user).await.map_err(|error| closed(&error))?;
         }
         let config = &self.config;
         let configured = Limits {
@@ -80,7 +80,7 @@ impl Fleet {
     pub(crate) async fn connect(&self, confinement: &Confinement, address: SocketAddr) -> Result<(), Failure> {
         let (Some(network), Some(user)) = (&self.isolation.network, confinement.user) else { return Ok(()) };
         let admitted = network.admit(user, address, confinement.reach.clone()).await;
-        admitted.map_err(closed)
+        admitted.map_err(|error| closed(&error))
     }
 
     /// Somebody else has the address: another one at the next start.
@@ -91,7 +91,7 @@ impl Fleet {
     }
 }
 
-fn closed(error: network::Error) -> Failure {
+fn closed(error: &network::Error) -> Failure {
     outside(format!("the rules of level 3 are not in force: {error}"))
 }
 
