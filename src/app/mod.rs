@@ -264,7 +264,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
     let binaries = find_pocketbase(config, folders).await?;
     let tenants = Tenants::open(Arc::clone(&store)).await?;
     let uids = Uids::open(Arc::clone(&store)).await?;
-    let isolation = isolation::reach(config, &folders.root, &binaries, (&uids, &tenants))?;
+    let isolation = isolation::reach(config, &folders.root, &binaries, &uids)?;
     let templates = bake(config, folders, &binaries, &isolation).await?;
     let incarnation = incarnation();
     let placements = Placements::open(Arc::clone(&store), incarnation.clone()).await?;

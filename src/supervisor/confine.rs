@@ -9,6 +9,7 @@ use crate::supervisor::fleet::Fleet;
 use crate::supervisor::jail;
 use crate::supervisor::jail::Limits;
 use crate::supervisor::jail::Sandbox;
+use crate::supervisor::jail::network;
 use crate::supervisor::jail::network::Reach;
 use crate::supervisor::launch;
 use crate::supervisor::launch::outside;
@@ -42,6 +43,9 @@ impl Fleet {
                 Some(user.ok_or_else(|| outside("no user is left for it: raise isolation.uid_count"))?)
             }
         };
+        if let (Some(network), Some(user)) = (&self.isolation.network, user) {
+            network.cover(user).await.map_err(|error| closed(&error))?;
+        }
         let config = &self.config;
         let configured = Limits {
             nofile: config.nofile,
@@ -76,7 +80,7 @@ impl Fleet {
     pub(crate) async fn connect(&self, confinement: &Confinement, address: SocketAddr) -> Result<(), Failure> {
         let (Some(network), Some(user)) = (&self.isolation.network, confinement.user) else { return Ok(()) };
         let admitted = network.admit(user, address, confinement.reach.clone()).await;
-        admitted.map_err(|error| outside(format!("the rules of level 3 are not in force: {error}")))
+        admitted.map_err(|error| closed(&error))
     }
 
     /// Somebody else has the address: another one at the next start.
@@ -85,6 +89,10 @@ impl Fleet {
             network.forget(user);
         }
     }
+}
+
+fn closed(error: &network::Error) -> Failure {
+    outside(format!("the rules of level 3 are not in force: {error}"))
 }
 
 impl Confinement {

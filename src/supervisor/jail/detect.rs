@@ -83,17 +83,27 @@ impl Isolation {
         self
     }
 
-    /// Puts the rules of level 3 into force, where that is the level. Where they are refused it is 2. Blocks.
+    /// Puts the rules of level 3 into force, where that is the level. Where they are refused it is 2. Below, removes those
+    /// of an earlier run: where that is refused it is 1, at which nobody runs as the users that they are about. A start
+    /// that is below `required` leaves them, for the instances that it leaves. Blocks.
     #[must_use]
-    pub fn with_network(mut self, data: &Path) -> Self {
-        if self.level < 3 {
-            return self;
+    pub fn with_network(mut self, data: &Path, required: u8) -> Self {
+        if self.level >= 3 {
+            match Network::set_up(data, self.users.base, self.users.count) {
+                Ok(network) => self.network = Some(network),
+                Err(error) => {
+                    self.level = 2;
+                    self.missing.push(format!("the rules of level 3 were refused: {error}"));
+                }
+            }
         }
-        match Network::set_up(data, self.users.base, self.users.count) {
-            Ok(network) => self.network = Some(network),
-            Err(error) => {
-                self.level = 2;
-                self.missing.push(format!("the rules of level 3 were refused: {error}"));
+        if self.network.is_none()
+            && self.level >= required
+            && let Err(why) = network::clear(data, network::Mode::Apply)
+        {
+            self.level = self.level.min(1);
+            if !self.missing.contains(&why) {
+                self.missing.push(why);
             }
         }
         self
@@ -125,6 +135,9 @@ impl Isolation {
                      inet {table}): set isolation.uid_base to another range, or delete that table if its pocketfleet \
                      is gone"
                 ));
+            }
+            if lacks.is_empty() {
+                lacks.extend(network::clear(data, network::Mode::Check).err());
             }
             // Without a privilege nobody asked for a level that takes one.
             let is_expected = config.level == Wanted::Auto && !uid::lacking().is_empty();
@@ -165,7 +178,7 @@ impl Isolation {
         let network = self.network.as_ref().map(Network::report);
         let lost = network.as_ref().and_then(|network| network.lost.as_ref());
         let mut missing = self.missing.clone();
-        missing.extend(lost.map(|why| format!("the rules of level 3 are not in force: {why}")));
+        missing.extend(lost.map(|why| format!("the rules of level 3 are not in force, or not known to be: {why}")));
         let level = if lost.is_some() { 2 } else { self.level };
         let means = match level {
             0 => "resource limits only; template code can read and change everything that pocketfleet can",

@@ -388,8 +388,11 @@ pub(super) const FAULTS: [Fault; 40] = [
     Fault {
         number: 40,
         what: "the rules of the packet filter are flushed",
-        injected: "the table of level 3 deleted with `nft` while instances run",
-        outcome: "the next look (`isolation.network_check`) puts all of it back in one transaction, with an error in the log, a count in `/metrics` and in `/health/pb`; until then Landlock alone stands, and while it cannot be put back no instance starts",
-        tests: &["isolation::network::rules_of_the_network_survive_a_kill_are_put_back_and_go_in_the_end"],
+        injected: "the table of level 3 deleted with `nft` while instances run; `nft` itself gone; a write that is refused",
+        outcome: "the next look (`isolation.network_check`) puts all of it back in one transaction, with an error in the log, a count in `/metrics` and in `/health/pb`; until then Landlock alone stands, and while it cannot be looked at or put back no instance starts",
+        tests: &[
+            "isolation::network::rules_of_the_network_survive_a_kill_are_put_back_and_go_in_the_end",
+            "src/supervisor/jail/network/tests::rules_that_cannot_be_looked_at_or_written_are_lost_until_they_are_seen_again",
+        ],
     },
 ];

@@ -1,11 +1,14 @@
 //! Level 3 as a whole: rules that come with a start, survive a kill, are put back, and go with the last instance.
 
 use serde_json::Value;
+use serde_json::json;
 
+use super::answering;
 use super::levels;
 use super::reached;
 use super::run;
 use super::start;
+use super::start_with;
 use crate::support::TestApp;
 use crate::support::User;
 use crate::support::eventually;
@@ -93,7 +96,7 @@ async fn a_second_fleet_with_the_same_users_stays_away_from_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_range_that_moved_onto_a_tenant_is_refused_and_rules_are_about_every_tenant() {
+async fn a_range_that_moved_onto_a_tenant_is_refused() {
     if !levels().contains(&2) {
         return;
     }
@@ -121,26 +124,12 @@ async fn a_range_that_moved_onto_a_tenant_is_refused_and_rules_are_about_every_t
     let told = format!("isolation.uid_base = {user}: the user {user} is the tenant {}'s for good", ada.id);
     assert!(app.log().contains(&told), "{}", app.log());
 
-    // A range without any tenant of ours: they keep what they have, and only the rules do not know them.
-    let elsewhere = base + 5_000;
-    change(&range(user), &range(elsewhere));
+    // A range without any tenant of ours: they keep what they have.
+    change(&range(user), &range(base + 5_000));
     app.launch().await;
     let ada = ada.at(&app);
     assert_eq!(ada.titles().await, ["one"]);
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&database.metadata().unwrap()), user);
-    assert!(app.terminate().success());
-    if levels().contains(&3) {
-        change("isolation.level = 2\n", "isolation.level = 3\n");
-        app.launch().await;
-        assert_eq!(reached(&app).await, 2, "{}", app.log());
-        let told = format!("the tenant {} has the user {user} for good", ada.id);
-        assert!(app.log().contains(&told) || app.log().contains("the tenant global has the user"), "{}", app.log());
-        assert!(app.terminate().success());
-        change(&range(elsewhere), &range(base));
-        app.launch().await;
-        assert_eq!(reached(&app).await, 3, "{}", app.log());
-        assert_eq!(ada.at(&app).titles().await, ["one"]);
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,4 +182,48 @@ async fn a_backup_is_tried_in_the_sandbox_as_the_tenants_user() {
         (!seen.is_empty()).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_of_a_run_at_level_3_are_removed_by_a_start_at_level_2() {
+    if !levels().contains(&3) {
+        return;
+    }
+    let mut app = TestApp::with("isolation.level = 3\n").await;
+    let (ada, admin) = (app.user("ada").await, app.admin("root").await);
+    ada.note("one").await;
+    let table = rules(&admin).await["table"].as_str().unwrap().to_owned();
+    app.kill();
+    assert!(is_there(&table));
+    app.change_key("isolation.level = 3", "isolation.level = 2");
+    app.launch().await;
+    assert_eq!(reached(&app).await, 2, "{}", app.log());
+    assert!(!is_there(&table));
+    let ada = ada.at(&app);
+    assert_eq!(ada.titles().await, ["one"]);
+    ada.note("two").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_keeps_to_the_rules_when_the_range_of_users_was_moved() {
+    if !levels().contains(&3) {
+        return;
+    }
+    let base = 1_950_000_000 + rand::random::<u32>() % 20_000 * 2_000;
+    let listed = answering();
+    let first = format!("isolation.uid_base = {base}\n");
+    let keys = format!("{first}isolation.uid_count = 1000\n");
+    let mut app = start_with(3, &keys, &format!("outbound = [\"{listed}\"]\n")).await;
+    let ada = app.user("ada").await;
+    let call = "return $http.send({ url: 'http://127.0.0.1:' + at, timeout: 10 }).statusCode";
+    let (worked, said) = run(&ada, call, &json!(listed)).await;
+    assert!(!worked, "this machine is not the internet: {said}");
+    assert!(app.terminate().success());
+    app.change_key(&first, &format!("isolation.uid_base = {}\n", base + 1000));
+    app.launch().await;
+    assert_eq!(reached(&app).await, 3, "{}", app.log());
+    let ada = ada.at(&app);
+    let (worked, said) = run(&ada, call, &json!(listed)).await;
+    assert!(!worked, "the user of an earlier range: {said}");
+    assert!(app.terminate().success());
 }

@@ -201,6 +201,13 @@ impl TestApp {
         std::fs::write(&self.config, text).unwrap();
     }
 
+    /// Other configuration, for an app that is not running.
+    pub(crate) fn change_key(&self, from: &str, to: &str) {
+        let text = std::fs::read_to_string(&self.config).unwrap();
+        assert!(text.contains(from), "{text}");
+        std::fs::write(&self.config, text.replace(from, to)).unwrap();
+    }
+
     /// A warning or error that this test provokes.
     pub(crate) fn expect_log(&mut self, text: &'static str) {
         self.expected.push(text);

@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::net::SocketAddrV4;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -32,9 +33,12 @@ use tokio_util::sync::CancellationToken;
 use crate::telemetry::Metrics;
 
 mod nft;
+mod note;
 mod rules;
 
 pub use nft::Error;
+pub(super) use nft::Mode;
+use note::Note;
 use rules::Element;
 use rules::Owner;
 pub(crate) use rules::Reach;
@@ -48,9 +52,9 @@ const RESOLVERS: &str = "/etc/resolv.conf";
 pub struct Report {
     /// Its name: `nft list table inet <name>` shows it.
     pub table: String,
-    /// How often it was found changed by somebody else and put back.
+    /// How often it was found changed by somebody else, or could not be seen, and was put back.
     pub repaired: u64,
-    /// Why it is not in force, while it cannot be put back.
+    /// Why it is not in force, or not known to be, while it cannot be looked at or put back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lost: Option<String>,
 }
@@ -64,6 +68,7 @@ pub struct Network {
 #[derive(Debug)]
 struct Inner {
     owner: Owner,
+    data: PathBuf,
     state: Mutex<State>,
     /// Held during a run of `nft`, so that what is noted as in force is.
     writing: Mutex<()>,
@@ -93,8 +98,12 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn elements(&self, user: u32) -> BTreeSet<Element> {
-        self.reach.elements(user, self.instance.iter().chain(&self.trials).copied())
+    fn elements(&self, owner: Owner, user: u32) -> BTreeSet<Element> {
+        let mut elements = self.reach.elements(user, self.instance.iter().chain(&self.trials).copied());
+        if !owner.has(user) {
+            elements.insert(("others", user.to_string()));
+        }
+        elements
     }
 }
 
@@ -128,8 +137,8 @@ impl Eq for Network {}
 
 /// What is in the way of level 3, for these users and this data directory. Changes nothing. Blocks.
 pub(super) fn lacks(data: &Path, base: u32, count: u32) -> Option<String> {
-    let owner = owner(data, base, count);
-    if let Err(error) = nft::run(nft::Mode::Check, &rules::whole(owner, &[], std::iter::empty())) {
+    let owner = known(data, base, count);
+    if let Err(error) = nft::run(Mode::Check, &rules::whole(owner, &[], std::iter::empty())) {
         return Some(format!("level 3 takes nf_tables, CAP_NET_ADMIN and the program nft: {error}"));
     }
     let stranger = strangers(data, base, count).first().copied()?;
@@ -142,17 +151,63 @@ pub(super) fn lacks(data: &Path, base: u32, count: u32) -> Option<String> {
 
 /// The table of another pocketfleet that would cut off our users. Where it cannot be looked for there is none. Blocks.
 pub(super) fn rival(data: &Path, base: u32, count: u32) -> Option<String> {
-    let owner = owner(data, base, count);
+    let owner = known(data, base, count);
     let found = nft::tables().unwrap_or_default();
     found.into_iter().find(|name| Owner::of(name).is_some_and(|other| owner.is_hurt_by(other)))
 }
 
-fn owner(data: &Path, base: u32, count: u32) -> Owner {
+/// Removes what earlier runs of this pocketfleet left in force: below level 3 nobody keeps entries there, and no instance
+/// of the same users could be reached. Or only looks whether that would work. Blocks.
+pub(super) fn clear(data: &Path, mode: Mode) -> Result<(), String> {
+    // Without a note no start of this one came to level 3.
+    let Some(note) = Note::read(data) else { return Ok(()) };
+    let own = short(data, &note.id);
+    let is_own = |name: &String| Owner::of(name).is_some_and(|other| other.data == own);
+    let (tables, done) = match nft::tables() {
+        Ok(tables) => {
+            let tables: Vec<String> = tables.into_iter().filter(is_own).collect();
+            let done = if tables.is_empty() { Ok(()) } else { nft::run(mode, &rules::without(&tables)) };
+            (tables.join(", inet "), done)
+        }
+        Err(error) => match note.table() {
+            Some(table) => (table.to_owned(), Err(error)),
+            None => return Ok(()),
+        },
+    };
+    if let Err(error) = done {
+        return Err(format!(
+            "the rules of an earlier run at level 3, the nftables table inet {tables}, may be in force and hold for the \
+             users of level 2: delete it with nft, or restart the machine ({error})"
+        ));
+    }
+    if mode == Mode::Apply {
+        if !tables.is_empty() {
+            tracing::info!(network.table = tables, "removed the rules of an earlier run at level 3");
+        }
+        forget(data);
+    }
+    Ok(())
+}
+
+/// Whose rules ours would be, as far as that is known before the first time.
+fn known(data: &Path, base: u32, count: u32) -> Owner {
+    let note = Note::read(data);
+    Owner { data: short(data, note.as_ref().map_or("", |note| &note.id)), base, count }
+}
+
+/// A data directory in short. The path tells copies apart, and the number those who call their own by the same path.
+fn short(data: &Path, id: &str) -> u32 {
     let data = std::path::absolute(data).unwrap_or_else(|_| data.to_owned());
     let data = data.canonicalize().unwrap_or(data);
-    let hash = Sha256::digest(data.as_os_str().as_encoded_bytes());
-    let short = hash.iter().take(4).fold(0, |short, byte| short << 8 | u32::from(*byte));
-    Owner { data: short, base, count }
+    let hash = Sha256::new().chain_update(data.as_os_str().as_encoded_bytes()).chain_update([0]).chain_update(id);
+    hash.finalize().iter().take(4).fold(0, |short, byte| short << 8 | u32::from(*byte))
+}
+
+/// Notes that no table of ours is in force.
+fn forget(data: &Path) {
+    if let Some(Err(error)) = Note::read(data).map(|note| note.end(data)) {
+        tracing::warn!(%error, "note that the rules of the network are gone");
+    }
 }
 
 /// Processes of these users that do not work below the data directory. Whoever bakes a template for a check works
@@ -174,16 +229,36 @@ impl Network {
     /// Puts the rules into force. Entries of an earlier run stay: its instances may still be there, and their addresses
     /// are taken again. Blocks.
     pub(super) fn set_up(data: &Path, base: u32, count: u32) -> Result<Self, Error> {
-        let owner = owner(data, base, count);
+        let note = Note::read_or_make(data);
+        let owner = Owner { data: short(data, &note.id), base, count };
         let is_earlier =
             |name: &String| Owner::of(name).is_some_and(|other| other.data == owner.data && other != owner);
         let earlier: Vec<String> = nft::tables()?.into_iter().filter(is_earlier).collect();
-        let kept = nft::list(&owner.table())?.map(|listing| rules::read(&listing)).unwrap_or_default();
-        let state = State { wanted: remembered(&kept.elements), ..State::default() };
-        let inner = Inner { owner, state: Mutex::new(state), writing: Mutex::new(()) };
+        let mut kept = BTreeSet::new();
+        for table in earlier.iter().chain([&owner.table()]) {
+            kept.extend(nft::list(table)?.map(|listing| rules::read(&listing).elements).unwrap_or_default());
+        }
+        let state = State { wanted: remembered(&kept), ..State::default() };
+        let inner = Inner { owner, data: data.to_owned(), state: Mutex::new(state), writing: Mutex::new(()) };
         let network = Self { inner: Arc::new(inner) };
+        note.begin(data, owner.table()).map_err(Error::Note)?;
         network.write_all(&earlier)?;
         Ok(network)
+    }
+
+    /// Sees to it that the rules are about a user, before anything runs as it: one that was given before the range was
+    /// moved is not among those that they name.
+    pub(crate) async fn cover(&self, user: u32) -> Result<(), Error> {
+        let is_covered = {
+            let mut state = self.state();
+            let is_covered = self.inner.owner.has(user) || state.in_force.contains_key(&user);
+            if !is_covered {
+                state.wanted.entry(user).or_default();
+                state.changed.insert(user);
+            }
+            is_covered && state.lost.is_none()
+        };
+        if is_covered { Ok(()) } else { self.flush().await }
     }
 
     /// Sees to it that a user's process can be reached at an address and connect to where its template says. Resolves
@@ -260,10 +335,10 @@ impl Network {
     pub(crate) fn take_down(&self) {
         let _writing = self.inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let table = self.inner.owner.table();
-        if let Err(error) = nft::run(nft::Mode::Apply, &format!("add table inet {table}\ndelete table inet {table}\n"))
-        {
-            tracing::warn!(%error, network.table = table, "remove the rules of the network");
+        if let Err(error) = nft::run(Mode::Apply, &format!("add table inet {table}\ndelete table inet {table}\n")) {
+            return tracing::warn!(%error, network.table = table, "remove the rules of the network");
         }
+        forget(&self.inner.data);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -289,7 +364,10 @@ impl Network {
             let users = std::mem::take(&mut state.changed);
             let fresh: Vec<(u32, BTreeSet<Element>)> = users
                 .into_iter()
-                .map(|user| (user, state.wanted.get(&user).map(|wanted| wanted.elements(user)).unwrap_or_default()))
+                .map(|user| {
+                    let elements = state.wanted.get(&user).map(|wanted| wanted.elements(self.inner.owner, user));
+                    (user, elements.unwrap_or_default())
+                })
                 .collect();
             let none = BTreeSet::new();
             let old = |user: &u32| state.in_force.get(user).unwrap_or(&none);
@@ -300,7 +378,7 @@ impl Network {
         if text.is_empty() {
             return Ok(());
         }
-        let written = nft::run(nft::Mode::Apply, &text);
+        let written = nft::run(Mode::Apply, &text);
         let mut state = self.state();
         match written {
             Ok(()) => {
@@ -320,12 +398,22 @@ impl Network {
     /// Compares what the kernel has with what it should have. Blocks.
     fn look(&self) {
         let writing = self.inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let listing = match nft::list(&self.inner.owner.table()) {
+        let table = self.inner.owner.table();
+        let listing = nft::list(&table).or_else(|error| match error {
+            Error::Deadline => Err(error),
+            // Once more, for what goes wrong now and then.
+            _ => nft::list(&table),
+        });
+        let listing = match listing {
             Ok(listing) => listing,
-            Err(error) => return tracing::error!(%error, "look at the rules of the network"),
+            Err(error) => {
+                tracing::error!(%error, "look at the rules of the network; no instance is started until this works");
+                self.state().lost = Some(format!("they cannot be looked at: {error}"));
+                return;
+            }
         };
         let servers = rules::resolvers(&std::fs::read_to_string(RESOLVERS).unwrap_or_default());
-        let (why, is_moved) = {
+        let (why, is_moved, was_lost) = {
             let state = self.state();
             let why = match listing.map(|listing| rules::read(&listing)) {
                 None => Some("their table is gone"),
@@ -333,17 +421,19 @@ impl Network {
                 Some(found) if found.elements != entries(&state) => Some("their sets are not as they were written"),
                 Some(_) => None,
             };
-            (why, servers != state.resolvers)
+            (why, servers != state.resolvers, state.lost.is_some())
         };
         if let Some(why) = why {
             tracing::error!(
-                network.table = self.inner.owner.table(),
+                network.table = table,
                 "the rules of the network were changed by somebody else ({why}); they are put back"
             );
-        } else if !is_moved {
+        } else if !is_moved && !was_lost {
             return;
         }
-        let outcome = if why.is_some() { self.put_back(&writing) } else { self.write_all_locked(&[], &writing) };
+        // What was lost may be as it should now, but nobody knows since when.
+        let outcome =
+            if why.is_some() || was_lost { self.put_back(&writing) } else { self.write_all_locked(&[], &writing) };
         if let Err(error) = outcome {
             tracing::error!(%error, "put the rules of the network back; no instance is started until this works");
         }
@@ -351,13 +441,8 @@ impl Network {
 
     fn put_back(&self, writing: &MutexGuard<'_, ()>) -> Result<(), Error> {
         let outcome = self.write_all_locked(&[], writing);
-        let mut state = self.state();
-        match &outcome {
-            Ok(()) => {
-                state.repaired += 1;
-                state.lost = None;
-            }
-            Err(error) => state.lost = Some(error.to_string()),
+        if outcome.is_ok() {
+            self.state().repaired += 1;
         }
         outcome
     }
@@ -373,11 +458,11 @@ impl Network {
         let (fresh, taken) = {
             let mut state = self.state();
             let fresh: BTreeMap<u32, BTreeSet<Element>> =
-                state.wanted.iter().map(|(user, wanted)| (*user, wanted.elements(*user))).collect();
+                state.wanted.iter().map(|(user, wanted)| (*user, wanted.elements(self.inner.owner, *user))).collect();
             (fresh, std::mem::take(&mut state.changed))
         };
         let text = rules::whole(self.inner.owner, earlier, fresh.values().flatten().chain(&resolvers));
-        let chains = nft::run(nft::Mode::Apply, &text).and_then(|()| {
+        let chains = nft::run(Mode::Apply, &text).and_then(|()| {
             let listing = nft::list(&self.inner.owner.table())?.unwrap_or_default();
             Ok(rules::read(&listing).chains)
         });
@@ -387,10 +472,12 @@ impl Network {
                 state.in_force = fresh;
                 state.resolvers = resolvers;
                 state.chains = chains;
+                state.lost = None;
                 Ok(())
             }
             Err(error) => {
                 state.changed.extend(taken);
+                state.lost = Some(error.to_string());
                 Err(error)
             }
         }

@@ -45,11 +45,14 @@ pub enum Error {
     /// The kernel, or the program, did not take it.
     #[error("nft: {0}")]
     Refused(String),
+    /// The data directory does not take the note about the rules.
+    #[error("write network.json into the data directory: {0}")]
+    Note(#[source] io::Error),
 }
 
 /// What is done with the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(in crate::supervisor::jail) enum Mode {
     /// The kernel looks whether it would take it.
     Check,
     /// It is put into force, all or nothing.

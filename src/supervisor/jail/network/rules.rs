@@ -15,7 +15,8 @@ pub(super) type Element = (&'static str, String);
 const PREFIX: &str = "pocketfleet_";
 
 /// Sets, and what they hold.
-const SETS: [(&str, &str); 8] = [
+const SETS: [(&str, &str); 9] = [
+    ("others", "uid"),
     ("listeners", "uid . ipv4_addr . inet_service"),
     ("public_ports", "uid . inet_service"),
     ("anywhere", "uid . inet_service"),
@@ -55,6 +56,11 @@ impl Owner {
         let data = u32::from_str_radix(parts.next()?, 16).ok()?;
         let (base, count) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         parts.next().is_none().then_some(Self { data, base, count })
+    }
+
+    /// Whether a user is one of the range that tenants get theirs from now.
+    pub(super) fn has(self, user: u32) -> bool {
+        user > self.base && u64::from(user) < self.end()
     }
 
     fn end(self) -> u64 {
@@ -120,11 +126,7 @@ fn resolver(address: IpAddr) -> Element {
 /// The whole table, in place of whatever was there under its name or the names of `earlier` ones.
 pub(super) fn whole<'a>(owner: Owner, earlier: &[String], elements: impl Iterator<Item = &'a Element>) -> String {
     let table = owner.table();
-    let mut text = String::new();
-    for name in earlier.iter().chain([&table]) {
-        // A table has to be there to be deleted.
-        text.extend(["add table inet ", name, "\ndelete table inet ", name, "\n"]);
-    }
+    let mut text = without(earlier.iter().chain([&table]));
     text.extend(["table inet ", &table, " {\n"]);
     for (name, kind) in SETS {
         text.extend(["set ", name, " { type ", kind, "; }\n"]);
@@ -132,6 +134,16 @@ pub(super) fn whole<'a>(owner: Owner, earlier: &[String], elements: impl Iterato
     text.push_str(&chains(owner));
     text.push_str("}\n");
     text.push_str(&change(owner, std::iter::empty(), elements));
+    text
+}
+
+/// No such tables.
+pub(super) fn without<'a>(tables: impl IntoIterator<Item = &'a String>) -> String {
+    let mut text = String::new();
+    for name in tables {
+        // A table has to be there to be deleted.
+        text.extend(["add table inet ", name, "\ndelete table inet ", name, "\n"]);
+    }
     text
 }
 
@@ -178,6 +190,7 @@ fn chains(owner: Owner) -> String {
             type filter hook output priority 0; policy accept;
             meta skuid {baker} goto baker
             meta skuid {first}-{last} goto tenant
+            meta skuid @others goto tenant
         }}\n"
     )
 }
