@@ -236,7 +236,7 @@ pub(super) const FAULTS: [Fault; 40] = [
         outcome: "no start, with what to do; nothing is written",
         tests: &[
             "vault_keys::a_start_without_the_right_key_is_refused_and_writes_nothing",
-            "src/vault/tests::without_its_key_a_vault_does_not_open_and_nothing_is_written",
+            "src/vault/tests/masters::without_its_key_a_vault_does_not_open_and_nothing_is_written",
         ],
     },
     Fault {
