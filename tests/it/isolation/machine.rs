@@ -93,7 +93,10 @@ impl Scene {
         let set = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
         set(folder.path(), 0o755);
         let program = folder.path().join("probe");
-        std::fs::copy(env!("CARGO_BIN_EXE_escape-probe"), &program).unwrap();
+        // By another process: while this one had it open for writing, a test beside this one could start a child that has
+        // it too, and then it cannot be run.
+        let copied = command("cp").arg(env!("CARGO_BIN_EXE_escape-probe")).arg(&program).status().unwrap();
+        assert!(copied.success());
         set(&program, 0o755);
         let memory = command(&program).args(["make_shared_memory", "0"]).output().unwrap();
         assert!(memory.status.success(), "{memory:?}");
