@@ -32,6 +32,9 @@ const MAX_ANSWER: usize = 16 * 1024;
 /// How long to wait before somebody is asked for whom there was no descriptor.
 const UNASKED_PAUSE: Duration = Duration::from_millis(200);
 
+/// How often an instance that nobody uses is asked: being asked takes it ten times what it uses by itself.
+const IDLE: Duration = Duration::from_mins(1);
+
 /// Why a health check failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -63,6 +66,12 @@ struct Answer {
 struct Data {
     #[serde(rename = "realIP")]
     real_ip: Option<IpAddr>,
+}
+
+/// Whether an instance that was healthy so far is asked at this look, `interval` after the last: one that is used at each,
+/// any other seldom.
+pub(crate) fn is_due(unused: Duration, asked_ago: Duration, interval: Duration) -> bool {
+    unused < interval || asked_ago >= IDLE
 }
 
 /// Asks `address` once, with a superuser's `Bearer` token; answers the client address that the instance saw.
@@ -145,5 +154,14 @@ mod tests {
         for theirs in [Errno::CONNREFUSED, Errno::CONNRESET, Errno::HOSTUNREACH] {
             assert!(matches!(of(theirs), Error::Unreachable), "{theirs}");
         }
+    }
+
+    #[test]
+    fn who_is_not_used_is_asked_seldom_and_who_is_at_every_look() {
+        let second = Duration::from_secs;
+        let of = |unused, asked_ago| is_due(second(unused), second(asked_ago), second(10));
+        assert!(of(0, 10) && of(9, 10), "in use, and silent");
+        assert!(!of(10, 10) && !of(300, 50));
+        assert!(of(10, 60) && of(300, 61));
     }
 }

@@ -62,6 +62,8 @@ pub(crate) struct Instance {
     misses: u32,
     busy: Busy,
     probe_at: Instant,
+    /// When it was last known to be healthy by being asked.
+    asked_at: Instant,
     since: Instant,
     restarts: u64,
     last_log: Vec<String>,
@@ -114,6 +116,7 @@ impl Instance {
             misses: 0,
             busy: Busy::default(),
             probe_at: now,
+            asked_at: now,
             since: now,
             restarts: 0,
             last_log: Vec::new(),
@@ -246,6 +249,7 @@ impl Instance {
                     }
                     self.misses = 0;
                     self.probe_at = Instant::now() + self.probe_interval();
+                    self.asked_at = Instant::now();
                 }
                 Action::Drain | Action::Bury => self.slot.close(),
                 Action::Start | Action::Terminate | Action::Rest => {}
@@ -452,6 +456,10 @@ impl Instance {
             self.misses = 0;
             return;
         }
+        let unused = if self.slot.in_flight() == 0 { self.slot.unused_for() } else { Duration::ZERO };
+        if self.misses == 0 && !health::is_due(unused, self.asked_at.elapsed(), self.fleet.config.probe_interval) {
+            return;
+        }
         let token = occupied.running.proof();
         let check = health::check(occupied.running.address, &token, self.fleet.config.probe_timeout);
         let outcome = tokio::select! {
@@ -462,6 +470,7 @@ impl Instance {
         match outcome {
             Ok(_) => {
                 self.misses = 0;
+                self.asked_at = Instant::now();
                 self.slot.heard();
             }
             Err(health::Error::Unasked(error)) => {
