@@ -11,6 +11,8 @@ import statistics
 import subprocess
 import time
 
+import bench_kit as kit
+
 LOAD = pathlib.Path(__file__).resolve().parent / "socket-load"
 BUN_VERSION = "1.4.5"
 BUN_SERVER = """
@@ -52,7 +54,7 @@ def bun(bench):
     return [folder / "node_modules/.bin/bun", folder / "server.js"]
 
 
-def peer(bench, kit, command):
+def peer(bench, command):
     """Starts one of the others; returns its process and address."""
     address = f"127.0.0.1:{kit.free_port()}"
     process = bench.start([*command, address], "peer.log")
@@ -82,8 +84,7 @@ def medians(runs):
     return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
 
 
-def run(bench, kit):
-    """`kit` is scripts/bench itself: its helpers."""
+def sockets(bench):
     program = build()
     others = {"bun": bun(bench), "axum": [program, "axum"]}
     os.environ.update(SETTINGS)
@@ -100,7 +101,7 @@ def run(bench, kit):
     rounds, seconds = (1, 1) if bench.quick else (5, 4)
     cases = [(200, 4)] if bench.quick else [(1000, 4), (1000, 1), (5000, 4), (5000, 1)]
     found = {"fan-out": {}}
-    started = {name: peer(bench, kit, command) for name, command in others.items()}
+    started = {name: peer(bench, command) for name, command in others.items()}
     for sockets, window in cases:
         runs = {"pocketfleet": [], "bun": [], "axum": []}
         for _ in range(rounds):
@@ -117,12 +118,12 @@ def run(bench, kit):
     sockets = 200 if bench.quick else 1000
     found["latency"] = load(program, fleet.address, LISTEN, PUBLISH, ours, sockets, 64, 20, 3 if bench.quick else 30, headers)
     found["latency"]["sockets"] = sockets
-    found["idle"] = idle(bench, kit, program, fleet, headers, 500 if bench.quick else 10_000)
+    found["idle"] = idle(bench, program, fleet, headers, 500 if bench.quick else 10_000)
     fleet.stop()
     return found
 
 
-def idle(bench, kit, program, fleet, headers, sockets):
+def idle(bench, program, fleet, headers, sockets):
     before = round(kit.memory_mib(fleet.process.pid)[2])
     command = [program, "idle", fleet.address, "/queue_updates", str(sockets), *headers]
     holder = bench.start(command, "idle.log", stdout=subprocess.PIPE)
@@ -136,17 +137,17 @@ def idle(bench, kit, program, fleet, headers, sockets):
     return {"sockets": sockets, "before": before, "after": after, "cpu_ms_per_s": round(cpu * 100, 2)}
 
 
-def report(found, table, ratio):
+def sockets_report(found):
     rows = []
     for case, results in found["fan-out"].items():
         for name, r in results.items():
-            rows.append([case, name, f"{r['deliveries_per_s']:,.0f}", ratio(r["deliveries_per_s"], results["bun"]["deliveries_per_s"]),
+            rows.append([case, name, f"{r['deliveries_per_s']:,.0f}", kit.ratio(r["deliveries_per_s"], results["bun"]["deliveries_per_s"]),
                          f"{r['each_p50_us'] / 1000:.1f}", f"{r['each_p99_us'] / 1000:.1f}"])
     latency, held = found["latency"], found["idle"]
     return [
         "### Events to sockets\n\n1 KB each, published over HTTP, so many on their way at once; medians of the rounds. "
         "pocketfleet has every event on disk before it sends it; the others keep nothing.\n",
-        table(["sockets, in flight", "server", "deliveries/s", "of Bun", "p50 ms", "p99 ms"], rows),
+        kit.table(["sockets, in flight", "server", "deliveries/s", "of Bun", "p50 ms", "p99 ms"], rows),
         f"20 events a second to {latency['sockets']} sockets, from the request to each socket: p50 "
         f"{latency['each_p50_us'] / 1000:.1f} ms, p99 {latency['each_p99_us'] / 1000:.1f} ms.\n\n"
         f"{held['sockets']} idle sockets: {held['after']} MiB resident (before: {held['before']}), {held['cpu_ms_per_s']} ms of CPU a second.\n",
