@@ -62,6 +62,18 @@ def now_ms():
     return time.perf_counter() * 1000
 
 
+class Upload:
+    """A form with some fields and one file of so many bytes."""
+
+    content_type = "multipart/form-data; boundary=bench"
+
+    def __init__(self, fields, name, size):
+        parts = [f'--bench\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n' for key, value in fields.items()]
+        parts.append(f'--bench\r\nContent-Disposition: form-data; name="{name}"; filename="file.bin"\r\n'
+                     f"Content-Type: application/octet-stream\r\n\r\n{'x' * size}\r\n--bench--\r\n")
+        self.bytes = "".join(parts).encode()
+
+
 class Client:
     """One kept-alive connection. The time a call takes ends with the head of the answer."""
 
@@ -72,7 +84,9 @@ class Client:
 
     def call(self, method, path, body=None, expected=(200,)):
         headers = dict(self.headers)
-        if body is not None:
+        if isinstance(body, Upload):
+            headers["Content-Type"], body = body.content_type, body.bytes
+        elif body is not None:
             body = json.dumps(body).encode()
             headers["Content-Type"] = "application/json"
         start = now_ms()
@@ -291,17 +305,23 @@ class Fleet:
         return target
 
 
-def instance_token(data, user):
-    """A token that the PocketBase on `data` accepts for one of its users, signed with the keys in its database."""
+def signing_key(data, user):
+    """What the PocketBase on `data` signs the tokens of one of its users with, and the id of their collection."""
     database = sqlite3.connect(data / "data.db")
     key, = database.execute("SELECT tokenKey FROM users WHERE id = ?", (user,)).fetchone()
     collection, secret = database.execute(
         "SELECT id, json_extract(options, '$.authToken.secret') FROM _collections WHERE name = 'users'").fetchone()
     database.close()
+    return key + secret, collection
+
+
+def instance_token(data, user):
+    """A token that the PocketBase on `data` accepts for one of its users, signed with the keys in its database."""
+    key, collection = signing_key(data, user)
     encode = lambda raw: base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
     claims = {"collectionId": collection, "exp": int(time.time()) + 86400, "id": user, "refreshable": False, "type": "auth"}
     unsigned = ".".join(encode(json.dumps(part).encode()) for part in ({"alg": "HS256", "typ": "JWT"}, claims))
-    return f"{unsigned}.{encode(hmac.digest((key + secret).encode(), unsigned.encode(), hashlib.sha256))}"
+    return f"{unsigned}.{encode(hmac.digest(key.encode(), unsigned.encode(), hashlib.sha256))}"
 
 
 # The one place that knows the format of the control database: records are `key, revision, value`, and `clock` holds
@@ -326,8 +346,9 @@ def seed_tenants(control_db, n):
     database.close()
 
 
-def prepared(bench, name):
-    """A fleet with one user who has 30 notes, asleep; and a copy of that user's instance for bare runs."""
+def prepared(bench, name, more=None):
+    """A fleet with one user who has 30 notes, asleep; and a copy of that user's instance for bare runs. `more`
+    gets a client and the path of a note, before the copy is made."""
     fleet = Fleet(bench, name)
     fleet.start()
     tenant, token = fleet.user("ada")
@@ -335,10 +356,12 @@ def prepared(bench, name):
     for number in range(30):
         body = {"title": f"note {number}", "body": "Lorem ipsum dolor sit amet. " * 8, "tags": ["a", "b"]}
         note, _ = client.call("POST", "/api/collections/notes/records", body)
+    record = f"/api/collections/notes/records/{note['id']}"
+    if more:
+        more(client, record)
     client.close()
     fleet.sleep(tenant)
     copy = fleet.copy_of(tenant, f"{name}-bare")
-    record = f"/api/collections/notes/records/{note['id']}"
     return fleet, tenant, token, copy, instance_token(copy, tenant), record
 
 
@@ -351,19 +374,20 @@ def all_tenants(fleet):
     return fleet.command("tenants", "list", "--limit", "1000")["items"]
 
 
-def wrk(address, path, token, connections, seconds):
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-H", f"Authorization: {token}",
-               f"http://{address}{path}"]
+def wrk(address, path, token, connections, seconds, script=None):
+    """`errors` are answers that are no success, and connections that broke or waited for 30 s."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "--latency",
+               *(["-s", script] if script else []), "-H", f"Authorization: {token}", f"http://{address}{path}"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    if "Non-2xx" in text or "Socket errors" in text:
-        fail(f"wrk saw errors at {connections} connections on {address}{path}:\n{text}")
-    unit = {"us": 0.001, "ms": 1.0, "s": 1000.0}
-    latency = lambda share: (lambda m: float(m[1]) * unit[m[2]])(re.search(rf"^ +{share}% +([\d.]+)(us|ms|s)$", text, re.M))
+    unit = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60000.0}
+    latency = lambda share: (lambda m: float(m[1]) * unit[m[2]])(re.search(rf"^ +{share}% +([\d.]+)(us|ms|s|m)$", text, re.M))
+    refused, broken = re.search(r"Non-2xx or 3xx responses: (\d+)", text), re.search(r"Socket errors: (.*)", text)
     return {
         "rate": float(re.search(r"Requests/sec: +([\d.]+)", text)[1]),
         "requests": int(re.search(r"(\d+) requests in", text)[1]),
         "p50": latency(50),
         "p99": latency(99),
+        "errors": int(refused[1] if refused else 0) + sum(map(int, re.findall(r"\d+", broken[1] if broken else ""))),
     }
 
 
