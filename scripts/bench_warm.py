@@ -10,6 +10,7 @@ import statistics
 import bench_kit as kit
 import bench_peers
 
+PLOT = "performance-warm.svg"
 CONNECTIONS = (1, 16, 64, 256)
 MEGABYTE = 1 << 20
 # What the runs create has this title, and is removed after each.
@@ -117,12 +118,11 @@ def warm_report(found):
     for name, targets in found.items():
         for target, r in targets.items():
             low, high = r.get("vs_nginx_range", (r["vs_nginx"], r["vs_nginx"]))
-            added = r.get("p99_added", r["p99"] - targets["direct"]["p99"])
+            added = f"{r['p99_added'] * 1000:+,.0f}" if "p99_added" in r and target != "direct" else "–"
             rows.append([name, target, f"{r['rate']:,.0f}", f"{r['vs_nginx']:.2f}×",
                          "–" if target == "nginx" or low == high else f"{low:.2f}–{high:.2f}",
                          f"{r['p50'] * 1000:,.0f}", f"{r['p99'] * 1000:,.0f}",
-                         "–" if target == "direct" else f"{added * 1000:+,.0f}",
-                         "–" if target == "direct" else f"{r['cpu_us']:.0f}"])
+                         added, "–" if target == "direct" else f"{r['cpu_us']:.0f}"])
             if errors := r.get("errors"):
                 faults.append(f"{name}, {target}: {errors}")
     text = ["### A warm request, proxied\n\nThe same PocketBase data direct, behind other proxies and behind pocketfleet; "
@@ -130,6 +130,7 @@ def warm_report(found):
             "and the most; *p99 added* is p99 less that of direct, in the same round. CPU is the proxy's own, per request. "
             "pocketfleet lets 64 requests work in one instance at once (`instances.max_in_flight`): at 256 connections the "
             "others wait in it, and behind the other proxies in PocketBase.\n",
+            f"![Requests/s through each proxy, of those through nginx]({PLOT})\n",
             kit.table(["request, connections", "through", "requests/s", "of nginx", "range", "p50 µs", "p99 µs", "p99 added µs",
                        "CPU µs"], rows)]
     if faults:
