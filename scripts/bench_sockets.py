@@ -184,7 +184,8 @@ def sockets_report(found):
     for case, results in found["fan-out"].items():
         for name, r in results.items():
             rows.append([case, name, f"{r['deliveries_per_s']:,.0f}",
-                         kit.ratio(r["deliveries_per_s"], results[measure]["deliveries_per_s"]), f"{r['each_p50_us'] / 1000:.1f}", f"{r['each_p99_us'] / 1000:.1f}"])
+                         kit.ratio(r["deliveries_per_s"], results[measure]["deliveries_per_s"]), f"{r['each_p50_us'] / 1000:.1f}",
+                         f"{r['each_p99_us'] / 1000:.1f}"])
     latency, held = found["latency"], found["idle"]
     return [
         "### Events to sockets\n\n1 KB each, published over HTTP, so many on their way at once; medians of the rounds. "
