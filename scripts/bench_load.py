@@ -25,17 +25,21 @@ def latencies(answers):
 
 
 def mixed(bench):
-    number, rate, seconds, rounds = (20, 100, 4, 1) if bench.quick else (200, 400, 10, 2)
+    number, rate, seconds, rounds = (20, 100, 4, 1) if bench.quick else (200, 400, 8, 2)
     fleet = kit.Fleet(bench, "mixed")
     fleet.start()
-    # Registration hashes a password; two at a time keep both cores busy and stay below the limit on waiting ones.
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        users = list(pool.map(lambda n: fleet.user(f"x{n}"), range(number)))
-    requests = {tenant: openloop.head(fleet.address, PATH, token) for tenant, token in users}
-    for tenant, token in users:
+
+    def awake(n):
+        tenant, token = fleet.user(f"x{n}")
         client = kit.Client(fleet.address, token)
         client.call("GET", PATH)
         client.close()
+        return tenant, token
+
+    # Registration hashes a password; two at a time keep both cores busy and stay below the limit on waiting ones.
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        users = list(pool.map(awake, range(number)))
+    requests = {tenant: openloop.head(fleet.address, PATH, token) for tenant, token in users}
     sleepers = [tenant for tenant, _ in users[:number // 5]]
     others = [tenant for tenant, _ in users[number // 5:]]
 
@@ -81,16 +85,27 @@ def mixed_report(found):
 
 def overload(bench):
     rounds, seconds = (1, 3) if bench.quick else (3, 6)
-    fleet, _, token, _, _, record = kit.prepared(bench, "overload")
+    fleet, tenant, token, _, _, record = kit.prepared(bench, "overload")
     request = openloop.head(fleet.address, record, token)
     kit.Client(fleet.address, token).call("GET", record)
+    instance, = [item["pid"] for item in kit.all_tenants(fleet) if item["tenant"] == tenant]
+    pids = {"pocketfleet": [fleet.process.pid], "instance": [instance]}
+
+    def timed(load, plan, seconds, ready):
+        """Runs the load; returns its answers, and the CPU that each took, in cores."""
+        before = {name: kit.cpu_seconds(of) for name, of in pids.items()} | {"load": time.process_time()}
+        answers = load.run(plan, seconds, ready=ready)
+        after = {name: kit.cpu_seconds(of) for name, of in pids.items()} | {"load": time.process_time()}
+        span = max(seconds, max((answer[openloop.DONE] for answer in answers), default=0.0))
+        return answers, {name: round((after[name] - before[name]) / span, 3) for name in after}
+
     kit.wrk(fleet.address, record, token, 64, 1)
     runs = []
     for _ in range(rounds):
         run = {"wrk": kit.wrk(fleet.address, record, token, 64, 2)["rate"]}
         # As many as are answered: 64 connections that ask again at once.
         load = openloop.Load(fleet.address, 64)
-        answers = load.run(itertools.repeat(("peak", 0.0, request)), seconds / 2, ready=64)
+        answers, run["peak_cpu"] = timed(load, itertools.repeat(("peak", 0.0, request)), seconds / 2, 64)
         load.close()
         if set(openloop.statuses(answers)) != {200}:
             kit.fail(f"overload: statuses {openloop.statuses(answers)} below the limit")
@@ -99,9 +114,8 @@ def overload(bench):
         run["peak_p99"] = kit.percentile(took, 0.99)
         offered = run["peak"] * 2
         load = openloop.Load(fleet.address, CONNECTIONS)
-        cpu = time.process_time()
-        answers = load.run((("over", n / offered, request) for n in range(int(offered * seconds))), seconds, ready=CONNECTIONS)
-        run["load_cpu"] = (time.process_time() - cpu) / seconds
+        plan = (("over", n / offered, request) for n in range(int(offered * seconds)))
+        answers, run["over_cpu"] = timed(load, plan, seconds, CONNECTIONS)
         run["unanswered"] = load.close()
         run["offered"], run["sent"] = offered, (len(answers) + run["unanswered"]) / seconds
         served = [answer for answer in answers if answer[1] == 200]
@@ -120,7 +134,9 @@ def overload(bench):
     fleet.stop()
     middle = lambda of: round(statistics.median(map(of, runs)), 3)
     result = {key: middle(lambda run: run[key]) for key in ("wrk", "peak", "peak_p99", "offered", "sent", "goodput",
-                                                            "served_sent_p99", "load_cpu", "unanswered")}
+                                                            "served_sent_p99", "unanswered")}
+    for part in ("peak_cpu", "over_cpu"):
+        result[part] = {name: middle(lambda run: run[part][name]) for name in ("pocketfleet", "instance", "load")}
     shares = [run["goodput"] / run["peak"] for run in runs]
     result["goodput_of_peak"] = round(statistics.median(shares), 3)
     result["goodput_of_peak_range"] = [round(min(shares), 3), round(max(shares), 3)]
@@ -139,17 +155,18 @@ def overload_report(found):
     low, high = found["goodput_of_peak_range"]
     shares = ", ".join(f"{share:.1%} {'connections cut' if status == '0' else status}" for status, share in found["statuses"].items())
     served, refused = found["served"], found["refused"]
+    cores = lambda cpu: " + ".join(f"{share:.2f}" for share in cpu.values())
     return [
         f"### Twice as much as one instance can do\n\nGETs of one record of one instance that is awake, {found['seconds']} s, "
         f"medians of {found['rounds']} rounds. The peak is what 64 connections get that ask again at once, by the same load "
         f"(`wrk`: {found['wrk']:,.0f}); then twice as many are due a second, answered or not, over {found['connections']} "
-        f"connections. The load takes {found['load_cpu']:.0%} of a core for itself meanwhile. Milliseconds.\n",
-        kit.table(["", "a second", "of the peak", "p50", "p99", "p99 from when it was sent"],
-                  [["peak", f"{found['peak']:,.0f}", "1.00×", "", "", kit.ms(found["peak_p99"])],
-                   ["due", f"{found['offered']:,.0f}", kit.ratio(found["offered"], found["peak"]), "", "", ""],
-                   ["sent", f"{found['sent']:,.0f}", kit.ratio(found["sent"], found["peak"]), "", "", ""],
+        "connections. Times in milliseconds; CPU in cores, of pocketfleet, the instance and the load.\n",
+        kit.table(["", "a second", "of the peak", "p50", "p99", "p99 from when it was sent", "CPU"],
+                  [["peak", f"{found['peak']:,.0f}", "1.00×", "", "", kit.ms(found["peak_p99"]), cores(found["peak_cpu"])],
+                   ["due", f"{found['offered']:,.0f}", kit.ratio(found["offered"], found["peak"]), "", "", "", ""],
+                   ["sent", f"{found['sent']:,.0f}", kit.ratio(found["sent"], found["peak"]), "", "", "", cores(found["over_cpu"])],
                    ["served", f"{found['goodput']:,.0f}", f"{found['goodput_of_peak']:.2f}× ({low:.2f}–{high:.2f})",
-                    kit.ms(served["p50"]), kit.ms(served["p99"]), kit.ms(found["served_sent_p99"])],
-                   ["refused", "", "", kit.ms(refused["p50"]), kit.ms(refused["p99"]), ""]]),
+                    kit.ms(served["p50"]), kit.ms(served["p99"]), kit.ms(found["served_sent_p99"]), ""],
+                   ["refused", "", "", kit.ms(refused["p50"]), kit.ms(refused["p99"]), "", ""]]),
         f"Answers: {shares}; never answered: {found['unanswered']:.0f}.\n",
     ]
