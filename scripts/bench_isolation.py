@@ -7,6 +7,8 @@ import json
 import os
 import urllib.request
 
+import bench_kit as kit
+
 LEVELS = (0, 1, 2, 3)
 SETTING = "POCKETFLEET_ISOLATION__LEVEL"
 
@@ -16,30 +18,30 @@ def reached(address):
         return json.load(answer)["isolation_level"]
 
 
-def isolation(tools, bench):
+def isolation(bench):
     fleets = {}
     for level in LEVELS:
         os.environ[SETTING] = str(level)
-        fleet = tools.Fleet(bench, f"isolation-{level}")
+        fleet = kit.Fleet(bench, f"isolation-{level}")
         try:
             fleet.start()
         except SystemExit as refused:
-            tools.say(f"isolation: level {level} is left out: {str(refused).splitlines()[0]}")
+            kit.say(f"isolation: level {level} is left out: {str(refused).splitlines()[0]}")
             continue
         finally:
             del os.environ[SETTING]
         if reached(fleet.address) != level:
-            tools.say(f"isolation: level {level} is left out: the program does not reach it here")
+            kit.say(f"isolation: level {level} is left out: the program does not reach it here")
             fleet.stop()
             continue
         tenant, token = fleet.user("ada")
-        client = tools.Client(fleet.address, token)
+        client = kit.Client(fleet.address, token)
         note, _ = client.call("POST", "/api/collections/notes/records", {"title": "a note"})
         fleets[level] = (fleet, tenant, client, f"/api/collections/notes/records/{note['id']}")
     times = {level: [] for level in fleets}
     rounds = 5 if bench.quick else 60
     for number in range(rounds + 1):
-        for level in tools.shuffled(fleets):
+        for level in kit.shuffled(fleets):
             fleet, tenant, client, record = fleets[level]
             fleet.sleep(tenant)
             _, took = client.call("GET", record)
@@ -48,12 +50,12 @@ def isolation(tools, bench):
     for fleet, _, client, _ in fleets.values():
         client.close()
         fleet.stop()
-    return {str(level): tools.spread(found) for level, found in times.items()}
+    return {str(level): kit.spread(found) for level, found in times.items()}
 
 
-def report(found, tools):
+def isolation_report(found):
     base = found.get("0") or next(iter(found.values()))
-    rows = [[f"level {level}", tools.ms(r["p50"]), tools.ms(r["p90"]), tools.ratio(r["p50"], base["p50"])]
+    rows = [[f"level {level}", kit.ms(r["p50"]), kit.ms(r["p90"]), kit.ratio(r["p50"], base["p50"])]
             for level, r in found.items()]
-    return ("### A wake at each level of isolation\n\nMilliseconds from a request to a sleeping instance to its answer, "
-            f"{base['n']} rounds.\n\n" + tools.table(["", "p50", "p90", "of the first"], rows))
+    return ["### A wake at each level of isolation\n\nMilliseconds from a request to a sleeping instance to its answer, "
+            f"{base['n']} rounds.\n", kit.table(["", "p50", "p90", "of the first"], rows)]

@@ -4,7 +4,10 @@ beside a plain SQLite table with group commit (examples/queue_bench.rs)."""
 import json
 import os
 import re
+import statistics
 import subprocess
+
+import bench_kit as kit
 
 KIND = "bench"
 CONNECTIONS = (1, 16, 64)
@@ -51,33 +54,33 @@ end
 """
 
 
-def wrk(tools, bench, name, script, threads, connections, seconds, address, path, token):
+def wrk(bench, name, script, threads, connections, seconds, address, path, token):
     file = bench.temp / f"{name}.lua"
     file.write_text(script)
     command = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", file,
                "-H", f"Authorization: {token}", f"http://{address}{path}"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in text or "Socket errors" in text:
-        tools.fail(f"wrk saw errors at {connections} connections on {path}:\n{text}")
+        kit.fail(f"wrk saw errors at {connections} connections on {path}:\n{text}")
     return text
 
 
-def in_process(tools, bench):
+def in_process(bench):
     """Runs the example that is built beside the program; none when it is not built."""
     example = bench.program.parent / "examples" / "queue_bench"
     if not example.is_file():
-        tools.say(f"{example} is missing (cargo build --release --example queue_bench): not measured in the program")
+        kit.say(f"{example} is missing (cargo build --release --example queue_bench): not measured in the program")
         return None
     seconds = "1" if bench.quick else "3"
-    done = subprocess.run([example, seconds], cwd=tools.ROOT, capture_output=True, text=True)
+    done = subprocess.run([example, seconds], cwd=kit.ROOT, capture_output=True, text=True)
     if done.returncode != 0:
-        tools.fail(f"queue_bench: {done.stderr}")
+        kit.fail(f"queue_bench: {done.stderr}")
     return json.loads(done.stdout)
 
 
-def queue(bench, tools):
+def queue(bench):
     os.environ.update(SETTINGS)
-    fleet = tools.Fleet(bench, "queue")
+    fleet = kit.Fleet(bench, "queue")
     fleet.start()
     for name in SETTINGS:
         del os.environ[name]
@@ -89,35 +92,35 @@ def queue(bench, tools):
     for connections in CONNECTIONS:
         adds, ends = [], []
         for _ in range(rounds):
-            text = wrk(tools, bench, "enqueue", ENQUEUE % ("x" * 240), 1, connections, seconds, fleet.address,
+            text = wrk(bench, "enqueue", ENQUEUE % ("x" * 240), 1, connections, seconds, fleet.address,
                        "/api/v1/jobs", token)
             adds.append(float(re.search(r"Requests/sec: +([\d.]+)", text)[1]))
-            text = wrk(tools, bench, "work", WORK, connections, connections, seconds, fleet.address,
+            text = wrk(bench, "work", WORK, connections, connections, seconds, fleet.address,
                        "/api/v1/worker/claim", secret)
             jobs, micros = re.search(r"jobs: (\d+) in (\d+) us", text).groups()
             ends.append(int(jobs) * 1e6 / int(micros))
-        middle = lambda values: round(tools.statistics.median(values))
+        middle = lambda values: round(statistics.median(values))
         results["http"][str(connections)] = {"enqueue_per_s": middle(adds), "claim_and_complete_per_s": middle(ends)}
     fleet.stop()
-    if inside := in_process(tools, bench):
+    if inside := in_process(bench):
         results["in_process"] = inside
     return results
 
 
-def report(found, tools):
+def queue_report(found):
     rows = [[connections, f"{r['enqueue_per_s']:,}", f"{r['claim_and_complete_per_s']:,}"]
             for connections, r in found["http"].items()]
     text = ["### Jobs over HTTP\n\nA second; each is on disk (synchronous=FULL) before it is acknowledged. A job with "
             "240 bytes of payload; claim and complete are two requests and two commits.\n",
-            tools.table(["connections", "enqueued", "claimed and completed"], rows)]
+            kit.table(["connections", "enqueued", "claimed and completed"], rows)]
     if inside := found.get("in_process"):
         rows = [[line["tasks"], f"{line['plain_sqlite_per_s']:,.0f}", f"{line['enqueue_per_s']:,.0f}", f"{line['ratio']:.2f}×",
                  f"{line['claim_and_complete_per_s']:,.0f}"] for line in inside["one_at_a_time"]]
         text += ["### Jobs in the program\n\nA second, beside appending to a plain SQLite table through one thread with "
                  "group commit, which promises the same and does nothing else.\n",
-                 tools.table(["tasks", "plain SQLite", "enqueued", "ratio", "claimed and completed"], rows),
+                 kit.table(["tasks", "plain SQLite", "enqueued", "ratio", "claimed and completed"], rows),
                  f"\nBy 100 at once: {inside['enqueue_by_100_per_s']:,.0f} a second.\n",
                  "### Positions among 100,000 waiting jobs\n\nMicroseconds.\n",
-                 tools.table(["tenants", "one position", "a tenant's whole line"],
+                 kit.table(["tenants", "one position", "a tenant's whole line"],
                              [[f"{p['tenants']:,}", p["position_us"], p["active_us"]] for p in inside["positions"]])]
-    return "\n".join(text)
+    return text

@@ -1,6 +1,8 @@
-"""The scenario `sockets` of scripts/bench: fan-out against Bun and a plain axum server, latency, idle memory.
+"""The scenario `sockets` of scripts/bench: fan-out against Bun, Node with `ws` and a plain axum server, latency, idle
+memory.
 
-Needs `npm` once, to fetch the `bun` program into the temporary folder of the run. The load is scripts/socket-load.
+`npm` fetches the program `bun` and the package `ws` once, into a folder below target/; without npm both are left out,
+without Node `ws` is. The load is scripts/socket-load.
 """
 
 import json
@@ -11,8 +13,10 @@ import statistics
 import subprocess
 import time
 
+import bench_kit as kit
+
 LOAD = pathlib.Path(__file__).resolve().parent / "socket-load"
-BUN_VERSION = "1.4.5"
+PACKAGES = {"bun": "1.4.5", "ws": "8.23.0"}
 BUN_SERVER = """
 const [host, port] = process.argv[2].split(":");
 const server = Bun.serve({
@@ -27,6 +31,24 @@ const server = Bun.serve({
   websocket: { open(socket) { socket.subscribe("all"); }, message() {} },
 });
 """
+NODE_SERVER = """
+const { createServer } = require("node:http");
+const { WebSocketServer } = require("ws");
+const [host, port] = process.argv[2].split(":");
+const sockets = new WebSocketServer({ noServer: true, clientTracking: true, perMessageDeflate: false });
+const server = createServer((request, response) => {
+  const parts = [];
+  request.on("data", (part) => parts.push(part)).on("end", () => {
+    const text = Buffer.concat(parts);
+    for (const socket of sockets.clients) socket.send(text, { binary: false });
+    response.end("ok");
+  });
+});
+server.on("upgrade", (request, socket, head) => sockets.handleUpgrade(request, socket, head, () => {}));
+server.listen(Number(port), host);
+"""
+# Those that ratios may be taken to, the first of them that is there.
+MEASURES = ("bun", "node ws", "axum")
 SETTINGS = {
     "POCKETFLEET_SERVER__MAX_CONNECTIONS": "40000",
     "POCKETFLEET_SERVER__MAX_CONNECTIONS_PER_IP": "40000",
@@ -40,19 +62,38 @@ PUBLISH = "/api/v1/admin/realtime/publish"
 
 
 def build():
+    """Builds the load and returns its program."""
     subprocess.run(["cargo", "build", "--release", "--quiet", "--locked"], cwd=LOAD, check=True)
     return LOAD / "target/release/socket-load"
 
 
-def bun(bench):
-    folder = bench.temp / "bun"
-    folder.mkdir(exist_ok=True)
-    subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund", f"bun@{BUN_VERSION}"], cwd=folder, check=True)
-    (folder / "server.js").write_text(BUN_SERVER)
-    return [folder / "node_modules/.bin/bun", folder / "server.js"]
+def from_npm(bench):
+    """The commands of the servers that npm brings; none without npm."""
+    if not kit.which("npm"):
+        kit.say("sockets: npm is missing; Bun and Node's ws are left out")
+        return {}
+    wanted = [f"{name}@{version}" for name, version in PACKAGES.items()]
+    folder = kit.ROOT / "target/bench-npm" / "-".join(wanted)
+    if not (folder / "done").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        # Bun's package fetches its program in a script of its own; elsewhere scripts may be switched off.
+        command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts=false", *wanted]
+        if subprocess.run(command, cwd=folder).returncode != 0:
+            kit.say("sockets: npm could not fetch them; Bun and Node's ws are left out")
+            return {}
+        (folder / "done").touch()
+    (bench.temp / "bun.js").write_text(BUN_SERVER)
+    # Node looks for packages beside the file.
+    (folder / "node.cjs").write_text(NODE_SERVER)
+    commands = {"bun": [folder / "node_modules/.bin/bun", bench.temp / "bun.js"]}
+    if node := kit.which("node"):
+        commands["node ws"] = [node, folder / "node.cjs"]
+    else:
+        kit.say("sockets: node is missing; its ws is left out")
+    return commands
 
 
-def peer(bench, kit, command):
+def peer(bench, command):
     """Starts one of the others; returns its process and address."""
     address = f"127.0.0.1:{kit.free_port()}"
     process = bench.start([*command, address], "peer.log")
@@ -82,13 +123,14 @@ def medians(runs):
     return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
 
 
-def run(bench, kit):
-    """`kit` is scripts/bench itself: its helpers."""
+def sockets(bench):
     program = build()
-    others = {"bun": bun(bench), "axum": [program, "axum"]}
+    others = {**from_npm(bench), "axum": [program, "axum"]}
     os.environ.update(SETTINGS)
     fleet = kit.Fleet(bench, "sockets")
     fleet.start()
+    for name in SETTINGS:
+        del os.environ[name]
     account = {"email": "root@example.com"}
     account["password"] = fleet.command("admin", "create", "--email", account["email"])["password"]
     client = kit.Client(fleet.address)
@@ -99,10 +141,10 @@ def run(bench, kit):
     ours = json.dumps({"topic": "system", "event": "Bench", "data": {"text": "x" * 990}})
     rounds, seconds = (1, 1) if bench.quick else (5, 4)
     cases = [(200, 4)] if bench.quick else [(1000, 4), (1000, 1), (5000, 4), (5000, 1)]
-    found = {"fan-out": {}}
-    started = {name: peer(bench, kit, command) for name, command in others.items()}
+    found = {"versions": {name: PACKAGES[name.split()[-1]] for name in others if name != "axum"}, "fan-out": {}}
+    started = {name: peer(bench, command) for name, command in others.items()}
     for sockets, window in cases:
-        runs = {"pocketfleet": [], "bun": [], "axum": []}
+        runs = {name: [] for name in ("pocketfleet", *others)}
         for _ in range(rounds):
             for name in random.sample(list(runs), len(runs)):
                 if name == "pocketfleet":
@@ -117,12 +159,12 @@ def run(bench, kit):
     sockets = 200 if bench.quick else 1000
     found["latency"] = load(program, fleet.address, LISTEN, PUBLISH, ours, sockets, 64, 20, 3 if bench.quick else 30, headers)
     found["latency"]["sockets"] = sockets
-    found["idle"] = idle(bench, kit, program, fleet, headers, 500 if bench.quick else 10_000)
+    found["idle"] = idle(bench, program, fleet, headers, 500 if bench.quick else 10_000)
     fleet.stop()
     return found
 
 
-def idle(bench, kit, program, fleet, headers, sockets):
+def idle(bench, program, fleet, headers, sockets):
     before = round(kit.memory_mib(fleet.process.pid)[2])
     command = [program, "idle", fleet.address, "/queue_updates", str(sockets), *headers]
     holder = bench.start(command, "idle.log", stdout=subprocess.PIPE)
@@ -136,17 +178,20 @@ def idle(bench, kit, program, fleet, headers, sockets):
     return {"sockets": sockets, "before": before, "after": after, "cpu_ms_per_s": round(cpu * 100, 2)}
 
 
-def report(found, table, ratio):
+def sockets_report(found):
     rows = []
+    measure = next(name for name in MEASURES if name in next(iter(found["fan-out"].values())))
     for case, results in found["fan-out"].items():
         for name, r in results.items():
-            rows.append([case, name, f"{r['deliveries_per_s']:,.0f}", ratio(r["deliveries_per_s"], results["bun"]["deliveries_per_s"]),
-                         f"{r['each_p50_us'] / 1000:.1f}", f"{r['each_p99_us'] / 1000:.1f}"])
+            rows.append([case, name, f"{r['deliveries_per_s']:,.0f}",
+                         kit.ratio(r["deliveries_per_s"], results[measure]["deliveries_per_s"]), f"{r['each_p50_us'] / 1000:.1f}",
+                         f"{r['each_p99_us'] / 1000:.1f}"])
     latency, held = found["latency"], found["idle"]
     return [
         "### Events to sockets\n\n1 KB each, published over HTTP, so many on their way at once; medians of the rounds. "
-        "pocketfleet has every event on disk before it sends it; the others keep nothing.\n",
-        table(["sockets, in flight", "server", "deliveries/s", "of Bun", "p50 ms", "p99 ms"], rows),
+        "pocketfleet has every event on disk before it sends it; the others keep nothing."
+        + "".join(f" {name} is {version}." for name, version in found.get("versions", {}).items()) + "\n",
+        kit.table(["sockets, in flight", "server", "deliveries/s", f"of {measure}", "p50 ms", "p99 ms"], rows),
         f"20 events a second to {latency['sockets']} sockets, from the request to each socket: p50 "
         f"{latency['each_p50_us'] / 1000:.1f} ms, p99 {latency['each_p99_us'] / 1000:.1f} ms.\n\n"
         f"{held['sockets']} idle sockets: {held['after']} MiB resident (before: {held['before']}), {held['cpu_ms_per_s']} ms of CPU a second.\n",
