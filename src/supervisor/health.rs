@@ -32,8 +32,8 @@ const MAX_ANSWER: usize = 16 * 1024;
 /// How long to wait before somebody is asked for whom there was no descriptor.
 const UNASKED_PAUSE: Duration = Duration::from_millis(200);
 
-/// How often an instance that nobody uses is asked: being asked takes it ten times what it uses by itself.
-const IDLE: Duration = Duration::from_mins(1);
+/// An instance that nobody uses is asked at one look of so many: being asked takes it ten times what it uses by itself.
+const IDLE: u32 = 6;
 
 /// Why a health check failed.
 #[derive(Debug, thiserror::Error)]
@@ -69,9 +69,9 @@ struct Data {
 }
 
 /// Whether an instance that was healthy so far is asked at this look, `interval` after the last: one that is used at each,
-/// any other seldom.
+/// any other at one of several.
 pub(crate) fn is_due(unused: Duration, asked_ago: Duration, interval: Duration) -> bool {
-    unused < interval || asked_ago >= IDLE
+    unused < interval || asked_ago >= interval * IDLE
 }
 
 /// Asks `address` once, with a superuser's `Bearer` token; answers the client address that the instance saw.
