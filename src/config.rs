@@ -248,6 +248,10 @@ impl Config {
         at_most("instances.max_in_flight", i.max_in_flight as u64, 1 << 20)?;
         at_most("instances.max_awake", i.max_awake as u64, 1 << 20)?;
         at_most("instances.max_starting", i.max_starting as u64, 1 << 10)?;
+        at_most("instances.gc_percent", u64::from(i.gc_percent), 1_000)?;
+        if i.gc_percent > 0 {
+            at_least("instances.gc_percent", u64::from(i.gc_percent), 25, "0 (as Go likes) or 25 to 1000")?;
+        }
         at_most("instances.log_files", u64::from(i.log_files), 100)?;
         at_least("instances.nofile", i.nofile, 64, "at least 64: PocketBase does not start with fewer open files")?;
         if i.data_bytes > 0 {

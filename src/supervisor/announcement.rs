@@ -1,7 +1,7 @@
 //! Knowing that a fresh process said something, without asking it again and again.
 //!
 //! `PocketBase` prints a line right after it listens. Its output is a file, so inotify tells us the moment it grows; a
-//! poll every few milliseconds stands behind that, for the day the line changes or the inotify instances (128 per user
+//! poll every 20 milliseconds stands behind that, for the day the line changes or the inotify instances (128 per user
 //! by default) are used up. Polling alone costs the booting process CPU and finds it a millisecond late.
 
 use std::os::fd::OwnedFd;
@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use crate::supervisor::process;
 
 /// How long to wait for a line before looking anyway.
-const BACKSTOP: Duration = Duration::from_millis(5);
+const BACKSTOP: Duration = Duration::from_millis(20);
 
 /// A watch on a log file. One inotify instance, for as long as a start lasts.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl Announcement {
         Self(watch().ok())
     }
 
-    /// Resolves when the file grew (true), or after a few milliseconds (false).
+    /// Resolves when the file grew (true), or after a while (false).
     pub(crate) async fn heard(&self) -> bool {
         let Some(watch) = &self.0 else {
             tokio::time::sleep(Duration::from_millis(1)).await;

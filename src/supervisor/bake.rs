@@ -230,6 +230,7 @@ impl<'a> Work<'a> {
         let spec = jail::Spec {
             program: binary.clone(),
             args: args.iter().map(|argument| argument.to_string_lossy().into_owned()).collect(),
+            environment: Vec::new(),
             directory: self.staging.clone(),
             lock: self.staging.join("lock"),
             limits: isolation.limits(LIMITS),

@@ -52,6 +52,7 @@ pub struct Config {
     pub nofile: u64,
     pub nproc: u64,
     pub data_bytes: u64,
+    pub gc_percent: u32,
     pub file_bytes: u64,
     pub log_bytes: u64,
     pub log_files: u32,

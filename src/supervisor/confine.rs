@@ -91,6 +91,19 @@ impl Fleet {
     }
 }
 
+/// What Go's runtime is told: how rarely to collect (0: as it likes), and where to begin to collect more often, which is
+/// three quarters of the smaller limit (0: none). <https://go.dev/doc/gc-guide>
+pub(crate) fn environment(gc_percent: u32, data_bytes: u64, group_bytes: u64) -> Vec<(String, String)> {
+    let mut told = Vec::new();
+    if gc_percent > 0 {
+        told.push(("GOGC".to_owned(), gc_percent.to_string()));
+    }
+    if let Some(limit) = [data_bytes, group_bytes].into_iter().filter(|bytes| *bytes > 0).min() {
+        told.push(("GOMEMLIMIT".to_owned(), (limit / 4 * 3).to_string()));
+    }
+    told
+}
+
 fn closed(error: &network::Error) -> Failure {
     outside(format!("the rules of level 3 are not in force: {error}"))
 }
@@ -112,5 +125,21 @@ impl Confinement {
             outbound: self.outbound.clone(),
             user: self.user,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn go_is_told_how_rarely_to_collect_and_when_to_hurry() {
+        let told = |gc, data, group| {
+            let pairs = environment(gc, data, group);
+            pairs.into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
+        };
+        assert_eq!(told(200, 1 << 30, 0), ["GOGC=200", "GOMEMLIMIT=805306368"]);
+        assert_eq!(told(200, 1 << 30, 64 << 20), ["GOGC=200", "GOMEMLIMIT=50331648"], "the smaller one");
+        assert_eq!(told(0, 0, 0), Vec::<String>::new(), "as Go likes");
     }
 }

@@ -40,6 +40,7 @@ use crate::supervisor::jail::Isolation;
 use crate::supervisor::rollout::Rollouts;
 use crate::supervisor::slot::Command;
 use crate::supervisor::slot::Slot;
+use crate::supervisor::standby::Standby;
 use crate::supervisor::starts::StartGate;
 use crate::supervisor::status::InstanceStatus;
 use crate::supervisor::template::Templates;
@@ -79,6 +80,7 @@ pub(crate) struct Fleet {
     pub(crate) registry: DashMap<TenantId, Arc<Slot>>,
     pub(crate) waiting: Arc<WaitingRoom>,
     pub(crate) starts: StartGate,
+    pub(crate) standby: Standby,
     pub(crate) restarts: AtomicU64,
     pub(crate) runtime: Handle,
     /// Every task of the supervisor.
@@ -123,6 +125,7 @@ impl Fleet {
         let waiting = WaitingRoom::new(parts.config.max_waiting_per_instance, parts.config.max_waiting);
         Arc::new(Self {
             starts: StartGate::new(starts),
+            standby: Standby::new(parts.isolation.jailer.clone(), starts),
             waiting,
             config: parts.config,
             layout: parts.layout,
@@ -300,20 +303,22 @@ impl Fleet {
     }
 
     /// Lets go of every instance without stopping it. What is only being started is stopped, and so is an upgrade.
-    pub(crate) async fn leave(&self, patience: Duration) {
+    pub(crate) async fn leave(self: &Arc<Self>, patience: Duration) {
         self.is_leaving.store(true, Ordering::SeqCst);
         self.stopping.cancel();
         self.stopping_global.cancel();
         self.tasks.close();
+        self.stand_down().await;
         if tokio::time::timeout(patience, self.tasks.wait()).await.is_err() {
             tracing::error!(tasks = self.tasks.len(), "supervisor tasks did not end in time");
         }
     }
 
     /// Tenants first, then the global instance, which their users' last requests may still need.
-    pub(crate) async fn stop(&self, patience: Duration) {
+    pub(crate) async fn stop(self: &Arc<Self>, patience: Duration) {
         self.stopping.cancel();
         self.tasks.close();
+        self.stand_down().await;
         let tenants_gone = async {
             while self.awake.load(Ordering::SeqCst) > 0 {
                 self.room.notified().await;

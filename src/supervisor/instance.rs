@@ -268,7 +268,9 @@ impl Instance {
     async fn start(&mut self) -> Event {
         self.fleet.changes.note_start(&self.slot.tenant);
         let log_start = logs::length(&self.fleet.folder(&self.slot.tenant));
-        match Box::pin(launch::launch(&self.fleet, &self.slot, &self.stop)).await {
+        let outcome = Box::pin(launch::launch(&self.fleet, &self.slot, &self.stop)).await;
+        self.fleet.stand_by();
+        match outcome {
             Ok(Launched { occupied, took }) => {
                 tracing::info!(
                     tenant.id = %self.slot.tenant,

@@ -22,6 +22,7 @@ use crate::store::tenants::Tenant;
 use crate::supervisor::Priority;
 use crate::supervisor::announcement::Announcement;
 use crate::supervisor::choice;
+use crate::supervisor::confine;
 use crate::supervisor::confine::Confinement;
 use crate::supervisor::files;
 use crate::supervisor::fleet::Fleet;
@@ -359,18 +360,22 @@ fn spawn(
     ];
     let parts = [&golden.hooks_dir, &golden.public_dir].into_iter().flatten();
     let read = parts.chain([&fleet.layout.empty]).cloned().collect();
+    let limits = jail::Limits { data_bytes: fleet.data_bytes(tenant), ..confinement.limits };
+    let group_bytes = fleet.isolation.groups.as_ref().map_or(0, Groups::memory_bytes);
     let spec = jail::Spec {
         program: binary.path.clone(),
         args,
+        environment: confine::environment(fleet.config.gc_percent, limits.data_bytes, group_bytes),
         directory: folder.to_owned(),
         lock: folder.join("lock"),
-        limits: jail::Limits { data_bytes: fleet.data_bytes(tenant), ..confinement.limits },
+        limits,
         cgroup: fleet.isolation.groups.as_ref().map(|groups| groups.leaf(tenant.as_str())).transpose()?,
         sandbox: confinement.sandbox(&binary.path, folder, read, Some(address)),
     };
     let announcement = Announcement::of(&logs::path(folder));
     let runs = Runs { address, sha256: &binary.sha256, profile: &confinement.profile };
-    let process = Process::spawn(&fleet.isolation.jailer, &spec, &log, &runs)?;
+    let log = (logs::path(folder), log);
+    let process = Process::spawn_by(&fleet.standby, &fleet.isolation.jailer, spec, (&log.0, &log.1), &runs)?;
     Ok((process.with_log(logs::handle(folder)), announcement))
 }
 

@@ -76,6 +76,7 @@ pub mod rollout;
 mod roster;
 mod slot;
 mod snapshot;
+mod standby;
 pub mod starts;
 pub mod state;
 pub mod status;

@@ -30,6 +30,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::store::placements::ProcessIdentity;
 use crate::supervisor::jail;
+use crate::supervisor::standby::Standby;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +109,21 @@ impl Process {
             .stderr(log.try_clone()?)
             .spawn()?;
         Self::watched(child, runs)
+    }
+
+    /// The same by a jailer that waits for its order, if there is one. `log` exists.
+    pub(crate) fn spawn_by(
+        standby: &Standby,
+        jailer: &Path,
+        spec: jail::Spec,
+        log: (&Path, &File),
+        runs: &Runs<'_>,
+    ) -> io::Result<Self> {
+        let order = jail::Order { log: log.0.to_owned(), spec };
+        match standby.tell(&order)? {
+            Some(child) => Self::watched(child, runs),
+            None => Self::spawn(jailer, &order.spec, log.1, runs),
+        }
     }
 
     /// Learns who the child is. A child that cannot be watched is not left running.

@@ -177,6 +177,7 @@ impl Trial<'_> {
         let spec = jail::Spec {
             program: program.clone(),
             args: args.iter().map(|argument| argument.to_string_lossy().into_owned()).collect(),
+            environment: Vec::new(),
             directory: self.scratch.to_owned(),
             lock: self.scratch.join("lock"),
             limits: fleet.isolation.limits(limits),

@@ -434,6 +434,7 @@ impl Upgrade<'_> {
                 "migrate".to_owned(),
                 "up".to_owned(),
             ],
+            environment: Vec::new(),
             directory: self.folder.clone(),
             lock: self.folder.join("lock"),
             limits: confinement.limits,

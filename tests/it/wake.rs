@@ -12,6 +12,8 @@ use serde_json::json;
 use crate::support::TestApp;
 use crate::support::eventually;
 use crate::support::processes_in;
+use crate::support::runs;
+use crate::support::signal;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn first_request_starts_an_instance_of_ones_own_and_data_outlives_its_sleep() {
@@ -254,4 +256,49 @@ async fn a_request_in_flight_survives_the_idle_timeout() {
     assert_eq!(answer.status(), 200);
     assert_eq!(answer.json::<Value>().await.unwrap()["title"], json!("slow123456"));
     eventually("it sleeps afterwards", async || (app.tenant(&ada.id)["state"] == "asleep").then_some(())).await;
+}
+
+/// Children of a pocketfleet that wait to be told what to become.
+fn jailers_ahead(parent: u32) -> BTreeSet<i64> {
+    let is_child = |pid: &i64| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let after_name = stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned()).unwrap_or_default();
+        after_name.split(' ').nth(1) == Some(&parent.to_string()) && line.ends_with(b"\0__jail\0wait\0")
+    };
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_child).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_jailer_waits_ahead_of_a_start_and_not_longer_than_pocketfleet() {
+    let mut app = TestApp::start().await;
+    let [ada, bob] = [app.user("ada").await, app.user("bob").await];
+    let some = || {
+        eventually("jailers wait", async || {
+            let found = jailers_ahead(app.pid());
+            (!found.is_empty()).then_some(found)
+        })
+    };
+    eventually("as many as may start at once", async || (jailers_ahead(app.pid()).len() >= 2).then_some(())).await;
+    let ahead = some().await;
+    ada.note("x").await;
+    let pid = app.tenant(&ada.id)["pid"].as_i64().unwrap();
+    assert!(ahead.contains(&pid), "{pid} was not one of {ahead:?}");
+    let environment = std::fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
+    assert!(environment.contains("GOGC=200\0GOMEMLIMIT=805306368\0"), "{environment:?}");
+    assert!(app.log().contains("instance is awake"));
+
+    for pid in some().await {
+        signal(i32::try_from(pid).unwrap(), "KILL");
+    }
+    bob.note("y").await;
+    assert_eq!(bob.titles().await, ["y"], "those that died are not missed");
+
+    let last = some().await;
+    app.kill();
+    let gone = async || (!last.iter().any(|pid| runs(i32::try_from(*pid).unwrap()))).then_some(());
+    eventually("they go with pocketfleet", gone).await;
+    app.launch().await;
+    assert_eq!(ada.at(&app).titles().await, ["x"]);
 }

@@ -59,6 +59,11 @@ impl Groups {
         }))
     }
 
+    /// Bytes of memory that one instance may have; 0 where that is not limited.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+
     /// Makes the leaf of a tenant anew, with its limits; whatever is still in it is killed. Blocks.
     pub(crate) fn leaf(&self, tenant: &str) -> io::Result<PathBuf> {
         let leaf = self.path(tenant);

@@ -10,6 +10,7 @@
 //! fails ends the start: there is no process with less than what its specification says.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -35,6 +36,12 @@ pub use limits::Limits;
 
 /// First argument that turns the program into the jailer.
 pub const SUBCOMMAND: &str = "__jail";
+
+/// Second argument of a jailer that was started ahead of its work: its order comes through standard input.
+pub const WAIT: &str = "wait";
+
+/// Longest order that a waiting jailer reads, in bytes. Real ones have about two thousand.
+const LONGEST_ORDER: u64 = 64 * 1024;
 
 /// Folder for temporary files, inside the working directory.
 pub const TMP: &str = "tmp";
@@ -66,6 +73,9 @@ pub struct Spec {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<String>,
+    /// Its environment, beside `TMPDIR`.
+    #[serde(default)]
+    pub environment: Vec<(String, String)>,
     /// Working directory.
     pub directory: PathBuf,
     /// File whose lock says that the data directory is in use.
@@ -95,12 +105,49 @@ pub struct Sandbox {
     pub user: Option<u32>,
 }
 
-/// Becomes the program of the specification. Returns only when a step failed: its exit code, after one line on
-/// standard error (which is the instance's log file).
+/// What a waiting jailer is told.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Order {
+    /// The file that takes the output.
+    pub log: PathBuf,
+    /// What to become.
+    pub spec: Spec,
+}
+
+/// Becomes the program of the specification, or of the order that comes when it is [`WAIT`]. Returns only when a step
+/// failed: its exit code, after one line on standard error (which is the instance's log file).
 pub fn run(spec: &str) -> u8 {
-    let Ok(spec) = serde_json::from_str::<Spec>(spec) else {
-        return failed(exit::SPEC, "read the specification", &"not the expected JSON");
-    };
+    if spec == WAIT {
+        return match await_order() {
+            Ok(Some(spec)) => become_program(&spec),
+            // Nobody needed it.
+            Ok(None) => 0,
+            Err(error) => failed(exit::SPEC, "take its order", &error),
+        };
+    }
+    match serde_json::from_str::<Spec>(spec) {
+        Ok(spec) => become_program(&spec),
+        Err(_) => failed(exit::SPEC, "read the specification", &"not the expected JSON"),
+    }
+}
+
+/// Waits until whoever started this process says what it is to become, or is gone. From the order on, output goes to the
+/// instance's log, and there is no input.
+fn await_order() -> std::io::Result<Option<Spec>> {
+    let mut text = String::new();
+    std::io::stdin().take(LONGEST_ORDER).read_to_string(&mut text)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let order: Order = serde_json::from_str(&text)?;
+    let log = File::options().append(true).open(&order.log)?;
+    nix::unistd::dup2_stderr(&log)?;
+    nix::unistd::dup2_stdout(&log)?;
+    nix::unistd::dup2_stdin(File::open("/dev/null")?)?;
+    Ok(Some(order.spec))
+}
+
+fn become_program(spec: &Spec) -> u8 {
     if let Err(error) = rustix::process::setsid().and_then(|_| rustix::process::chdir(&spec.directory)) {
         return failed(exit::SESSION, "enter the session and the directory", &error);
     }
@@ -133,6 +180,7 @@ pub fn run(spec: &str) -> u8 {
     let error = Command::new(&spec.program)
         .args(&spec.args)
         .env_clear()
+        .envs(spec.environment.iter().map(|(name, value)| (name, value)))
         // PocketBase spools large uploads there; they count as the tenant's and go with it.
         .env("TMPDIR", spec.directory.join(TMP))
         .exec();

@@ -143,6 +143,7 @@ impl Scene {
         let spec = Spec {
             program: loader,
             args: Vec::new(),
+            environment: Vec::new(),
             directory: own,
             lock: lock.clone(),
             limits: Limits { nofile: 4096, nproc: 256, data_bytes: 1 << 30, file_bytes: 0 },
