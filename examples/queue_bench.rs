@@ -97,45 +97,71 @@ where
     count.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64()
 }
 
-/// Appends through one writing thread that commits everything that is queued in one transaction: the least a durable
-/// queue can do. Two indexed columns, as a queue needs them.
-async fn plain(folder: &Path, tasks: usize, time: Duration) -> f64 {
-    let path = folder.join(format!("plain-{tasks}.db"));
-    let mut connection = Connection::open(&path).unwrap();
-    connection.pragma_update(None, "journal_mode", "WAL").unwrap();
-    connection
-        .execute_batch(
-            "PRAGMA synchronous = FULL;
-             CREATE TABLE jobs (id INTEGER PRIMARY KEY, state INTEGER NOT NULL, run_at INTEGER NOT NULL,
+/// What the plain side stores.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Plain {
+    /// Rows that are appended, with two indexed columns, as a queue needs them: the least a durable queue can do.
+    Appended,
+    /// Records of the size of ours, under names like ours, so that jobs of a tenant lie together: what the store of
+    /// pocketfleet has to write, without the queue.
+    Records,
+}
+
+const APPENDED: &str = "CREATE TABLE jobs (id INTEGER PRIMARY KEY, state INTEGER NOT NULL, run_at INTEGER NOT NULL,
                                 lease INTEGER, attempts INTEGER NOT NULL, payload TEXT NOT NULL) STRICT;
-             CREATE INDEX ready ON jobs (run_at) WHERE state = 0;",
-        )
-        .unwrap();
-    let (sender, mut queued) = mpsc::channel::<(String, oneshot::Sender<()>)>(4_096);
+                        CREATE INDEX ready ON jobs (run_at) WHERE state = 0;";
+const RECORDS: &str =
+    "CREATE TABLE jobs (key TEXT NOT NULL PRIMARY KEY, revision INTEGER NOT NULL, value BLOB NOT NULL)
+                       STRICT, WITHOUT ROWID;";
+
+/// Bytes of a job's record beside its payload.
+const BESIDE: usize = 270;
+
+/// Writes through one thread that commits everything that is queued in one transaction.
+async fn plain(folder: &Path, what: Plain, tasks: usize, time: Duration) -> f64 {
+    let name = if what == Plain::Appended { "appended" } else { "records" };
+    let mut connection = Connection::open(folder.join(format!("{name}-{tasks}.db"))).unwrap();
+    connection.pragma_update(None, "journal_mode", "WAL").unwrap();
+    let tables = if what == Plain::Appended { APPENDED } else { RECORDS };
+    connection.execute_batch(&format!("PRAGMA synchronous = FULL; {tables}")).unwrap();
+    let (sender, mut queued) = mpsc::channel::<(usize, String, oneshot::Sender<()>)>(4_096);
     let writer = std::thread::spawn(move || {
+        let mut revision = 0_i64;
         while let Some(first) = queued.blocking_recv() {
             let mut group = vec![first];
             while let Ok(next) = queued.try_recv() {
                 group.push(next);
             }
             let transaction = connection.transaction().unwrap();
-            for (payload, _) in &group {
-                let sql = "INSERT INTO jobs (state, run_at, attempts, payload) VALUES (0, 1, 0, ?1)";
-                transaction.prepare_cached(sql).unwrap().execute([payload]).unwrap();
+            for (task, payload, _) in &group {
+                revision += 1;
+                if what == Plain::Appended {
+                    let sql = "INSERT INTO jobs (state, run_at, attempts, payload) VALUES (0, 1, 0, ?1)";
+                    transaction.prepare_cached(sql).unwrap().execute([payload]).unwrap();
+                } else {
+                    let sql = "INSERT INTO jobs (key, revision, value) VALUES (?1, ?2, ?3)";
+                    let key = format!("job.{KIND}.t{task}.{revision:026}");
+                    let values = rusqlite::params![key, revision, payload.as_bytes()];
+                    transaction.prepare_cached(sql).unwrap().execute(values).unwrap();
+                }
             }
             transaction.commit().unwrap();
-            for (_, reply) in group {
+            for (_, _, reply) in group {
                 reply.send(()).unwrap();
             }
         }
     });
-    let rate = rate(tasks, time, |_| {
+    let rate = rate(tasks, time, |task| {
         let sender = sender.clone();
         move || {
             let sender = sender.clone();
             async move {
                 let (reply, written) = oneshot::channel();
-                sender.send((payload().to_string(), reply)).await.unwrap();
+                let mut payload = payload().to_string();
+                if what == Plain::Records {
+                    payload.push_str(&"y".repeat(BESIDE));
+                }
+                sender.send((task, payload, reply)).await.unwrap();
                 written.await.unwrap();
                 1
             }
@@ -254,14 +280,17 @@ async fn main() {
     let folder = folder.path();
     let mut lines = Vec::new();
     for tasks in CONNECTIONS {
-        let plain = plain(folder, tasks, time).await;
+        let appended = plain(folder, Plain::Appended, tasks, time).await;
+        let records = plain(folder, Plain::Records, tasks, time).await;
         let queue = enqueue(folder, tasks, time).await;
         let take = take_and_finish(folder, tasks, time).await;
         lines.push(json!({
             "tasks": tasks,
-            "plain_sqlite_per_s": plain.round(),
+            "plain_sqlite_per_s": appended.round(),
+            "same_records_per_s": records.round(),
             "enqueue_per_s": queue.round(),
-            "ratio": (queue / plain * 100.0).round() / 100.0,
+            "ratio": (queue / appended * 100.0).round() / 100.0,
+            "ratio_to_same_records": (queue / records * 100.0).round() / 100.0,
             "claim_and_complete_per_s": take.round(),
         }));
     }
