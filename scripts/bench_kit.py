@@ -389,10 +389,10 @@ def all_tenants(fleet, limit=1000):
     return fleet.command("tenants", "list", "--limit", str(limit))["items"]
 
 
-def wrk(address, path, token, connections, seconds, script=None):
+def wrk(address, path, token, connections, seconds, script=None, header="Authorization"):
     """`errors` are answers that are no success, and connections that broke or waited for 30 s."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "--latency",
-               *(["-s", script] if script else []), "-H", f"Authorization: {token}", f"http://{address}{path}"]
+               *(["-s", script] if script else []), "-H", f"{header}: {token}", f"http://{address}{path}"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     unit = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60000.0}
     latency = lambda share: (lambda m: float(m[1]) * unit[m[2]])(re.search(rf"^ +{share}% +([\d.]+)(us|ms|s|m)$", text, re.M))
