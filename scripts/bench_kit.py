@@ -267,7 +267,7 @@ class Fleet:
         self.base = next(Fleet.bases)
         self.bench, self.data = bench, bench.temp / name
         self.more = settings or {}
-        self.process, self.address = None, None
+        self.process, self.address, self.prefix = None, None, []
 
     def start(self, pause=0.001):
         self.address = f"127.0.0.1:{free_port()}"
@@ -279,7 +279,7 @@ class Fleet:
             "POCKETFLEET_ISOLATION__UID_BASE": str(self.base),
             **self.more,
         }
-        command = [self.program(), "serve", "--data", self.data, "--listen", self.address,
+        command = [*self.prefix, self.program(), "serve", "--data", self.data, "--listen", self.address,
                    "--pocketbase", self.bench.pocketbase]
         start = now_ms()
         self.process = self.bench.start(command, "pocketfleet.log", env={**os.environ, **settings})
