@@ -36,8 +36,15 @@ def stop_all(bench, processes):
         bench.stop(process)
 
 
+def shares(values):
+    """The mean, because what is done once a minute has to count; and the range."""
+    return {"n": len(values), "mean": round(statistics.mean(values), 4), "min": round(min(values), 4),
+            "max": round(max(values), 4)}
+
+
 class Idle:
-    """What processes cost while nobody asks: CPU time in windows, then memory, threads and descriptors."""
+    """What processes cost while nobody asks: CPU time in windows, five of which are a minute, so that what PocketBase
+    and pocketfleet do once a minute is in; then memory, threads and descriptors."""
 
     def __init__(self, bench):
         self.bench = bench
@@ -65,7 +72,7 @@ class Idle:
 
 def awake(bench):
     """Bare instances run before and after the fleet and not beside it: all together would need too much memory."""
-    number, bare_number, rounds = (30, 10, 2) if bench.quick else (1000, 100, 6)
+    number, bare_number, rounds = (30, 10, 2) if bench.quick else (1000, 100, 10)
     fleet, users = seeded(bench, "awake", number, {"POCKETFLEET_INSTANCES__MAX_AWAKE": str(number + 100)})
     fleet.start()
     bench_seed.ask_all(fleet, users[:1])
@@ -120,21 +127,22 @@ def awake(bench):
         "n": count, "bare n": bare_number, "seconds": idle.seconds, "rounds": rounds,
         "first_wakes_s": round(first_ms / 1000, 2), "wakes_s": round(again_ms / 1000, 2), "wake_ms": kit.spread(took),
         "ready_ms": round(ready_ms, 1), "resident": round(resident, 2),
-        **{name: {**size, "cpu_ms_per_s": kit.spread(cpu[name])} for name, size in sizes.items()},
-        "bare": {**mean, "cpu_ms_per_s": kit.spread(bare_cpu)},
-        "in all, each": {"private": round(total, 3), "cpu_ms_per_s": kit.spread(ours)},
+        **{name: {**size, "cpu_ms_per_s": shares(cpu[name])} for name, size in sizes.items()},
+        "bare": {**mean, "cpu_ms_per_s": shares(bare_cpu)},
+        "in all, each": {"private": round(total, 3), "cpu_ms_per_s": shares(ours)},
         "overhead": {"private": round(total / mean["private"] - 1, 4),
-                     "cpu": round(statistics.median(ours) / statistics.median(bare_cpu) - 1, 4)},
+                     "cpu": round(statistics.mean(ours) / statistics.mean(bare_cpu) - 1, 4)},
     }
 
 
 def awake_report(found):
     count, over = found["n"], found["overhead"]
-    cpu = lambda name, of=1: f"{found[name]['cpu_ms_per_s']['p50'] / of:.3f}"
+    cpu = lambda name, of=1: "{:.3f} ({:.3f}–{:.3f})".format(
+        *(found[name]["cpu_ms_per_s"][key] / of for key in ("mean", "min", "max")))
     row = lambda label, name, of=1: [label, f"{found[name]['private']:.2f}", cpu(name, of),
                                      f"{found[name]['threads']:.1f}", f"{found[name]['descriptors']:.1f}"]
     return [f"### {count:,} awake, idle tenants\n\nAfter one request each; CPU in {found['rounds']} windows of "
-            f"{found['seconds']} s, medians. *Each* is what one tenant costs in all: an instance and its share of "
+            f"{found['seconds']} s, means and their range. *Each* is what one tenant costs in all: an instance and its share of "
             f"pocketfleet and of the accounts instance, {over['private']:+.1%} memory and {over['cpu']:+.1%} CPU of a bare "
             f"PocketBase (goal: at most +5 %). The bare ones are {found['bare n']}, before and after the fleet, scaled per "
             "instance.\n",
@@ -220,7 +228,7 @@ def adoption(bench):
 
     def start_again(one, there, into):
         one.process.send_signal(signal.SIGKILL)
-        one.process.wait()
+        one.process.wait(60)
         bench.running.remove(one.process)
         began = kit.now_ms()
         into["ready_ms"].append(one.start())

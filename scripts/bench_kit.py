@@ -305,7 +305,7 @@ class Fleet:
 
     def command(self, *arguments):
         done = subprocess.run([self.program(), "--data", self.data, "--json", *arguments],
-                              capture_output=True, text=True)
+                              capture_output=True, text=True, timeout=600)
         if done.returncode != 0:
             fail(f"pocketfleet {' '.join(arguments)}: {done.stdout} {done.stderr}")
         return json.loads(done.stdout)
@@ -393,7 +393,7 @@ def wrk(address, path, token, connections, seconds, script=None, header="Authori
     """`errors` are answers that are no success, and connections that broke or waited for 30 s."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "--latency",
                *(["-s", script] if script else []), "-H", f"{header}: {token}", f"http://{address}{path}"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60).stdout
     unit = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60000.0}
     latency = lambda share: (lambda m: float(m[1]) * unit[m[2]])(re.search(rf"^ +{share}% +([\d.]+)(us|ms|s|m)$", text, re.M))
     refused, broken = re.search(r"Non-2xx or 3xx responses: (\d+)", text), re.search(r"Socket errors: (.*)", text)
