@@ -1,4 +1,4 @@
-"""The scenarios `memory` and `startup` of scripts/bench: what instances cost while nobody asks."""
+"""The scenario `memory` of scripts/bench: what instances cost while nobody asks."""
 
 import concurrent.futures
 import shutil
@@ -73,31 +73,3 @@ def memory_report(found):
                      kit.ratio(found["instance"]["private"], bare["private"]), ""],
                     ["with pocketfleet's share", f"{full['private']:.2f}", kit.ratio(full["private"], bare["private"]),
                      full["cpu_ms_per_s"]]])]
-
-
-def startup(bench):
-    number = 1000 if bench.quick else 10_000
-    fleets = {"no tenants": kit.Fleet(bench, "startup-0"), f"{number} tenants": kit.Fleet(bench, "startup-n")}
-    for fleet in fleets.values():
-        fleet.start()
-        fleet.stop()
-    kit.seed_tenants(fleets[f"{number} tenants"].data / "control.db", number)
-    found = {name: {"ready_ms": [], "resident": [], "private": []} for name in fleets}
-    for _ in range(2 if bench.quick else 9):
-        for name in kit.shuffled(fleets):
-            took = fleets[name].start()
-            _, private, resident = kit.memory_mib(fleets[name].process.pid)
-            for key, value in (("ready_ms", took), ("resident", resident), ("private", private)):
-                found[name][key].append(value)
-            listed = len(kit.all_tenants(fleets[name]))
-            if name != "no tenants" and listed < 1000:
-                kit.fail(f"the seeded tenants are not there: {listed} listed; seed_tenants no longer fits the control database")
-            fleets[name].stop()
-    return {name: {key: kit.spread(values) for key, values in keys.items()} for name, keys in found.items()}
-
-
-def startup_report(found):
-    rows = [[name, kit.ms(r["ready_ms"]["p50"]), kit.ms(r["ready_ms"]["p99"]), f"{r['resident']['p50']:.1f}",
-             f"{r['private']['p50']:.1f}"] for name, r in found.items()]
-    return ["### Start-up\n\nFrom spawn to 200 on `/ready`, the accounts instance included.\n",
-            kit.table(["sleeping, registered", "p50 ms", "p99 ms", "resident MiB", "private MiB"], rows)]

@@ -131,6 +131,30 @@ def cpu_seconds(pids):
     return total / TICKS
 
 
+def cpu_exact(pids):
+    """CPU seconds of all threads that run now, in nanoseconds' resolution: what idles uses less than one tick. A thread
+    that ends takes its share along; those of servers stay."""
+    total = 0
+    for pid in pids:
+        for thread in pathlib.Path(f"/proc/{pid}/task").iterdir():
+            try:
+                total += int((thread / "schedstat").read_text().split()[0])
+            except OSError:
+                pass
+    return total / 1e9
+
+
+def cpu_of_children(pid):
+    """CPU seconds of those that ended and were waited for."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    return (int(fields[13]) + int(fields[14])) / TICKS
+
+
+def threads_and_descriptors(pid):
+    """Of one process."""
+    return len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd"))
+
+
 def memory_mib(pid):
     """(proportional, private, resident) of one process."""
     text = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
@@ -204,20 +228,24 @@ class Bench:
                 pass
         shutil.rmtree(self.temp, ignore_errors=True)
 
-    def bare(self, data, port=None):
-        """Starts a bare PocketBase with the arguments that pocketfleet uses; returns (process, address) at once."""
+    def bare(self, data, port=None, hooks=None, defaults=False):
+        """Starts a bare PocketBase, with the arguments that pocketfleet uses (`spawn` in src/supervisor/launch.rs) or
+        with PocketBase's own; returns (process, address) at once."""
         # Fifty that start at once would race for a port of one address; nobody else has this one.
         host = f"127.{random.randint(1, 60)}.{random.randint(1, 254)}.{random.randint(1, 254)}"
         address = f"{host}:{port or 28090}"
-        arguments = [self.pocketbase, "serve", f"--http={address}", f"--dir={data}", "--automigrate=false",
-                     "--hooksWatch=false", "--hooksPool=0"]
-        arguments += [f"--{name}Dir={self.empty}" for name in ("migrations", "hooks", "public")]
+        arguments = [self.pocketbase, "serve", f"--http={address}", f"--dir={data}"]
+        if not defaults:
+            arguments += ["--automigrate=false", "--hooksWatch=false", f"--hooksPool={1 if hooks else 0}"]
+            arguments += [f"--{name}Dir={self.empty}" for name in ("migrations", "public")]
+        if hooks or not defaults:
+            arguments.append(f"--hooksDir={hooks or self.empty}")
         return self.start(arguments, "bare.log", stdout=subprocess.PIPE), address
 
-    def bare_until_answer(self, data, path, token, method="GET", body=None):
+    def bare_until_answer(self, data, path, token, method="GET", body=None, **how):
         """Spawn to the head of the first 200. The line that tells readiness is the quickest way to know."""
         start = now_ms()
-        process, address = self.bare(data)
+        process, address = self.bare(data, **how)
         while (line := process.stdout.readline()) and b"Server started" not in line:
             pass
         if not line:
@@ -234,12 +262,14 @@ class Fleet:
 
     bases = itertools.cycle(range(1_000_000_000, 1_800_000_000, 1_000_000))
 
-    def __init__(self, bench, name):
+    def __init__(self, bench, name, settings=None):
+        """`settings` are variables of the environment that win over those below."""
         self.base = next(Fleet.bases)
         self.bench, self.data = bench, bench.temp / name
-        self.process, self.address = None, None
+        self.more = settings or {}
+        self.process, self.address, self.prefix = None, None, []
 
-    def start(self):
+    def start(self, pause=0.001):
         self.address = f"127.0.0.1:{free_port()}"
         settings = {
             "POCKETFLEET_POCKETBASE__TEMPLATES": str(ROOT / "pb_templates"),
@@ -247,12 +277,13 @@ class Fleet:
             "POCKETFLEET_AUTH__ATTEMPTS_PER_IP": "1000000",
             "POCKETFLEET_INSTANCES__IDLE_TIMEOUT": "1h",
             "POCKETFLEET_ISOLATION__UID_BASE": str(self.base),
+            **self.more,
         }
-        command = [self.program(), "serve", "--data", self.data, "--listen", self.address,
+        command = [*self.prefix, self.program(), "serve", "--data", self.data, "--listen", self.address,
                    "--pocketbase", self.bench.pocketbase]
         start = now_ms()
         self.process = self.bench.start(command, "pocketfleet.log", env={**os.environ, **settings})
-        eventually("pocketfleet is ready", self.is_ready, pause=0.001)
+        eventually("pocketfleet is ready", self.is_ready, seconds=120, pause=pause)
         return now_ms() - start
 
     def program(self):
@@ -274,7 +305,7 @@ class Fleet:
 
     def command(self, *arguments):
         done = subprocess.run([self.program(), "--data", self.data, "--json", *arguments],
-                              capture_output=True, text=True)
+                              capture_output=True, text=True, timeout=600)
         if done.returncode != 0:
             fail(f"pocketfleet {' '.join(arguments)}: {done.stdout} {done.stderr}")
         return json.loads(done.stdout)
@@ -317,39 +348,21 @@ def signing_key(data, user):
 
 def instance_token(data, user):
     """A token that the PocketBase on `data` accepts for one of its users, signed with the keys in its database."""
-    key, collection = signing_key(data, user)
+    return signed_token(*signing_key(data, user), user)
+
+
+def signed_token(key, collection, user):
     encode = lambda raw: base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
     claims = {"collectionId": collection, "exp": int(time.time()) + 86400, "id": user, "refreshable": False, "type": "auth"}
     unsigned = ".".join(encode(json.dumps(part).encode()) for part in ({"alg": "HS256", "typ": "JWT"}, claims))
     return f"{unsigned}.{encode(hmac.digest(key.encode(), unsigned.encode(), hashlib.sha256))}"
 
 
-# The one place that knows the format of the control database: records are `key, revision, value`, and `clock` holds
-# the last revision given. Change it together with src/store/sqlite/schema.rs and src/store/tenants.rs.
-def seed_tenants(control_db, n):
-    """Registers n sleeping tenants that nobody has used yet, while pocketfleet is stopped."""
-    database = sqlite3.connect(control_db)
-    with database:
-        revision, = database.execute("SELECT revision FROM clock").fetchone()
-        for number in range(n):
-            revision += 1
-            name = f"seed{number:011d}"
-            tenant = {"id": name, "kind": "personal", "template": "personal", "owner": name, "pinned": False,
-                      "suspended": False, "created_at": "2026-01-01T00:00:00Z"}
-            database.execute("INSERT INTO records (key, revision, value) VALUES (?, ?, ?)",
-                             (f"tenant.{name}", revision, json.dumps(tenant).encode()))
-            revision += 1
-            placement = {"tenant": name, "epoch": 1, "state": "idle"}
-            database.execute("INSERT INTO records (key, revision, value) VALUES (?, ?, ?)",
-                             (f"place.{name}", revision, json.dumps(placement).encode()))
-        database.execute("UPDATE clock SET revision = ?", (revision,))
-    database.close()
-
-
-def prepared(bench, name, more=None):
+def prepared(bench, name, more=None, settings=None, grow=None):
     """A fleet with one user who has 30 notes, asleep; and a copy of that user's instance for bare runs. `more`
-    gets a client and the path of a note, before the copy is made."""
-    fleet = Fleet(bench, name)
+    gets a client and the path of a note, before the copy is made, and `grow` the data directory of the sleeping
+    instance."""
+    fleet = Fleet(bench, name, settings)
     fleet.start()
     tenant, token = fleet.user("ada")
     client = Client(fleet.address, token)
@@ -361,6 +374,8 @@ def prepared(bench, name, more=None):
         more(client, record)
     client.close()
     fleet.sleep(tenant)
+    if grow:
+        grow(fleet.data / "instances" / tenant / "pb_data")
     copy = fleet.copy_of(tenant, f"{name}-bare")
     return fleet, tenant, token, copy, instance_token(copy, tenant), record
 
@@ -370,15 +385,15 @@ def settle(bench):
     time.sleep(2 if bench.quick else 10)
 
 
-def all_tenants(fleet):
-    return fleet.command("tenants", "list", "--limit", "1000")["items"]
+def all_tenants(fleet, limit=1000):
+    return fleet.command("tenants", "list", "--limit", str(limit))["items"]
 
 
-def wrk(address, path, token, connections, seconds, script=None):
+def wrk(address, path, token, connections, seconds, script=None, header="Authorization"):
     """`errors` are answers that are no success, and connections that broke or waited for 30 s."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "--latency",
-               *(["-s", script] if script else []), "-H", f"Authorization: {token}", f"http://{address}{path}"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+               *(["-s", script] if script else []), "-H", f"{header}: {token}", f"http://{address}{path}"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60).stdout
     unit = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60000.0}
     latency = lambda share: (lambda m: float(m[1]) * unit[m[2]])(re.search(rf"^ +{share}% +([\d.]+)(us|ms|s|m)$", text, re.M))
     refused, broken = re.search(r"Non-2xx or 3xx responses: (\d+)", text), re.search(r"Socket errors: (.*)", text)
