@@ -25,6 +25,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PASSWORD = "correct horse battery"
 TICKS = os.sysconf("SC_CLK_TCK")
 
+# What pocketfleet tells Go's runtime in every instance (instances.gc_percent and three quarters of instances.data_bytes).
+GO = {"GOGC": "200", "GOMEMLIMIT": str((1 << 30) // 4 * 3)}
+
 
 def fail(message):
     sys.exit(f"bench: {message}")
@@ -229,8 +232,8 @@ class Bench:
         shutil.rmtree(self.temp, ignore_errors=True)
 
     def bare(self, data, port=None, hooks=None, defaults=False):
-        """Starts a bare PocketBase, with the arguments that pocketfleet uses (`spawn` in src/supervisor/launch.rs) or
-        with PocketBase's own; returns (process, address) at once."""
+        """Starts a bare PocketBase, with the arguments and the settings of Go that pocketfleet uses (`spawn` in
+        src/supervisor/launch.rs) or with PocketBase's own; returns (process, address) at once."""
         # Fifty that start at once would race for a port of one address; nobody else has this one.
         host = f"127.{random.randint(1, 60)}.{random.randint(1, 254)}.{random.randint(1, 254)}"
         address = f"{host}:{port or 28090}"
@@ -240,7 +243,8 @@ class Bench:
             arguments += [f"--{name}Dir={self.empty}" for name in ("migrations", "public")]
         if hooks or not defaults:
             arguments.append(f"--hooksDir={hooks or self.empty}")
-        return self.start(arguments, "bare.log", stdout=subprocess.PIPE), address
+        env = os.environ if defaults else {**os.environ, **GO}
+        return self.start(arguments, "bare.log", stdout=subprocess.PIPE, env=env), address
 
     def bare_until_answer(self, data, path, token, method="GET", body=None, **how):
         """Spawn to the head of the first 200. The line that tells readiness is the quickest way to know."""

@@ -4,13 +4,16 @@
 `overload`: twice as much as one instance can do; what is refused and how, and what becomes of the rest."""
 
 import concurrent.futures
-import itertools
+import json
 import random
+import resource
 import statistics
-import time
+import subprocess
 
 import bench_kit as kit
 import bench_openloop as openloop
+import bench_peers
+import bench_sockets
 
 PATH = "/api/collections/notes/records?perPage=1&skipTotal=1"
 # Above the places in an instance and in its waiting room together (64 + 1000), below the connections of one client (2000).
@@ -83,90 +86,102 @@ def mixed_report(found):
     return text
 
 
+class Contestant:
+    """What the load of `overload` is given to: where, with which token, and whose CPU that is."""
+
+    def __init__(self, address, token, **pids):
+        self.address, self.token, self.pids = address, token, pids
+
+    def load(self, program, path, connections, rate, seconds):
+        """Runs the load; returns what it says, and the CPU that each part took, in cores."""
+        spent = lambda: {name: kit.cpu_seconds(of) for name, of in self.pids.items()}
+        of_children = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+        before, own = spent(), of_children()
+        command = [program, "requests", self.address, path, str(connections), str(rate), str(seconds),
+                   f"Authorization: {self.token}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60)
+        if done.returncode != 0:
+            kit.fail(f"overload: the load failed: {done.stderr.strip()}")
+        found, after = json.loads(done.stdout), spent()
+        cpu = {name: (after[name] - before[name]) / seconds for name in after}
+        answers = {answer["status"]: answer for answer in found["answers"]}
+        return answers, found, {**cpu, "load": (of_children() - own) / seconds}
+
+
 def overload(bench):
-    rounds, seconds = (1, 3) if bench.quick else (3, 6)
-    fleet, tenant, token, _, _, record = kit.prepared(bench, "overload")
-    request = openloop.head(fleet.address, record, token)
+    rounds, seconds = (1, 3) if bench.quick else (5, 6)
+    program = bench_sockets.build()
+    fleet, tenant, token, copy, bare_token, record = kit.prepared(bench, "overload")
     kit.Client(fleet.address, token).call("GET", record)
     instance, = [item["pid"] for item in kit.all_tenants(fleet) if item["tenant"] == tenant]
-    pids = {"pocketfleet": [fleet.process.pid], "instance": [instance]}
-
-    def timed(load, plan, seconds, ready):
-        """Runs the load; returns its answers, and the CPU that each took, in cores."""
-        before = {name: kit.cpu_seconds(of) for name, of in pids.items()} | {"load": time.process_time()}
-        answers = load.run(plan, seconds, ready=ready)
-        after = {name: kit.cpu_seconds(of) for name, of in pids.items()} | {"load": time.process_time()}
-        span = max(seconds, max((answer[openloop.DONE] for answer in answers), default=0.0))
-        return answers, {name: round((after[name] - before[name]) / span, 3) for name in after}
-
-    kit.wrk(fleet.address, record, token, 64, 1)
-    runs = []
+    bare_process, bare, _ = bench.bare_until_answer(copy, record, bare_token)
+    nginx = bench_peers.nginx(bench, "nginx", bare)
+    nginx.ready(record, bare_token)
+    contestants = {
+        "pocketfleet": Contestant(fleet.address, token, proxy=[fleet.process.pid], instance=[instance]),
+        "nginx": Contestant(nginx.listen, bare_token, proxy=nginx.pids, instance=[bare_process.pid]),
+        "direct": Contestant(bare, bare_token, proxy=[], instance=[bare_process.pid]),
+    }
+    runs = {name: [] for name in contestants}
+    for name, contestant in contestants.items():
+        contestant.load(program, record, 64, 0, 1)
     for _ in range(rounds):
-        run = {"wrk": kit.wrk(fleet.address, record, token, 64, 2)["rate"]}
-        # As many as are answered: 64 connections that ask again at once.
-        load = openloop.Load(fleet.address, 64)
-        answers, run["peak_cpu"] = timed(load, itertools.repeat(("peak", 0.0, request)), seconds / 2, 64)
-        load.close()
-        if set(openloop.statuses(answers)) != {200}:
-            kit.fail(f"overload: statuses {openloop.statuses(answers)} below the limit")
-        run["peak"] = len(answers) / (seconds / 2)
-        took = [(answer[openloop.DONE] - answer[openloop.SENT]) * 1000 for answer in answers]
-        run["peak_p99"] = kit.percentile(took, 0.99)
-        offered = run["peak"] * 2
-        load = openloop.Load(fleet.address, CONNECTIONS)
-        plan = (("over", n / offered, request) for n in range(int(offered * seconds)))
-        answers, run["over_cpu"] = timed(load, plan, seconds, CONNECTIONS)
-        run["unanswered"] = load.close()
-        run["offered"], run["sent"] = offered, (len(answers) + run["unanswered"]) / seconds
-        served = [answer for answer in answers if answer[1] == 200]
-        refused = [answer for answer in answers if answer[1] != 200]
-        # What is answered after the load has ended was not served at that rate.
-        run["goodput"] = sum(answer[openloop.DONE] < seconds for answer in served) / seconds
-        run["served"], run["refused"] = latencies(served), latencies(refused)
-        # The server's own share of it: from when it was sent.
-        sent = [(answer[openloop.DONE] - answer[openloop.SENT]) * 1000 for answer in served]
-        run["served_sent_p99"] = kit.percentile(sent, 0.99) if sent else 0.0
-        run["statuses"] = {f"{status} {load.codes.get(status, '')}".strip(): count
-                           for status, count in openloop.statuses(answers).items()}
-        runs.append(run)
-        # Back to normal: the same request is answered again.
-        kit.Client(fleet.address, token).call("GET", record)
+        for name in kit.shuffled(contestants):
+            contestant = contestants[name]
+            # As many as are answered: 64 connections that ask again at once.
+            answers, _, peak_cpu = contestant.load(program, record, 64, 0, seconds / 2)
+            if set(answers) != {200}:
+                kit.fail(f"overload: {name}: statuses {sorted(answers)} below the limit")
+            peak = answers[200]["in_time"] / (seconds / 2)
+            answers, found, cpu = contestant.load(program, record, CONNECTIONS, peak * 2, seconds)
+            run = {"peak": peak, "sent": found["sent"] / seconds, "unanswered": found["unanswered"],
+                   "peak_p99": answers[200]["from_due_us"]["p99"] / 1000 if 200 in answers else 0.0}
+            # What is answered after the load has ended was not served at that rate.
+            run["goodput"] = answers[200]["in_time"] / seconds if 200 in answers else 0.0
+            run["of_peak"] = run["goodput"] / peak
+            for part, cores in (("peak_cpu", peak_cpu), ("cpu", cpu)):
+                run |= {f"{part}_{whose}": share for whose, share in cores.items()}
+            for kind, chosen in (("served", [200]), ("refused", [status for status in answers if status != 200])):
+                for share in ("p50", "p99"):
+                    all_of = [answers[status]["from_due_us"][share] / 1000 for status in chosen if status in answers]
+                    run[f"{kind}_{share}"] = max(all_of, default=0.0)
+            every = sum(answer["n"] for answer in answers.values())
+            run["answers"] = {f"{status} {answer['code']}".strip(): answer["n"] / every for status, answer in answers.items()}
+            runs[name].append(run)
+            # Back to normal: the same request is answered again.
+            kit.eventually(f"{name} answers again", lambda: kit.Client(contestant.address, contestant.token).call("GET", record))
+    nginx.stop()
+    bench.stop(bare_process)
     fleet.stop()
-    middle = lambda of: round(statistics.median(map(of, runs)), 3)
-    result = {key: middle(lambda run: run[key]) for key in ("wrk", "peak", "peak_p99", "offered", "sent", "goodput",
-                                                            "served_sent_p99", "unanswered")}
-    for part in ("peak_cpu", "over_cpu"):
-        result[part] = {name: middle(lambda run: run[part][name]) for name in ("pocketfleet", "instance", "load")}
-    shares = [run["goodput"] / run["peak"] for run in runs]
-    result["goodput_of_peak"] = round(statistics.median(shares), 3)
-    result["goodput_of_peak_range"] = [round(min(shares), 3), round(max(shares), 3)]
-    for name in ("served", "refused"):
-        result[name] = {share: middle(lambda run: run[name].get(share, 0.0)) for share in ("n", "p50", "p99")}
-    totals = {}
-    for run in runs:
-        for status, count in run["statuses"].items():
-            totals[status] = totals.get(status, 0) + count
-    every = sum(totals.values())
-    result["statuses"] = {status: round(count / every, 4) for status, count in sorted(totals.items())}
-    return {"rounds": rounds, "seconds": seconds, "connections": CONNECTIONS, **result}
+    results = {}
+    for name, each in runs.items():
+        keys = [key for key in each[0] if key != "answers"]
+        results[name] = {key: round(statistics.median(run[key] for run in each), 3) for key in keys}
+        results[name]["of_peak_range"] = [round(edge(run["of_peak"] for run in each), 3) for edge in (min, max)]
+        statuses = sorted({status for run in each for status in run["answers"]})
+        results[name]["answers"] = {status: round(statistics.median(run["answers"].get(status, 0.0) for run in each), 4)
+                                    for status in statuses}
+    return {"rounds": rounds, "seconds": seconds, "connections": CONNECTIONS, "contestants": results}
 
 
 def overload_report(found):
-    low, high = found["goodput_of_peak_range"]
-    shares = ", ".join(f"{share:.1%} {'connections cut' if status == '0' else status}" for status, share in found["statuses"].items())
-    served, refused = found["served"], found["refused"]
-    cores = lambda cpu: " + ".join(f"{share:.2f}" for share in cpu.values())
+    rows, answers = [], []
+    for name, r in found["contestants"].items():
+        low, high = r["of_peak_range"]
+        cores = lambda part: " + ".join(f"{r[f'{part}_{whose}']:.2f}" for whose in ("proxy", "instance", "load"))
+        rows.append([name, f"{r['peak']:,.0f}", cores("peak_cpu"), f"{r['sent']:,.0f}", f"{r['goodput']:,.0f}",
+                     f"{r['of_peak']:.2f}× ({low:.2f}–{high:.2f})", kit.ms(r["served_p50"]), kit.ms(r["served_p99"]),
+                     kit.ms(r["refused_p50"]), kit.ms(r["refused_p99"]), cores("cpu")])
+        shares = ", ".join(f"{share:.1%} {'connections cut' if status == '0' else status}"
+                           for status, share in r["answers"].items())
+        answers.append(f"{name}: {shares}; never answered: {r['unanswered']:.0f}")
     return [
         f"### Twice as much as one instance can do\n\nGETs of one record of one instance that is awake, {found['seconds']} s, "
-        f"medians of {found['rounds']} rounds. The peak is what 64 connections get that ask again at once, by the same load "
-        f"(`wrk`: {found['wrk']:,.0f}); then twice as many are due a second, answered or not, over {found['connections']} "
-        "connections. Times in milliseconds; CPU in cores, of pocketfleet, the instance and the load.\n",
-        kit.table(["", "a second", "of the peak", "p50", "p99", "p99 from when it was sent", "CPU"],
-                  [["peak", f"{found['peak']:,.0f}", "1.00×", "", "", kit.ms(found["peak_p99"]), cores(found["peak_cpu"])],
-                   ["due", f"{found['offered']:,.0f}", kit.ratio(found["offered"], found["peak"]), "", "", "", ""],
-                   ["sent", f"{found['sent']:,.0f}", kit.ratio(found["sent"], found["peak"]), "", "", "", cores(found["over_cpu"])],
-                   ["served", f"{found['goodput']:,.0f}", f"{found['goodput_of_peak']:.2f}× ({low:.2f}–{high:.2f})",
-                    kit.ms(served["p50"]), kit.ms(served["p99"]), kit.ms(found["served_sent_p99"]), ""],
-                   ["refused", "", "", kit.ms(refused["p50"]), kit.ms(refused["p99"]), "", ""]]),
-        f"Answers: {shares}; never answered: {found['unanswered']:.0f}.\n",
+        f"medians of {found['rounds']} rounds. *Peak* is what 64 connections get that ask again at once; then twice as many "
+        f"are due a second, answered or not, over {found['connections']} connections: *served* counts what is answered with "
+        "200 before the load ends. Times in milliseconds from when a request was due; CPU in cores, of the proxy, the "
+        "instance and the load.\n",
+        kit.table(["through", "peak a second", "CPU at the peak", "sent", "served", "of the peak", "served p50", "served p99",
+                   "refused p50", "refused p99", "CPU"], rows),
+        f"Answers: {'. '.join(answers)}.\n",
     ]

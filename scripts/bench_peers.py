@@ -6,13 +6,15 @@ time: checking the token's signature and time, as pocketfleet does for every req
 nginx and Caddy of Debian have nothing that does.
 """
 
+import itertools
 import os
+import re
 
 import bench_kit as kit
 
 # Without the two lines about buffering, nginx would write bodies of a megabyte to files first.
 NGINX = """
-worker_processes 2; daemon off; pid {temp}/nginx.pid; error_log {temp}/nginx-error.log;
+worker_processes 2; daemon off; pid {temp}/nginx-{number}.pid; error_log {temp}/nginx-error.log;
 events {{ worker_connections 4096; }}
 http {{
   access_log off; keepalive_requests 1000000; tcp_nodelay on; client_max_body_size 16m;
@@ -79,12 +81,15 @@ CHECKING = "haproxy, checking the token"
 
 
 class Peer:
+    numbers = itertools.count()
+
     def __init__(self, bench, name, upstream, command, config, env=None, **values):
-        self.bench, self.name, self.log = bench, name, f"{name.split()[0]}.log"
+        self.bench, self.name, self.log = bench, name, f"{name.split()[0].strip(',')}.log"
         self.listen = f"127.0.0.1:{kit.free_port()}"
         # Caddy can tell the language of its configuration by the name of the file only.
-        file = bench.temp / f"{name.replace(' ', '-')}.conf"
-        file.write_text(config.format(temp=bench.temp, listen=self.listen, upstream=upstream, **values))
+        file = bench.temp / f"{re.sub(r'[^a-z]+', '-', name.lower())}.conf"
+        number = next(Peer.numbers)
+        file.write_text(config.format(temp=bench.temp, listen=self.listen, upstream=upstream, number=number, **values))
         self.process = bench.start([*command, file], self.log, env={**os.environ, **(env or {})})
 
     def ready(self, path, token):
@@ -100,9 +105,13 @@ class Peer:
         self.bench.stop(self.process)
 
 
+def nginx(bench, name, upstream):
+    return Peer(bench, name, upstream, [kit.which("nginx"), "-p", bench.temp, "-c"], NGINX)
+
+
 def start(bench, upstream, path, token, key):
     """Starts what there is; returns the peers by name. `key` is what tokens are signed with."""
-    peers = {"nginx": Peer(bench, "nginx", upstream, [kit.which("nginx"), "-p", bench.temp, "-c"], NGINX)}
+    peers = {"nginx": nginx(bench, "nginx", upstream)}
     if haproxy := kit.which("haproxy"):
         for name, check in (("haproxy", ""), (CHECKING, CHECK.format(key=key))):
             peers[name] = Peer(bench, name, upstream, [haproxy, "-db", "-q", "-f"], HAPROXY, check=check)

@@ -13,6 +13,7 @@ import bench_peers
 PLOT = "performance-warm.svg"
 CONNECTIONS = (1, 16, 64, 256)
 MEGABYTE = 1 << 20
+PLAIN = "nginx, PocketBase's own settings"
 # What the runs create has this title, and is removed after each.
 MARK = "made by the benchmark"
 SCRIPT = """
@@ -57,8 +58,15 @@ def warm(bench):
     kit.Client(fleet.address, token).call("GET", record)
     bare_process, bare, _ = bench.bare_until_answer(copy, record, bare_token)
     peers = bench_peers.start(bench, bare, record, bare_token, kit.signing_key(copy, tenant)[0])
+    # What somebody has who puts nginx in front of a PocketBase as it comes.
+    as_it_comes = bench.temp / "warm-as-it-comes"
+    shutil.copytree(copy, as_it_comes)
+    plain_process, plain, _ = bench.bare_until_answer(as_it_comes, record, bare_token, defaults=True)
+    peers[PLAIN] = bench_peers.nginx(bench, PLAIN, plain)
+    peers[PLAIN].ready(record, bare_token)
     targets = {"direct": (bare, bare_token, [])}
     targets |= {name: (peer.listen, bare_token, peer.pids) for name, peer in peers.items()}
+    folders = {"pocketfleet": fleet.data / "instances" / tenant / "pb_data", PLAIN: as_it_comes}
     targets["pocketfleet"] = (fleet.address, token, [fleet.process.pid])
     upload = kit.Upload({"title": MARK}, "attachments", MEGABYTE)
     note = b'{"title":"%s","body":"%s","tags":["a","b"]}' % (MARK.encode(), b"Lorem ipsum. " * 16)
@@ -69,7 +77,6 @@ def warm(bench):
         "create": (RECORDS, posting(bench, "create", note, "application/json")),
         "1 MB upload": (RECORDS, posting(bench, "upload", upload.bytes, upload.content_type)),
     }
-    instance = fleet.data / "instances" / tenant / "pb_data"
     rounds, seconds = (1, 1) if bench.quick else (5, 2)
     results = {}
     for name, (path, script) in requests.items():
@@ -82,7 +89,7 @@ def warm(bench):
             run = kit.wrk(address, path, its_token, connections, seconds, script)
             run["cpu_us"] = (kit.cpu_seconds(pids) - before) * 1e6 / max(run["requests"], 1)
             if script:
-                tidy(instance if target == "pocketfleet" else copy)
+                tidy(folders.get(target, copy))
             return run
 
         if not bench.quick:
@@ -97,6 +104,7 @@ def warm(bench):
     for peer in peers.values():
         peer.stop()
     bench.stop(bare_process)
+    bench.stop(plain_process)
     fleet.stop()
     return results
 
@@ -127,7 +135,8 @@ def warm_report(found):
                 faults.append(f"{name}, {target}: {errors}")
     text = ["### A warm request, proxied\n\nThe same PocketBase data direct, behind other proxies and behind pocketfleet; "
             "`wrk` with one thread on the same machine. *Of nginx* is the median of the rounds' own ratios, with the least "
-            "and the most; *p99 added* is p99 less that of direct, in the same round. CPU is the proxy's own, per request. "
+            "and the most. All but one stand before a PocketBase with the settings that pocketfleet gives an instance (log of "
+            "errors only, Go's collector at 200 %); *nginx, PocketBase's own settings* is before one with Go's own. *p99 added* is p99 less that of direct, in the same round. CPU is the proxy's own, per request. "
             "pocketfleet lets 64 requests work in one instance at once (`instances.max_in_flight`): at 256 connections the "
             "others wait in it, and behind the other proxies in PocketBase.\n",
             f"![Requests/s through each proxy, of those through nginx]({PLOT})\n",

@@ -51,6 +51,11 @@ impl Busy {
         Seen::Burning(lasts)
     }
 
+    /// Whether it was seen to leave most of a core alone, or not seen yet.
+    pub(crate) fn is_calm(&self) -> bool {
+        self.since.is_none()
+    }
+
     /// Whether the alarm is on.
     pub(crate) fn is_burning(&self) -> bool {
         self.is_told

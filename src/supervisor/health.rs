@@ -32,8 +32,11 @@ const MAX_ANSWER: usize = 16 * 1024;
 /// How long to wait before somebody is asked for whom there was no descriptor.
 const UNASKED_PAUSE: Duration = Duration::from_millis(200);
 
-/// An instance that nobody uses is asked at one look of so many: being asked takes it ten times what it uses by itself.
+/// An instance that nobody uses is asked at one look of so many at first, and ever more rarely: being asked takes it and us
+/// some four milliseconds, which is what it uses by itself in a minute.
 const IDLE: u32 = 6;
+/// The most looks between two questions.
+const RAREST: u32 = 90;
 
 /// Why a health check failed.
 #[derive(Debug, thiserror::Error)]
@@ -68,10 +71,11 @@ struct Data {
     real_ip: Option<IpAddr>,
 }
 
-/// Whether an instance that was healthy so far is asked at this look, `interval` after the last: one that is used at each,
-/// any other at one of several.
+/// Whether an instance that was healthy so far is looked at and asked, `interval` after the last time: one that is used each
+/// time, any other when half the time that it was not used has passed, but not before [`IDLE`] times and not after
+/// [`RAREST`].
 pub(crate) fn is_due(unused: Duration, asked_ago: Duration, interval: Duration) -> bool {
-    unused < interval || asked_ago >= interval * IDLE
+    unused < interval || asked_ago >= (unused / 2).clamp(interval * IDLE, interval * RAREST)
 }
 
 /// Asks `address` once, with a superuser's `Bearer` token; answers the client address that the instance saw.
@@ -162,6 +166,8 @@ mod tests {
         let of = |unused, asked_ago| is_due(second(unused), second(asked_ago), second(10));
         assert!(of(0, 10) && of(9, 10), "in use, and silent");
         assert!(!of(10, 10) && !of(300, 50));
-        assert!(of(10, 60) && of(300, 61));
+        assert!(of(10, 60) && of(120, 61));
+        assert!(!of(300, 149) && of(300, 150), "the longer, the more rarely");
+        assert!(!of(100_000, 899) && of(100_000, 900), "and never quite left alone");
     }
 }

@@ -62,8 +62,8 @@ pub(crate) struct Instance {
     misses: u32,
     busy: Busy,
     probe_at: Instant,
-    /// When it was last known to be healthy by being asked.
-    asked_at: Instant,
+    /// When its log, its CPU time and its health were last looked at.
+    looked_at: Instant,
     since: Instant,
     restarts: u64,
     last_log: Vec<String>,
@@ -116,7 +116,7 @@ impl Instance {
             misses: 0,
             busy: Busy::default(),
             probe_at: now,
-            asked_at: now,
+            looked_at: now,
             since: now,
             restarts: 0,
             last_log: Vec::new(),
@@ -249,7 +249,7 @@ impl Instance {
                     }
                     self.misses = 0;
                     self.probe_at = Instant::now() + self.probe_interval();
-                    self.asked_at = Instant::now();
+                    self.looked_at = Instant::now();
                 }
                 Action::Drain | Action::Bury => self.slot.close(),
                 Action::Start | Action::Terminate | Action::Rest => {}
@@ -451,15 +451,17 @@ impl Instance {
     /// Liveness of a running instance: a recent answer to a request is proof enough, else we ask.
     async fn probe(&mut self) {
         self.probe_at = Instant::now() + self.probe_interval();
+        let unused = if self.slot.in_flight() == 0 { self.slot.unused_for() } else { Duration::ZERO };
+        let is_calm = self.misses == 0 && self.busy.is_calm();
+        if is_calm && !health::is_due(unused, self.looked_at.elapsed(), self.fleet.config.probe_interval) {
+            return;
+        }
+        self.looked_at = Instant::now();
         self.rotate_log().await;
         self.look_at_cpu();
         let Some(occupied) = &self.occupied else { return };
         if self.slot.silent_for() < self.fleet.config.probe_interval {
             self.misses = 0;
-            return;
-        }
-        let unused = if self.slot.in_flight() == 0 { self.slot.unused_for() } else { Duration::ZERO };
-        if self.misses == 0 && !health::is_due(unused, self.asked_at.elapsed(), self.fleet.config.probe_interval) {
             return;
         }
         let token = occupied.running.proof();
@@ -472,7 +474,6 @@ impl Instance {
         match outcome {
             Ok(_) => {
                 self.misses = 0;
-                self.asked_at = Instant::now();
                 self.slot.heard();
             }
             Err(health::Error::Unasked(error)) => {

@@ -3,6 +3,7 @@
 //! ```text
 //! socket_load load HOST:PORT PATH PUBLISH_PATH BODY SOCKETS WINDOW RATE SECONDS [HEADER...]   fan-out; prints JSON
 //! socket_load idle HOST:PORT PATH SOCKETS [HEADER...]       opens sockets, prints "ready", holds them
+//! socket_load requests HOST:PORT PATH CONNECTIONS RATE SECONDS [HEADER...]   GETs, at times of their own; prints JSON
 //! socket_load axum HOST:PORT                                the server: GET /ws listens, POST /publish tells
 //! ```
 //!
@@ -10,6 +11,7 @@
 //! frames by their heads and looks at nothing else.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a measuring tool that cannot go on stops")]
 
+mod open;
 mod peer;
 
 use std::collections::VecDeque;
@@ -43,6 +45,17 @@ fn main() {
             while !held.is_empty() {
                 std::thread::park();
             }
+        }
+        ["requests", address, path, connections, rate, seconds, ref headers @ ..] => {
+            let head = headers.iter().map(|header| format!("{header}\r\n")).collect::<String>();
+            let plan = open::Plan {
+                address: address.parse().unwrap(),
+                connections: connections.parse().unwrap(),
+                rate: rate.parse().unwrap(),
+                time: Duration::from_secs_f64(seconds.parse().unwrap()),
+                request: format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n{head}\r\n").into_bytes(),
+            };
+            println!("{}", plan.run());
         }
         ["load", address, path, publish, body, sockets, window, rate, seconds, ref headers @ ..] => {
             let address = address.parse().unwrap();
