@@ -48,7 +48,7 @@ fn cost(calls: u32, mut call: impl FnMut()) -> f64 {
     for _ in 0..calls {
         call();
     }
-    ((cpu() - before).as_secs_f64() * 1e10 / f64::from(calls)).round() / 10.0
+    (cpu().saturating_sub(before).as_secs_f64() * 1e10 / f64::from(calls)).round() / 10.0
 }
 
 #[tokio::main(flavor = "current_thread")]
