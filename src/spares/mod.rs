@@ -198,8 +198,12 @@ impl Claim {
     /// An account was made with it: its tenant is registered, and its owner let into the instance.
     pub async fn made(mut self) {
         failpoint::hit("spare.account");
+        let begun = Instant::now();
         match self.spares.hand_over(&self.id).await {
-            Ok(()) => self.left_as = Some(State::Had),
+            Ok(()) => {
+                self.left_as = Some(State::Had);
+                tracing::debug!(tenant.id = %self.id, duration_us = begun.elapsed().as_micros(), "an account has a spare");
+            }
             Err(error) => tracing::error!(%error, user.id = %self.id, "a personal tenant cannot be registered"),
         }
     }

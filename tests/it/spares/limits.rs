@@ -1,5 +1,6 @@
 //! Clients before spares, and a template in which there can be none.
 
+use serde_json::Value;
 use serde_json::json;
 
 use super::count;
@@ -18,10 +19,12 @@ async fn clients_come_before_spares_and_an_evicted_one_is_still_good() {
     let ada = app.user("ada").await;
     ada.note("x").await;
     full(&app, 2).await;
-    let places = ["one", "two", "three"];
-    for place in places {
+    let mut places = Vec::new();
+    for place in ["one", "two", "three"] {
         let made = ada.post("/api/v1/tenants", json!({"name": place, "slug": place})).await;
         assert_eq!(made.status(), 201);
+        let made: Value = made.json().await.unwrap();
+        places.push(made["id"].as_str().unwrap().to_owned());
         assert_eq!(ada.get(&format!("/t/{place}/api/collections/notes/records")).await.status(), 200);
     }
     assert_eq!(app.tenant(&ada.id)["state"], "awake", "before anybody else, those that nobody has");
@@ -35,8 +38,8 @@ async fn clients_come_before_spares_and_an_evicted_one_is_still_good() {
     assert!(spares.contains(&bob.id));
     bob.note("mine").await;
     assert_eq!(app.tenant(&bob.id)["epoch"], 2);
-    for place in places {
-        app.put_to_sleep(app.tenant(place)["tenant"].as_str().unwrap());
+    for place in &places {
+        app.put_to_sleep(place);
     }
     app.put_to_sleep(&bob.id);
     eventually("a spare has room again", async || (count(&app, "awake") >= 1).then_some(())).await;
