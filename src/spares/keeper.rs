@@ -213,8 +213,13 @@ impl Spares {
         }
         let sleeping = {
             let known = self.known();
-            let wanted = known.iter().filter(|(_, state)| matches!(state, State::New(_) | State::Ready));
-            wanted.map(|(id, _)| id).find(|id| !parts.supervisor.is_awake(id)).cloned()
+            // One that is new may have come up after its start was given up on.
+            let waits = |(id, state): &(&TenantId, &State)| match state {
+                State::New(_) => true,
+                State::Ready => !parts.supervisor.is_awake(id),
+                _ => false,
+            };
+            known.iter().find(waits).map(|(id, _)| id.clone())
         };
         let id = match sleeping {
             Some(id) => id,
