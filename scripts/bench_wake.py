@@ -1,6 +1,7 @@
 """The scenarios `wake`, `register` and `burst` of scripts/bench: what a sleeping or new instance costs its first caller."""
 
 import concurrent.futures
+import os
 import random
 import shutil
 import sqlite3
@@ -8,6 +9,9 @@ import statistics
 import threading
 
 import bench_kit as kit
+
+# Instances that are made before anybody has them, in the second fleet of `register`.
+SPARES = 4
 
 
 RECORDS = "/api/collections/notes/records?perPage=1"
@@ -123,15 +127,29 @@ def register(bench):
     accounts_copy = fleet.copy_of("global", "register-accounts")
     fleet.start()
     accounts_process, accounts, _ = bench.bare_until_answer(accounts_copy, "/api/health", None)
+    pooled = kit.Fleet(bench, "register-spares")
+    os.environ["POCKETFLEET_INSTANCES__SPARES"] = str(SPARES)
+    pooled.start()
+    del os.environ["POCKETFLEET_INSTANCES__SPARES"]
+    is_full = lambda: pooled.command("status")["fleet"]["spares"].get("awake") == SPARES
 
     parts = {name: [] for name in ("register", "login", "create", "total", "bare accounts", "bare create", "bare total",
-                                   "without bcrypt")}
+                                   "without bcrypt", "spare register", "spare create")}
     path, note = "/api/collections/notes/records", {"title": "first"}
     for number in range(4 if bench.quick else 31):
         account = {"email": f"r{number}-{random.getrandbits(48):x}@example.com", "password": kit.PASSWORD}
         found = {}
-        for contestant in kit.shuffled(("pocketfleet", "bare")):
-            if contestant == "pocketfleet":
+        for contestant in kit.shuffled(("pocketfleet", "spares", "bare")):
+            if contestant == "spares":
+                kit.eventually("the pool is full", is_full, pause=0.05)
+                client = kit.Client(pooled.address)
+                _, found["spare register"] = client.call("POST", "/auth/register", {**account, "name": "r"}, (201,))
+                signed_in, _ = client.call("POST", "/auth/login", account)
+                client.headers = {"Authorization": signed_in["token"]}
+                _, found["spare create"] = client.call("POST", path, note)
+                client.close()
+                pooled.sleep(signed_in["record"]["id"])
+            elif contestant == "pocketfleet":
                 client = kit.Client(fleet.address)
                 _, found["register"] = client.call("POST", "/auth/register", {**account, "name": "r"}, (201,))
                 signed_in, found["login"] = client.call("POST", "/auth/login", account)
@@ -159,6 +177,7 @@ def register(bench):
             for name, value in found.items():
                 parts[name].append(value)
     bench.stop(accounts_process)
+    pooled.stop()
     fleet.stop()
     return {name: kit.spread(values) for name, values in parts.items()}
 
@@ -171,6 +190,8 @@ def register_report(found):
             f"a template, spawns and creates. Apart from accounts, pocketfleet takes {apart} of the bare side.\n",
             kit.table(["", "p50", "p99"],
                    [row("register", "register"), row("log in", "login"), row("create the first note", "create"),
+                    row(f"register, with {SPARES} spares", "spare register"),
+                    row(f"create the first note, with {SPARES} spares", "spare create"),
                     row("**pocketfleet, in all**", "total"), row("bare: sign up and in", "bare accounts"),
                     row("bare: copy, spawn, create", "bare create"), row("**bare, in all**", "bare total"),
                     row("pocketfleet less bare accounts", "without bcrypt")])]

@@ -246,6 +246,7 @@ impl Config {
         positive("server.max_connections_per_ip", s.max_connections_per_ip as u64)?;
 
         at_most("instances.max_in_flight", i.max_in_flight as u64, 1 << 20)?;
+        at_most("instances.spares", i.spares as u64, 1_000)?;
         at_most("instances.max_awake", i.max_awake as u64, 1 << 20)?;
         at_most("instances.max_starting", i.max_starting as u64, 1 << 10)?;
         at_most("instances.gc_percent", u64::from(i.gc_percent), 1_000)?;

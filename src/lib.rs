@@ -25,6 +25,8 @@ pub mod webhooks;
 pub mod supervisor;
 pub mod tenancy;
 
+pub mod spares;
+
 pub mod auth;
 pub mod events;
 pub mod realtime;

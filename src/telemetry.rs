@@ -224,6 +224,8 @@ pub struct Metrics {
     pub network_lost: Gauge,
     /// Instances by state, set when scraped.
     pub instances: Family<StateLabels, Gauge>,
+    /// Instances that nobody has yet, by state, set when scraped. None of them is in `instances` or `tenants`.
+    pub spares: Family<StateLabels, Gauge>,
     /// Requests waiting for an instance.
     pub waiting: Gauge,
     /// Age of the oldest of them in seconds, set when scraped.
@@ -299,6 +301,7 @@ impl Metrics {
             network_repaired: Counter::default(),
             network_lost: Gauge::default(),
             instances: Family::default(),
+            spares: Family::default(),
             waiting: Gauge::default(),
             oldest_waiter: Gauge::default(),
             connections: Gauge::default(),
@@ -346,6 +349,7 @@ impl Metrics {
         r.register("network_repaired", "Rules of level 3 put back after a change", self.network_repaired.clone());
         r.register("network_lost", "1 while the rules of level 3 are not in force", self.network_lost.clone());
         r.register("instances", "Instances by state", self.instances.clone());
+        r.register("spares", "Instances that nobody has yet, by state", self.spares.clone());
         r.register("waiting", "Requests waiting for an instance", self.waiting.clone());
         r.register("oldest_waiter_seconds", "Age of the oldest waiting request", self.oldest_waiter.clone());
         r.register("connections", "Open client connections", self.connections.clone());

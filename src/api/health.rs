@@ -275,6 +275,7 @@ mod tests {
         FleetStatus {
             registered: 2,
             states: BTreeMap::new(),
+            spares: BTreeMap::new(),
             waiting: 0,
             oldest_waiter_ms: 0,
             starts: 0,

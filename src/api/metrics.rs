@@ -46,6 +46,8 @@ fn mirror(metrics: &Metrics, fleet: &FleetStatus) {
     for state in STATES {
         let count = fleet.states.get(state).copied().unwrap_or_default();
         metrics.instances.get_or_create(&StateLabels { state }).set(gauge(count));
+        let spares = fleet.spares.get(state).copied().unwrap_or_default();
+        metrics.spares.get_or_create(&StateLabels { state }).set(gauge(spares));
     }
     metrics.tenants.set(gauge(fleet.registered));
     #[expect(clippy::cast_precision_loss, reason = "an age in milliseconds, shown in seconds")]
@@ -69,6 +71,7 @@ mod tests {
         let mut fleet = FleetStatus {
             registered: 3,
             states: BTreeMap::from([("awake".to_owned(), 2)]),
+            spares: BTreeMap::from([("awake".to_owned(), 4)]),
             waiting: 0,
             oldest_waiter_ms: 1500,
             starts: 0,
@@ -82,6 +85,7 @@ mod tests {
         mirror(&metrics, &fleet);
         let text = metrics.render().unwrap();
         assert!(text.contains("pocketfleet_instances{state=\"awake\"} 2"), "{text}");
+        assert!(text.contains("pocketfleet_spares{state=\"awake\"} 4"), "{text}");
         assert!(text.contains("pocketfleet_oldest_waiter_seconds 1.5"), "{text}");
         fleet.states.clear();
         mirror(&metrics, &fleet);

@@ -7,6 +7,7 @@
 mod delivery;
 mod isolation;
 mod meetings;
+mod pool;
 mod process;
 pub mod services;
 
@@ -60,6 +61,8 @@ use crate::records::Settle;
 use crate::reload::Handover;
 use crate::reload::Reloads;
 use crate::shutdown::Shutdown;
+use crate::spares::Spares;
+use crate::store;
 use crate::store::Store;
 use crate::store::invitations::Invitations;
 use crate::store::members::Members;
@@ -144,6 +147,7 @@ struct Running {
     supervisor: Supervisor,
     database: Arc<ControlDatabase>,
     accounts: Accounts,
+    spares: Spares,
     gateway: Gateway,
     state: AppState,
 }
@@ -165,25 +169,27 @@ async fn run(
         // stopped, which have to be adopted first.
         () = signals.stop(), if is_first => return Ok(End::Stopped),
     };
-    let Running { shutdown, supervisor, database, accounts, gateway, state } = running;
+    let Running { shutdown, supervisor, database, accounts, spares, gateway, state } = running;
     let events = state.services.events.clone();
     let socket =
         ControlSocket::bind(&control_socket::path_in(&folders.root)).await.context("bind the control socket")?;
     supervisor.adopt().await;
+    spares.settle().await;
     state.services.records.begin();
     let queue = state.services.queue.clone();
     queue.start().await.context("start the queue")?;
     let mut front = tokio::spawn(gateway.run(listener, shutdown.clone()));
-    let lifecycle = state.lifecycle.clone();
+    let (lifecycle, quotas) = (state.lifecycle.clone(), state.quotas.clone());
     let (audit, vault_made) = (state.services.audit.clone(), state.services.vault.made().map(Path::to_owned));
     let control = tokio::spawn(socket.serve(api::control::router(state), shutdown.clone()));
     supervisor.wake_pinned();
-    if let Err(error) = note_address(&folders.at("run"), listen) {
+    if let Err(error) = process::note_address(&folders.at("run"), listen) {
         tracing::warn!(%error, "note the address in run/address");
     }
     say_listening(handover, folders, listen, begun);
     shutdown.spawn(lifecycle.run(shutdown.clone()));
     shutdown.spawn(accounts.clone().configure(shutdown.clone()));
+    pool::run(spares, quotas, &shutdown);
     shutdown.spawn(first_admin(config.auth.clone(), accounts, supervisor.clone()));
     if is_first {
         welcome(&config, folders, listen, vault_made.as_deref());
@@ -264,6 +270,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
     let binaries = find_pocketbase(config, folders).await?;
     let tenants = Tenants::open(Arc::clone(&store)).await?;
     let uids = Uids::open(Arc::clone(&store)).await?;
+    let kept_ids = store::spares::Spares::open(Arc::clone(&store)).await?;
     let isolation = isolation::reach(config, &folders.root, &binaries, &uids)?;
     let templates = bake(config, folders, &binaries, &isolation).await?;
     let incarnation = incarnation();
@@ -272,7 +279,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
     let sessions = Sessions::open(Arc::clone(&store)).await?;
     tenants.create_or_find(global_tenant()).await?;
 
-    let global_db = folders.at("instances").join("global").join("pb_data").join("data.db");
+    let global_db = pool::accounts_in(&folders.root);
     let tenancy = open_tenancy(config, &store, &tenants).await?;
     let (rostered, accounts_db) = (tenancy.clone(), global_db.clone());
     let rosters = Rosters(Arc::new(move |tenant| roster(&rostered, &accounts_db, tenant)));
@@ -293,6 +300,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
         upgrade: config.pocketbase.upgrade,
         public_url: config.public_url(listen),
         isolation,
+        spares: kept_ids.clone(),
         network_check: config.isolation.network_check,
         uids,
         global_outbound: accounts::config::outbound_ports(&config.mail, &config.accounts),
@@ -300,6 +308,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
     });
     let (verifier, keeper) = Verifier::new(&config.auth, global_db, sessions.clone());
     shutdown.spawn(keeper.run(shutdown.clone()));
+    let spares = pool::open(config, (&folders.root, listen), kept_ids, &supervisor, &tenancy);
     let accounts = Accounts::new(
         &config.auth,
         accounts::Parts {
@@ -307,6 +316,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
             verifier: verifier.clone(),
             sessions: sessions.clone(),
             tenancy: tenancy.clone(),
+            spares: spares.clone(),
             metrics: Arc::clone(&metrics),
             shutdown: shutdown.clone(),
             operator: operator(config, listen),
@@ -376,7 +386,7 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
         slow_request: config.log.slow_request,
     };
     let gateway = Gateway::new(parts, router);
-    Ok(Running { shutdown, supervisor, database, accounts, gateway, state })
+    Ok(Running { shutdown, supervisor, database, accounts, spares, gateway, state })
 }
 
 fn operator(config: &Config, listen: SocketAddr) -> accounts::Operator {
@@ -522,13 +532,6 @@ fn roster(tenancy: &Tenancy, accounts: &Path, tenant: &Tenant) -> Access {
     let role = |account: &Owner| roles.get(&account.id).filter(|_| is_shared).map_or("", |role| role.as_str());
     let rows = found.into_iter().map(|account| Row { member_role: role(&account), account }).collect();
     Access::Roster(Roster { rows, is_shared })
-}
-
-/// Whole or not at all: scripts wait for this file.
-fn note_address(folder: &Path, listen: SocketAddr) -> std::io::Result<()> {
-    let fresh = folder.join("address.new");
-    std::fs::write(&fresh, listen.to_string())?;
-    std::fs::rename(fresh, folder.join("address"))
 }
 
 fn incarnation() -> String {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::net::TcpListener;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -247,4 +248,11 @@ impl Signals {
         let heard = runtime.block_on(async { tokio::time::timeout(Duration::from_millis(1), self.stop()).await });
         if heard.is_ok() { reload::stop_later().context("keep a wish to stop") } else { Ok(()) }
     }
+}
+
+/// Whole or not at all: scripts wait for this file.
+pub(super) fn note_address(folder: &Path, listen: SocketAddr) -> std::io::Result<()> {
+    let fresh = folder.join("address.new");
+    std::fs::write(&fresh, listen.to_string())?;
+    std::fs::rename(fresh, folder.join("address"))
 }

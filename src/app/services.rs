@@ -332,7 +332,7 @@ pub fn quotas(
         metrics,
     });
     let limits = quotas.clone();
-    supervisor.limit_memory(Memory(Arc::new(move |id| limits.memory(id))));
+    supervisor.limit_memory(Memory(Arc::new(move |tenant| limits.memory(tenant))));
     (quotas, sweep)
 }
 

@@ -193,7 +193,8 @@ impl Directory {
         })
     }
 
-    /// The stored settings of the global instance and the options of its `users` collection, as JSON.
+    /// The stored settings of the global instance, and the options of its `users` collection with the rule for new
+    /// accounts, as JSON.
     pub(super) fn configuration(&self) -> Result<(Value, Value), Error> {
         self.read(|open, _| {
             let one = |sql: &str| -> Result<Value, Unreadable> {
@@ -201,7 +202,8 @@ impl Directory {
                 Ok(serde_json::from_str(&text).unwrap_or_default())
             };
             let settings = one("SELECT CAST(value AS TEXT) FROM _params WHERE id = 'settings'")?;
-            let users = one("SELECT CAST(options AS TEXT) FROM _collections WHERE name = 'users' AND type = 'auth'")?;
+            let users = one("SELECT json_set(CAST(options AS TEXT), '$.createRule', createRule) \
+                 FROM _collections WHERE name = 'users' AND type = 'auth'")?;
             Ok((settings, users))
         })
     }

@@ -303,7 +303,8 @@ impl Verifier {
         self.recognise(token, now).map(|(principal, _)| principal.key)
     }
 
-    /// The stored settings of the global instance and the options of its `users` collection.
+    /// The stored settings of the global instance and the options of its `users` collection with the rule for
+    /// new accounts.
     fn configuration(&self) -> Result<(Value, Value), Error> {
         self.directory.configuration()
     }

@@ -269,6 +269,10 @@ async fn status(control: &Control, output: Output) -> anyhow::Result<ExitCode> {
     for (state, count) in status["fleet"]["states"].as_object().into_iter().flatten() {
         rows.push([format!("  {state}"), count.to_string()]);
     }
+    // Nobody has those yet.
+    for (state, count) in status["fleet"]["spares"].as_object().into_iter().flatten() {
+        rows.push([format!("spares, {state}"), count.to_string()]);
+    }
     for (name, pointer) in [("waiting", "/fleet/waiting"), ("starts", "/fleet/starts"), ("failures", "/fleet/restarts")]
     {
         rows.push([name.to_owned(), number(pointer).to_string()]);

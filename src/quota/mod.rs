@@ -379,9 +379,8 @@ impl Quotas {
     }
 
     /// Bytes that the process of a tenant may have, for whoever starts it; none: as the configuration says.
-    pub fn memory(&self, id: &TenantId) -> Option<u64> {
-        let tenant = self.inner.parts.tenants.find(id)?;
-        self.limits(&tenant).memory.filter(|bytes| *bytes > 0)
+    pub fn memory(&self, tenant: &Tenant) -> Option<u64> {
+        self.limits(tenant).memory.filter(|bytes| *bytes > 0)
     }
 
     /// Whether the disk is down to its reserve.

@@ -5,7 +5,7 @@
 //! once. Each has an embedded form here: one `SQLite` file, in-process queues, a folder. Typed records with live
 //! views stand on top: [`tenants`], [`members`], [`invitations`], [`slugs`], [`placements`], [`sessions`],
 //! [`versions`], [`secrets`], [`vault_keys`], [`api_keys`], [`hooks`], [`inbox`],
-//! [`uids`].
+//! [`uids`], [`spares`].
 //!
 //! Invariants:
 //! - A write is on disk before its call returns, and its revision is larger than that of every write before it.
@@ -38,6 +38,7 @@ pub mod placements;
 pub mod secrets;
 pub mod sessions;
 pub mod slugs;
+pub mod spares;
 pub mod sqlite;
 mod table;
 pub mod tenants;

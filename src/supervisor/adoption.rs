@@ -143,7 +143,7 @@ async fn take_over(
     process: Process,
 ) -> Result<(), String> {
     let checked = async {
-        let tenant = fleet.tenants.find(&placement.tenant).ok_or("its tenant is not registered")?;
+        let tenant = fleet.find(&placement.tenant).ok_or("its tenant is not registered")?;
         if tenant.suspended {
             return Err("its tenant is suspended".to_owned());
         }

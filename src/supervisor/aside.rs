@@ -27,6 +27,7 @@ use super::slot::Command;
 use super::usage;
 use super::usage::Usage;
 use crate::ids::TenantId;
+use crate::store::spares::Spare;
 
 /// Folders that one look reports, at most.
 const MOST_ORPHANS: usize = 1_000;
@@ -209,7 +210,10 @@ impl Supervisor {
         for id in names {
             let known = match TenantId::parse(&id) {
                 // A record that cannot be read is a record.
-                Ok(tenant) => !self.fleet.tenants.is_absent(&tenant).await.unwrap_or(false),
+                Ok(tenant) => {
+                    !self.fleet.tenants.is_absent(&tenant).await.unwrap_or(false)
+                        || !self.fleet.spares.is_absent(&tenant).await.unwrap_or(false)
+                }
                 Err(_) => false,
             };
             if !known {
@@ -217,10 +221,11 @@ impl Supervisor {
             }
         }
         let deleted = self.fleet.tenants.deleted();
-        let expected: Vec<String> = deleted
+        let mut expected: Vec<String> = deleted
             .iter()
             .filter_map(|tenant| tenant.deleted.as_ref().map(|deletion| deletion.folder(&tenant.id)))
             .collect();
+        expected.extend(self.fleet.spares.all().iter().map(|spare| Spare::folder(&spare.id)));
         let strays = aside.into_iter().filter(|name| !expected.contains(name));
         found.extend(strays.map(|id| Orphan { id, kind: OrphanKind::Aside }));
         found.extend(self.records_without_folder().await);

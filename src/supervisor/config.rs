@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::ids::TenantId;
 use crate::pocketbase::roster::Roster;
 use crate::store::tenants::Tenant;
 
@@ -19,6 +18,7 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
     pub max_awake: usize,
+    pub spares: usize,
     pub max_starting: usize,
     #[serde(with = "humantime_serde")]
     pub wake_timeout: Duration,
@@ -164,7 +164,7 @@ pub struct Layout {
 pub struct Memory(pub Arc<MemoryOf>);
 
 /// How many bytes of data a tenant's process may have.
-pub type MemoryOf = dyn Fn(&TenantId) -> Option<u64> + Send + Sync;
+pub type MemoryOf = dyn Fn(&Tenant) -> Option<u64> + Send + Sync;
 
 impl fmt::Debug for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::ids::TenantId;
 use crate::store::placements::Placements;
+use crate::store::spares::Spares;
 use crate::store::tenants::Tenant;
 use crate::store::tenants::Tenants;
 use crate::store::uids::Uids;
@@ -65,6 +66,7 @@ pub(crate) struct Fleet {
     pub(crate) binaries: Binaries,
     pub(crate) templates: Templates,
     pub(crate) tenants: Tenants,
+    pub(crate) spares: Spares,
     pub(crate) placements: Placements,
     pub(crate) rosters: Rosters,
     pub(crate) versions: Versions,
@@ -132,6 +134,7 @@ impl Fleet {
             binaries: parts.binaries,
             templates: parts.templates,
             tenants: parts.tenants,
+            spares: parts.spares,
             placements: parts.placements,
             rosters: parts.rosters,
             versions: parts.versions,
@@ -170,7 +173,7 @@ impl Fleet {
 
     /// Bytes of data that the process of a tenant may have.
     pub(crate) fn data_bytes(&self, tenant: &TenantId) -> u64 {
-        let own = self.memory.get().and_then(|memory| (memory.0)(tenant));
+        let own = self.memory.get().and_then(|memory| (memory.0)(&*self.find(tenant)?));
         own.unwrap_or(self.config.data_bytes)
     }
 
@@ -205,10 +208,14 @@ impl Fleet {
         if tenant.is_global() {
             return Ok(Admission(None));
         }
+        if self.is_spare(tenant) {
+            // Nobody goes for it, and the last places are for clients.
+            return self.try_admit(self.places_of_spares()).ok_or(Error::Capacity);
+        }
         // A little less than the clients wait, so that they learn the reason.
         let deadline = Instant::now() + self.config.wake_timeout.mul_f64(0.9);
         loop {
-            if let Some(admission) = self.try_admit() {
+            if let Some(admission) = self.try_admit(self.config.max_awake) {
                 return Ok(admission);
             }
             let freed = self.room.notified();
@@ -239,11 +246,15 @@ impl Fleet {
         Admission(Some(Arc::clone(self)))
     }
 
-    fn try_admit(self: &Arc<Self>) -> Option<Admission> {
-        let max = self.config.max_awake;
+    fn try_admit(self: &Arc<Self>, max: usize) -> Option<Admission> {
         let more = |awake| (awake < max).then_some(awake + 1);
         self.awake.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok()?;
         Some(Admission(Some(Arc::clone(self))))
+    }
+
+    /// How many processes run that count under the cap.
+    pub(crate) fn awake(&self) -> usize {
+        self.awake.load(Ordering::SeqCst)
     }
 
     fn least_recently_used(&self) -> Option<Arc<Slot>> {
@@ -253,7 +264,8 @@ impl Fleet {
             // One that was opened a moment ago still has its waiters, who must not find it gone again.
             .filter(|slot| slot.in_flight() == 0 && slot.waiting.load(Ordering::SeqCst) == 0)
             .filter(|slot| self.tenants.find(&slot.tenant).is_none_or(|tenant| !tenant.pinned))
-            .max_by_key(|slot| slot.unused_for())
+            // Nobody misses a spare.
+            .max_by_key(|slot| (self.is_spare(&slot.tenant), slot.unused_for()))
             .map(|slot| Arc::clone(&slot))
     }
 

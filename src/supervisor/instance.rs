@@ -436,7 +436,7 @@ impl Instance {
     }
 
     fn may_sleep(&self) -> bool {
-        !self.is_kept_awake() && self.slot.in_flight() == 0
+        !self.is_kept_awake() && !self.fleet.is_spare(&self.slot.tenant) && self.slot.in_flight() == 0
     }
 
     fn is_kept_awake(&self) -> bool {

@@ -106,7 +106,7 @@ pub(crate) async fn launch(
     slot: &Arc<Slot>,
     stop: &CancellationToken,
 ) -> Result<Launched, Failure> {
-    let tenant = fleet.tenants.find(&slot.tenant).ok_or_else(|| outside("the tenant is not registered"))?;
+    let tenant = fleet.find(&slot.tenant).ok_or_else(|| outside("the tenant is not registered"))?;
     if tenant.suspended || tenant.deleted.is_some() {
         return Err(Failure::Suspended);
     }

@@ -30,6 +30,7 @@ use crate::pocketbase::copy::Served;
 use crate::pocketbase::database;
 use crate::pocketbase::visitors;
 use crate::store::placements::Placements;
+use crate::store::spares::Spares;
 use crate::store::tenants::Tenant;
 use crate::store::tenants::Tenants;
 use crate::store::uids::Uids;
@@ -76,6 +77,7 @@ pub mod rollout;
 mod roster;
 mod slot;
 mod snapshot;
+mod spares;
 mod standby;
 pub mod starts;
 pub mod state;
@@ -144,6 +146,8 @@ pub struct Parts {
     pub isolation: jail::Isolation,
     /// How often the rules of level 3 are looked at.
     pub network_check: Duration,
+    /// The instances that nobody has yet.
+    pub spares: Spares,
     /// The users of tenants.
     pub uids: Uids,
     /// Ports that the global instance connects to: the mail server's, the sign-in services'.
@@ -352,7 +356,7 @@ impl Supervisor {
         let mut troubled = Vec::new();
         let (mut remembered, mut burning) = (0, 0);
         for slot in &self.fleet.registry {
-            if slot.tenant.is_global() {
+            if slot.tenant.is_global() || self.fleet.is_spare(&slot.tenant) {
                 continue;
             }
             remembered += 1;
@@ -370,6 +374,7 @@ impl Supervisor {
         status::FleetStatus {
             registered,
             states,
+            spares: self.fleet.spares_by_state(),
             waiting,
             oldest_waiter_ms: u64::try_from(oldest.as_millis()).unwrap_or(u64::MAX),
             starts: self.fleet.metrics.starts.get(),

@@ -45,7 +45,7 @@ const TOUCH_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The row that a new personal instance is made with. The rows of a workspace follow at its first start.
 pub(super) fn owner(fleet: &Fleet, tenant: &Tenant) -> Result<Option<Owner>, &'static str> {
-    if tenant.id.is_global() {
+    if tenant.id.is_global() || fleet.is_spare(&tenant.id) {
         return Ok(None);
     }
     match (fleet.rosters.0)(tenant) {

@@ -54,6 +54,8 @@ pub struct FleetStatus {
     pub registered: usize,
     /// How many are in each state.
     pub states: BTreeMap<String, usize>,
+    /// Instances that nobody has yet, by state; none of them is a tenant.
+    pub spares: BTreeMap<String, usize>,
     /// Requests waiting for an instance.
     pub waiting: usize,
     /// How long the oldest of them waits, in milliseconds.

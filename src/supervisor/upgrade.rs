@@ -254,7 +254,11 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// Brings the record of an instance's version up to date, behind the back of whoever waits for the instance.
-fn note(fleet: &Arc<Fleet>, tenant: &Arc<Tenant>, hash: String) {
+pub(crate) fn note(fleet: &Arc<Fleet>, tenant: &Arc<Tenant>, hash: String) {
+    // It is replaced and not upgraded, so nobody counts it.
+    if fleet.is_spare(&tenant.id) {
+        return;
+    }
     let today = fleet.templates.golden(&tenant.template).map(|golden| golden.hash.clone()).unwrap_or_default();
     let record = fleet.versions.find(&tenant.id);
     let keep = record.as_ref().and_then(|record| record.failed.as_ref()).is_some_and(|failed| failed.hash == today);

@@ -50,6 +50,7 @@ mod sdk_accounts;
 mod sdk_tenants;
 mod seed_samples;
 mod slow_clients;
+mod spares;
 mod startup;
 mod store;
 mod store_records;

@@ -85,6 +85,7 @@ pub(crate) async fn state() -> (AppState, TempDir) {
         older: Vec::new(),
         isolation: Isolation::none(),
     };
+    let kept_ids = pocketfleet::store::spares::Spares::open(Arc::clone(&store)).await.unwrap();
     let supervisor = Supervisor::new(Parts {
         config: config.instances.clone(),
         layout: Layout {
@@ -105,6 +106,7 @@ pub(crate) async fn state() -> (AppState, TempDir) {
         upgrade: config.pocketbase.upgrade,
         public_url: String::new(),
         isolation: Isolation::none(),
+        spares: kept_ids.clone(),
         network_check: config.isolation.network_check,
         uids: Uids::open(Arc::clone(&store)).await.unwrap(),
         global_outbound: Vec::new(),
@@ -120,11 +122,20 @@ pub(crate) async fn state() -> (AppState, TempDir) {
         can_verify: false,
     });
     let (verifier, _) = Verifier::new(&config.auth, at("data.db"), sessions.clone());
+    let spares = pocketfleet::spares::Spares::new(pocketfleet::spares::Parts {
+        number: 0,
+        url: String::new(),
+        records: kept_ids,
+        supervisor: supervisor.clone(),
+        tenancy: tenancy.clone(),
+        accounts: Arc::new(|_| None),
+    });
     let parts = accounts::Parts {
         supervisor: supervisor.clone(),
         verifier: verifier.clone(),
         sessions: sessions.clone(),
         tenancy: tenancy.clone(),
+        spares,
         metrics: Arc::clone(&metrics),
         shutdown: shutdown.clone(),
         operator: accounts::Operator {

@@ -26,6 +26,7 @@ use super::config::Mail;
 use super::config::Provider;
 use super::config::Settings;
 use super::config::Tls;
+use super::reserved;
 use super::upstream::Call;
 use super::upstream::USERS;
 use crate::ids::TenantId;
@@ -113,7 +114,8 @@ impl Accounts {
         let (settings, users) = self.shared.verifier.configuration()?;
         let operator = &self.shared.operator;
         let mut applied = Applied::default();
-        for Part { name, path, mut wanted } in operator.parts(&users) {
+        let reserved = reserved_ids(&users, self.shared.spares.key());
+        for Part { name, path, mut wanted } in operator.parts(&users).into_iter().chain(reserved) {
             let stored = if path == SETTINGS { &settings } else { &users };
             while !holds(stored, &wanted) {
                 let answer = self.shared.upstream.call(Call::superuser_at(Method::PATCH, path).json(&wanted)).await?;
@@ -131,6 +133,9 @@ impl Accounts {
                 break;
             }
         }
+        if applied.failure.is_none() {
+            self.open_spares()?;
+        }
         if applied.failure.is_none() && operator.accounts.require_verified && has_own_rule(&users) {
             tracing::warn!(
                 "accounts.require_verified has no effect: the template of the global instance has a rule of its own \
@@ -139,6 +144,36 @@ impl Accounts {
         }
         Ok(applied)
     }
+
+    /// Lets spares be given away, if the rule for new accounts takes their ids now.
+    fn open_spares(&self) -> Result<(), Error> {
+        let Some(key) = self.shared.spares.key() else { return Ok(()) };
+        let (_, users) = self.shared.verifier.configuration()?;
+        let stored = create_rule(&users);
+        if stored
+            .and_then(|stored| reserved::rule(stored, Some(key)))
+            .as_deref()
+            .is_some_and(|rule| Some(rule) == stored)
+        {
+            self.shared.spares.open();
+        } else {
+            tracing::warn!(
+                "instances.spares has no effect: the template of the global instance has a rule of its own for new \
+                 accounts (createRule), in which `@request.body.id:isset = false` has to stand once"
+            );
+        }
+        Ok(())
+    }
+}
+
+fn create_rule(users: &Value) -> Option<&str> {
+    users.get("createRule").and_then(Value::as_str)
+}
+
+/// The rule for new accounts with ids of ours, or as it was without them.
+fn reserved_ids(users: &Value, key: Option<&str>) -> Option<Part> {
+    let rule = reserved::rule(create_rule(users)?, key)?;
+    Some(Part { name: "spares", path: USERS, wanted: json!({ "createRule": rule }) })
 }
 
 /// Whether the template says for itself who may sign in, and not that addresses are to be verified.

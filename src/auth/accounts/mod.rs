@@ -22,6 +22,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use crate::shutdown::Shutdown;
+use crate::spares::Spares;
 use crate::store::sessions::Sessions;
 use crate::supervisor::Supervisor;
 use crate::telemetry::Metrics;
@@ -40,6 +41,7 @@ mod factors;
 mod forms;
 mod mail;
 mod records;
+mod reserved;
 mod sessions;
 mod sign_in;
 mod upstream;
@@ -153,6 +155,8 @@ pub struct Parts {
     pub sessions: Sessions,
     /// Makes personal tenants.
     pub tenancy: Tenancy,
+    /// Has instances for new accounts.
+    pub spares: Spares,
     /// Counts refusals.
     pub metrics: Arc<Metrics>,
     /// Waits for password work that is under way.
@@ -177,6 +181,7 @@ struct Shared {
     verifier: Verifier,
     sessions: Sessions,
     tenancy: Tenancy,
+    spares: Spares,
     shutdown: Shutdown,
     /// Where password work runs to its end: the runtime that called us may be a gateway worker's, which ends first.
     runtime: Handle,
@@ -186,7 +191,7 @@ struct Shared {
 impl Accounts {
     /// The accounts of the global instance, under the limits of the configuration.
     pub fn new(config: &Config, parts: Parts) -> Result<Self, Error> {
-        let Parts { supervisor, verifier, sessions, tenancy, metrics, shutdown, operator } = parts;
+        let Parts { supervisor, verifier, sessions, tenancy, spares, metrics, shutdown, operator } = parts;
         Ok(Self {
             shared: Arc::new(Shared {
                 upstream: Upstream::new(supervisor.clone())?,
@@ -197,6 +202,7 @@ impl Accounts {
                 verifier,
                 sessions,
                 tenancy,
+                spares,
                 shutdown,
                 runtime: Handle::current(),
                 refresh_grace: config.refresh_grace,

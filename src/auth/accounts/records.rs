@@ -14,18 +14,24 @@ use super::Client;
 use super::Error;
 use super::Registration;
 use super::forms;
+use super::reserved;
+use super::reserved::Outcome;
 use super::upstream::Call;
 use crate::auth::Principal;
 use crate::auth::gate::AccountKey;
 use crate::auth::gate::Permit;
 use crate::ids::UserId;
+use crate::spares::Claim;
+
+/// What our own form is sent as.
+const JSON: &str = "application/json";
 
 impl Accounts {
     /// Registers an account from our own form and returns its record. The account has its personal tenant.
     pub async fn register(&self, fields: Registration, client: &Client) -> Result<Value, Error> {
         forms::check_registration(&fields)?;
-        let call = Call::user(Method::POST, "/records", client).json(&forms::registration_body(&fields));
-        let answer = self.create(call, client).await?;
+        let body = Bytes::from(forms::registration_body(&fields).to_string());
+        let answer = self.create(SignUp { content_type: Some(JSON.to_owned()), body, query: None }, client).await?;
         match answer.status {
             200 => answer.json().ok_or(Error::Unexpected),
             _ => Err(forms::creation_error(answer)),
@@ -40,8 +46,8 @@ impl Accounts {
         query: Option<&str>,
         client: &Client,
     ) -> Result<Answer, Error> {
-        let call = Call::user(Method::POST, "/records", client).query_with_fields(query, "id").raw(content_type, body);
-        self.create(call, client).await
+        let (content_type, query) = (content_type.map(str::to_owned), query.map(str::to_owned));
+        self.create(SignUp { content_type, body, query }, client).await
     }
 
     /// The ways of signing in, as `PocketBase` lists them.
@@ -101,22 +107,65 @@ impl Accounts {
     }
 
     /// Creates an account under the limits of registration and gives it its tenant.
-    async fn create(&self, call: Call, client: &Client) -> Result<Answer, Error> {
+    async fn create(&self, sign_up: SignUp, client: &Client) -> Result<Answer, Error> {
         self.shared.gate.registration(client.ip, Instant::now())?;
         let permit = self.shared.gate.permit().await?;
+        let client = client.clone();
         self.to_its_end(|accounts| async move {
             let begun = OffsetDateTime::now_utc();
-            let answer = accounts.write(call, permit).await?;
-            match created(&answer) {
-                Some(user) if accounts.inherits(&user, begun) => accounts.undo(&user).await,
-                Some(user) => {
+            let (answer, claim) = match accounts.create_reserved(&sign_up, &client).await {
+                Some(made) => made?,
+                None => (accounts.write(sign_up.call(&client), permit).await?, None),
+            };
+            match (created(&answer), claim) {
+                (Some(user), _) if accounts.inherits(&user, begun) => accounts.undo(&user).await,
+                (Some(_), Some(claim)) => {
+                    claim.made().await;
+                    Ok(answer)
+                }
+                (Some(user), None) => {
                     accounts.give_tenant(&user).await;
                     Ok(answer)
                 }
-                None => Ok(answer),
+                (None, _) => Ok(answer),
             }
         })
         .await
+    }
+
+    /// Creates an account for which there is an instance already, with its id; the claim is still to be settled when
+    /// the account has it. None when it is to be made without: there is no spare, the body is not one for it, or the id
+    /// may be what is refused.
+    async fn create_reserved(
+        &self,
+        sign_up: &SignUp,
+        client: &Client,
+    ) -> Option<Result<(Answer, Option<Claim>), Error>> {
+        let spares = &self.shared.spares;
+        let key = spares.key()?;
+        // Looked at before an id is taken, which is not to be missing to others meanwhile.
+        reserved::with_id(sign_up.content_type.as_deref(), &sign_up.body, "")?;
+        let claim = spares.take()?;
+        let Some(body) = reserved::with_id(sign_up.content_type.as_deref(), &sign_up.body, claim.id()) else {
+            claim.give_back();
+            return None;
+        };
+        let call = SignUp { body, ..sign_up.clone() }.call(client).reserved(key);
+        let answer = self.shared.upstream.call(call).await;
+        self.shared.verifier.accounts_changed();
+        match reserved::judge(&answer, claim.id()) {
+            Outcome::Made => Some(answer.map(|answer| (answer, Some(claim)))),
+            Outcome::Refused => {
+                claim.give_back();
+                Some(answer.map(|answer| (answer, None)))
+            }
+            Outcome::WithoutIt => {
+                claim.give_back();
+                None
+            }
+            Outcome::Used => None,
+            Outcome::Unknown => Some(answer.map(|answer| (answer, None))),
+        }
     }
 
     async fn write(&self, call: Call, permit: Permit) -> Result<Answer, Error> {
@@ -142,6 +191,22 @@ impl Accounts {
         let complaint = json!({ "id": { "code": "validation_not_unique", "message": "Value must be unique." } });
         let body = json!({ "data": complaint, "message": "Failed to create record.", "status": 400 });
         Ok(Answer { status: 400, body: Bytes::from(body.to_string()) })
+    }
+}
+
+/// What somebody sent to register.
+#[derive(Clone)]
+struct SignUp {
+    content_type: Option<String>,
+    body: Bytes,
+    query: Option<String>,
+}
+
+impl SignUp {
+    fn call(&self, client: &Client) -> Call {
+        Call::user(Method::POST, "/records", client)
+            .query_with_fields(self.query.as_deref(), "id")
+            .raw(self.content_type.as_deref(), self.body.clone())
     }
 }
 

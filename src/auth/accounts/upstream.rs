@@ -24,6 +24,7 @@ use serde_json::Value;
 use super::Answer;
 use super::Client;
 use super::Error;
+use super::reserved;
 use crate::ids::TenantId;
 use crate::outbound;
 use crate::pocketbase::client::forwarded_for;
@@ -105,6 +106,15 @@ impl Call {
     /// Keeps the fields that we need in an answer that the caller wants trimmed.
     pub(super) fn query_with_fields(self, query: Option<&str>, needed: &str) -> Self {
         Self { query: query.map(|query| with_fields(query, needed)), ..self }
+    }
+
+    /// Proves that the id in the body was chosen here.
+    pub(super) fn reserved(mut self, key: &str) -> Self {
+        if let Ok(mut value) = HeaderValue::from_str(key) {
+            value.set_sensitive(true);
+            self.headers.insert(reserved::HEADER, value);
+        }
+        self
     }
 
     pub(super) fn token(mut self, token: &str) -> Self {

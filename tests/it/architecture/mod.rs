@@ -50,6 +50,7 @@ const IMPORTS: &[(&str, May)] = &[
     ("webhooks", Name(&["ids", "error", "store", "vault", "limits", "telemetry"])),
     ("supervisor", Name(&["ids", "error", "failpoint", "store", "pocketbase", "shutdown", "telemetry"])),
     ("tenancy", Name(&["ids", "error", "store", "limits", "pocketbase"])),
+    ("spares", Name(&["ids", "error", "failpoint", "store", "supervisor", "tenancy", "shutdown"])),
     (
         "auth",
         Name(&[
@@ -57,6 +58,7 @@ const IMPORTS: &[(&str, May)] = &[
             "error",
             "store",
             "tenancy",
+            "spares",
             "limits",
             "supervisor",
             "pocketbase",
