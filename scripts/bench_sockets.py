@@ -9,8 +9,10 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import statistics
 import subprocess
+import tempfile
 import time
 
 import bench_kit as kit
@@ -123,32 +125,48 @@ def medians(runs):
     return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
 
 
-def sockets(bench):
-    program = build()
-    others = {**from_npm(bench), "axum": [program, "axum"]}
-    os.environ.update(SETTINGS)
-    fleet = kit.Fleet(bench, "sockets")
+def events_fleet(bench, name, more=None, folder=None):
+    """A pocketfleet whose operator publishes; returns it with the headers of requests."""
+    os.environ.update({**SETTINGS, **(more or {})})
+    fleet = kit.Fleet(bench, name)
+    if folder:
+        fleet.data = folder
     fleet.start()
-    for name in SETTINGS:
-        del os.environ[name]
+    for key in (*SETTINGS, *(more or {})):
+        del os.environ[key]
     account = {"email": "root@example.com"}
     account["password"] = fleet.command("admin", "create", "--email", account["email"])["password"]
     client = kit.Client(fleet.address)
     signed_in, _ = client.call("POST", "/auth/login", account)
     client.close()
-    headers = [f"Authorization: Bearer {signed_in['token']}"]
+    return fleet, [f"Authorization: Bearer {signed_in['token']}"]
+
+
+def sockets(bench):
+    program = build()
+    others = {**from_npm(bench), "axum": [program, "axum"]}
+    # What the disk costs, and what it costs that two workers write at the same time and so less with one write.
+    memory = pathlib.Path(tempfile.mkdtemp(prefix="pocketfleet-bench-", dir="/dev/shm"))
+    memory.chmod(0o711)
+    fleets = {
+        "pocketfleet": events_fleet(bench, "sockets"),
+        "pocketfleet, one worker": events_fleet(bench, "sockets-one", {"POCKETFLEET_SERVER__WORKERS": "1"}),
+        "pocketfleet, its disk in memory": events_fleet(bench, "sockets-memory", folder=memory / "data"),
+    }
+    fleet, headers = fleets["pocketfleet"]
     text = "x" * 1024
     ours = json.dumps({"topic": "system", "event": "Bench", "data": {"text": "x" * 990}})
-    rounds, seconds = (1, 1) if bench.quick else (5, 4)
+    rounds, seconds = (1, 1) if bench.quick else (5, 3)
     cases = [(200, 4)] if bench.quick else [(1000, 4), (1000, 1), (5000, 4), (5000, 1)]
     found = {"versions": {name: PACKAGES[name.split()[-1]] for name in others if name != "axum"}, "fan-out": {}}
     started = {name: peer(bench, command) for name, command in others.items()}
     for sockets, window in cases:
-        runs = {name: [] for name in ("pocketfleet", *others)}
+        runs = {name: [] for name in (*fleets, *others)}
         for _ in range(rounds):
             for name in random.sample(list(runs), len(runs)):
-                if name == "pocketfleet":
-                    result = load(program, fleet.address, LISTEN, PUBLISH, ours, sockets, window, 0, seconds, headers)
+                if name in fleets:
+                    of, its = fleets[name]
+                    result = load(program, of.address, LISTEN, PUBLISH, ours, sockets, window, 0, seconds, its)
                 else:
                     result = load(program, started[name][1], "/ws", "/publish", text, sockets, window, 0, seconds)
                 runs[name].append(result)
@@ -156,6 +174,10 @@ def sockets(bench):
         found["fan-out"][f"{sockets}, {window}"] = {name: medians(results) for name, results in runs.items()}
     for process, _ in started.values():
         bench.stop(process)
+    for name, (other, _) in fleets.items():
+        if name != "pocketfleet":
+            other.stop()
+    shutil.rmtree(memory, ignore_errors=True)
     sockets = 200 if bench.quick else 1000
     found["latency"] = load(program, fleet.address, LISTEN, PUBLISH, ours, sockets, 64, 20, 3 if bench.quick else 30, headers)
     found["latency"]["sockets"] = sockets
@@ -190,7 +212,8 @@ def sockets_report(found):
     latency, held = found["latency"], found["idle"]
     return [
         "### Events to sockets\n\n1 KB each, published over HTTP, so many on their way at once; medians of the rounds. "
-        "pocketfleet has every event on disk before it sends it; the others keep nothing."
+        "pocketfleet has every event on disk before it sends it; the others keep nothing. With its disk in memory it has "
+        "nothing to wait for, and with one worker more of what is on its way goes out with one write, as in Bun."
         + "".join(f" {name} is {version}." for name, version in found.get("versions", {}).items()) + "\n",
         kit.table(["sockets, in flight", "server", "deliveries/s", f"of {measure}", "p50 ms", "p99 ms"], rows),
         f"20 events a second to {latency['sockets']} sockets, from the request to each socket: p50 "
