@@ -18,6 +18,8 @@ use crate::store::tenants::Tenant;
 pub struct Config {
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub freeze_after: Duration,
     pub max_awake: usize,
     pub max_starting: usize,
     #[serde(with = "humantime_serde")]

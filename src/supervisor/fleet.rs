@@ -35,6 +35,7 @@ use crate::supervisor::config::Layout;
 use crate::supervisor::config::Memory;
 use crate::supervisor::config::Rosters;
 use crate::supervisor::directory::Changes;
+use crate::supervisor::freeze::Freezer;
 use crate::supervisor::instance::Instance;
 use crate::supervisor::jail::Isolation;
 use crate::supervisor::rollout::Rollouts;
@@ -79,6 +80,7 @@ pub(crate) struct Fleet {
     pub(crate) registry: DashMap<TenantId, Arc<Slot>>,
     pub(crate) waiting: Arc<WaitingRoom>,
     pub(crate) starts: StartGate,
+    pub(crate) freezer: Freezer,
     pub(crate) restarts: AtomicU64,
     pub(crate) runtime: Handle,
     /// Every task of the supervisor.
@@ -123,6 +125,7 @@ impl Fleet {
         let waiting = WaitingRoom::new(parts.config.max_waiting_per_instance, parts.config.max_waiting);
         Arc::new(Self {
             starts: StartGate::new(starts),
+            freezer: Freezer::new(&parts.config),
             waiting,
             config: parts.config,
             layout: parts.layout,
@@ -246,11 +249,12 @@ impl Fleet {
     fn least_recently_used(&self) -> Option<Arc<Slot>> {
         self.registry
             .iter()
-            .filter(|slot| !slot.tenant.is_global() && slot.running().is_some())
+            .filter(|slot| !slot.tenant.is_global() && (slot.running().is_some() || slot.is_frozen()))
             // One that was opened a moment ago still has its waiters, who must not find it gone again.
             .filter(|slot| slot.in_flight() == 0 && slot.waiting.load(Ordering::SeqCst) == 0)
             .filter(|slot| self.tenants.find(&slot.tenant).is_none_or(|tenant| !tenant.pinned))
-            .max_by_key(|slot| slot.unused_for())
+            // Whoever has a frozen one waits for its return already.
+            .max_by_key(|slot| (slot.is_frozen(), slot.unused_for()))
             .map(|slot| Arc::clone(&slot))
     }
 
@@ -294,7 +298,9 @@ impl Fleet {
             in_flight: slot.as_ref().map_or(0, |slot| slot.in_flight()),
             waiting: slot.as_ref().map_or(0, |slot| slot.waiting.load(Ordering::SeqCst)),
             restarts: view.as_ref().map_or(0, |view| view.restarts),
-            idle_seconds: running.and(slot).map(|slot| slot.unused_for().as_secs()),
+            idle_seconds: slot
+                .filter(|slot| running.is_some() || slot.is_frozen())
+                .map(|slot| slot.unused_for().as_secs()),
             retry_after_seconds: wait.map(|wait| wait.as_secs()),
         })
     }

@@ -135,7 +135,7 @@ pub(crate) async fn launch(
 }
 
 /// What the instance was made from; for one that does not exist yet, the template as it is today.
-fn golden_of(fleet: &Fleet, tenant: &Tenant) -> Result<Arc<Golden>, Failure> {
+pub(crate) fn golden_of(fleet: &Fleet, tenant: &Tenant) -> Result<Arc<Golden>, Failure> {
     let today = || fleet.templates.golden(&tenant.template).map_err(|error| outside(error.to_string()));
     let version = snapshot::version(&fleet.folder(&tenant.id));
     if let Some(hash) = version.map_err(|error| outside(format!("read its version: {error}")))? {

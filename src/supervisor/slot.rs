@@ -176,6 +176,8 @@ pub(crate) struct Slot {
     stopped: AtomicU64,
     origin: Instant,
     client_waits: AtomicBool,
+    /// The route is closed, and it is not known yet whether somebody is still at work.
+    is_wavering: AtomicBool,
     pub(crate) want: Notify,
     pub(crate) idle: Notify,
     pub(crate) phase: watch::Sender<Phase>,
@@ -215,6 +217,7 @@ impl Slot {
             stopped: AtomicU64::new(0),
             origin: Instant::now(),
             client_waits: AtomicBool::new(false),
+            is_wavering: AtomicBool::new(false),
             want: Notify::new(),
             idle: Notify::new(),
             phase: watch::Sender::new(Phase::Pending),
@@ -305,6 +308,36 @@ impl Slot {
         self.running.store(None);
         // Pairs with the fence in `enter`.
         std::sync::atomic::fence(Ordering::SeqCst);
+    }
+
+    /// Opens the route of a process that was there all along. Not a use of it.
+    pub(crate) fn reopen(&self, running: Arc<Running>) {
+        self.last_answer.store(self.elapsed(), Ordering::Relaxed);
+        self.running.store(Some(running));
+    }
+
+    /// Closes the route for a look whether anybody is inside; [`waver_no_more`](Self::waver_no_more) ends that.
+    pub(crate) fn waver(&self) {
+        self.is_wavering.store(true, Ordering::SeqCst);
+        self.close();
+    }
+
+    pub(crate) fn waver_no_more(&self) {
+        self.is_wavering.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether the route is closed while somebody may still be at work.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.is_wavering.load(Ordering::SeqCst) || self.view.load().state == "draining"
+    }
+
+    /// Whether there is a process that requests are let to, or will be without a start.
+    pub(crate) fn is_up(&self) -> bool {
+        self.running.load().is_some() || matches!(self.view.load().state, "awake" | "frozen")
+    }
+
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.view.load().state == "frozen"
     }
 
     pub(crate) fn running(&self) -> Option<Arc<Running>> {
