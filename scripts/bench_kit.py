@@ -238,6 +238,7 @@ class Fleet:
         self.base = next(Fleet.bases)
         self.bench, self.data = bench, bench.temp / name
         self.process, self.address = None, None
+        self.settings = {}
 
     def start(self):
         self.address = f"127.0.0.1:{free_port()}"
@@ -247,6 +248,7 @@ class Fleet:
             "POCKETFLEET_AUTH__ATTEMPTS_PER_IP": "1000000",
             "POCKETFLEET_INSTANCES__IDLE_TIMEOUT": "1h",
             "POCKETFLEET_ISOLATION__UID_BASE": str(self.base),
+            **self.settings,
         }
         command = [self.program(), "serve", "--data", self.data, "--listen", self.address,
                    "--pocketbase", self.bench.pocketbase]

@@ -436,7 +436,7 @@ impl Instance {
                     }
                 } else if *self.machine.state() == State::Frozen {
                     // Its time is not up yet.
-                } else if self.freeze_at().is_some_and(|at| at <= now) {
+                } else if self.freeze_at().is_some_and(|at| at <= Instant::now()) {
                     self.freeze_if_idle().await;
                 } else if self.probe_at <= now {
                     self.probe().await;

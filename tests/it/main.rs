@@ -21,6 +21,7 @@ mod fathom_limits;
 mod fathom_standin;
 mod faults;
 mod files;
+mod frozen;
 mod gateway;
 mod guestbook;
 mod hosted;
