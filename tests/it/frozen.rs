@@ -95,8 +95,8 @@ async fn no_request_is_lost_around_the_moment_of_freezing() {
     let process = pid(&app, &ada.id);
     let mut made = 1;
     // Pauses of some 80 to 160 ms: shorter and longer than what it waits for, and about as long.
-    for round in 0..60_usize {
-        for _ in 0..2 + round % 3 {
+    for round in 0..400_usize {
+        for _ in 0..4 + round % 5 {
             pause().await;
         }
         let (name, other) = (format!("a {round}"), format!("b {round}"));
@@ -104,10 +104,13 @@ async fn no_request_is_lost_around_the_moment_of_freezing() {
         let (_, _, seen) = tokio::join!(ada.note(&name), ada.note(&other), list);
         assert!((made..=made + 2).contains(&seen), "{seen} notes, {made} were there before");
         made += 2;
+        if round > 40 && metric(&app, "pocketfleet_thaws_total").await >= 10 {
+            break;
+        }
     }
     assert_eq!(ada.titles().await.len(), made);
     assert_eq!(pid(&app, &ada.id), process, "{}", app.log());
-    assert!(metric(&app, "pocketfleet_thaws_total").await >= 3, "{}", app.log());
+    assert!(metric(&app, "pocketfleet_thaws_total").await >= 10, "{}", app.log());
 
     // And with many who come at once to one that is frozen.
     frozen(&app, &ada.id).await;
@@ -193,8 +196,9 @@ async fn a_frozen_instance_is_backed_up_without_a_thaw_and_restored() {
 async fn one_with_an_event_stream_is_not_frozen_and_streams_of_a_frozen_one_hear_everything() {
     let app = start("").await;
     let (ada, bob) = (app.user("ada").await, app.user("bob").await);
-    ada.note("before").await;
+    // Attached by the write.
     let stream = Stream::subscribed(&app, &ada, &["notes/*"]).await;
+    ada.note("before").await;
     bob.note("before").await;
     frozen(&app, &bob.id).await;
     eventually("she is unused for long", async || (app.tenant(&ada.id)["idle_seconds"].as_u64()? >= 2).then_some(()))
@@ -208,7 +212,7 @@ async fn one_with_an_event_stream_is_not_frozen_and_streams_of_a_frozen_one_hear
         late.until(title).await;
     }
     ada.note("one").await;
-    assert_eq!(stream.until("one").await, ["one"]);
+    assert_eq!(stream.until("one").await, ["before", "one"]);
     assert_eq!(late.until("two").await, ["one", "two"]);
     assert_eq!(state(&app, &bob.id), "awake", "now his is open too");
 }
@@ -217,8 +221,8 @@ async fn one_with_an_event_stream_is_not_frozen_and_streams_of_a_frozen_one_hear
 async fn a_full_house_lets_frozen_instances_go_first() {
     let app = start("instances.max_awake = 2\n").await;
     let (ada, bob, cyd) = (app.user("ada").await, app.user("bob").await, app.user("cyd").await);
-    ada.note("x").await;
     let _stream = Stream::subscribed(&app, &ada, &["notes/*"]).await;
+    ada.note("x").await;
     bob.note("x").await;
     frozen(&app, &bob.id).await;
     cyd.note("x").await;
