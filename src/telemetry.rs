@@ -222,6 +222,10 @@ pub struct Metrics {
     pub freezes: Counter,
     /// Frozen instances that went on because somebody wanted them.
     pub thaws: Counter,
+    /// Wakes on suspicion.
+    pub predicted: Counter,
+    /// How many of them were used before the instance slept again.
+    pub predictions_used: Counter,
     /// Bytes of frozen instances that the kernel was told to page out.
     pub paged_out: Counter,
     /// How often an instance was told to use a whole core for long.
@@ -306,6 +310,8 @@ impl Metrics {
             freezes: Counter::default(),
             thaws: Counter::default(),
             paged_out: Counter::default(),
+            predicted: Counter::default(),
+            predictions_used: Counter::default(),
             cpu_alarms: Counter::default(),
             network_repaired: Counter::default(),
             network_lost: Gauge::default(),
@@ -356,6 +362,8 @@ impl Metrics {
         r.register("freezes", "Idle instances frozen", self.freezes.clone());
         r.register("thaws", "Frozen instances that went on", self.thaws.clone());
         r.register("paged_out_bytes", "Memory of frozen instances offered to swap", self.paged_out.clone());
+        r.register("predicted", "Instances woken because somebody would probably want them", self.predicted.clone());
+        r.register("predictions_used", "Of those, used before they slept again", self.predictions_used.clone());
         r.register("adopted", "Processes taken over from an earlier run", self.adopted.clone());
         r.register("cpu_alarms", "Instances seen to use a whole core for long", self.cpu_alarms.clone());
         r.register("network_repaired", "Rules of level 3 put back after a change", self.network_repaired.clone());

@@ -20,6 +20,7 @@ pub struct Config {
     pub idle_timeout: Duration,
     #[serde(with = "humantime_serde")]
     pub freeze_after: Duration,
+    pub predict: bool,
     pub max_awake: usize,
     pub max_starting: usize,
     #[serde(with = "humantime_serde")]

@@ -38,6 +38,7 @@ use crate::supervisor::directory::Changes;
 use crate::supervisor::freeze::Freezer;
 use crate::supervisor::instance::Instance;
 use crate::supervisor::jail::Isolation;
+use crate::supervisor::predict::Predictions;
 use crate::supervisor::rollout::Rollouts;
 use crate::supervisor::slot::Command;
 use crate::supervisor::slot::Slot;
@@ -81,6 +82,7 @@ pub(crate) struct Fleet {
     pub(crate) waiting: Arc<WaitingRoom>,
     pub(crate) starts: StartGate,
     pub(crate) freezer: Freezer,
+    pub(crate) predictions: Predictions,
     pub(crate) restarts: AtomicU64,
     pub(crate) runtime: Handle,
     /// Every task of the supervisor.
@@ -126,6 +128,7 @@ impl Fleet {
         Arc::new(Self {
             starts: StartGate::new(starts),
             freezer: Freezer::new(&parts.config),
+            predictions: Predictions::default(),
             waiting,
             config: parts.config,
             layout: parts.layout,
@@ -239,7 +242,8 @@ impl Fleet {
         Admission(Some(Arc::clone(self)))
     }
 
-    fn try_admit(self: &Arc<Self>) -> Option<Admission> {
+    /// Room for one more process, if there is some.
+    pub(crate) fn try_admit(self: &Arc<Self>) -> Option<Admission> {
         let max = self.config.max_awake;
         let more = |awake| (awake < max).then_some(awake + 1);
         self.awake.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok()?;

@@ -323,6 +323,7 @@ impl Instance {
     async fn buried(&mut self) -> Failure {
         let Some(occupied) = self.occupied.take() else { return Failure::Crash("ended".to_owned()) };
         self.slot.close();
+        self.slot.forget_prediction();
         let (epoch, log_start) = (occupied.running.epoch, occupied.running.log_start);
         let exit = occupied.process.bury();
         let failure = launch::judge(&self.fleet, &self.slot.tenant, exit, log_start);
@@ -371,6 +372,7 @@ impl Instance {
         if let Some(occupied) = self.occupied.take() {
             let epoch = occupied.running.epoch;
             self.slot.note_stop(epoch);
+            self.slot.forget_prediction();
             let exit = occupied.process.stop(self.fleet.config.stop_timeout).await;
             launch::release(&self.fleet, &self.slot.tenant, epoch).await;
             drop(occupied.admission);

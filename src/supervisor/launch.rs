@@ -111,9 +111,12 @@ pub(crate) async fn launch(
     }
     let golden = golden_of(fleet, &tenant)?;
     let gone = || outside("the server is shutting down");
-    let admission = tokio::select! {
-        admission = fleet.admit(&slot.tenant) => admission.map_err(|_| Failure::NoRoom)?,
-        () = stop.cancelled() => return Err(gone()),
+    let admission = match slot.take_reserved() {
+        Some(admission) => admission,
+        None => tokio::select! {
+            admission = fleet.admit(&slot.tenant) => admission.map_err(|_| Failure::NoRoom)?,
+            () = stop.cancelled() => return Err(gone()),
+        },
     };
     let permit = tokio::select! {
         permit = turn(fleet, slot) => permit,

@@ -69,6 +69,7 @@ mod manifest;
 pub mod oneshot;
 pub mod owner;
 mod pageout;
+mod predict;
 mod probe;
 pub mod process;
 mod prove;
@@ -183,7 +184,7 @@ impl Supervisor {
     pub fn try_lease(&self, tenant: &TenantId) -> Option<Lease> {
         let slot = self.fleet.registry.get(tenant)?;
         match slot.try_take() {
-            Attempt::Taken(lease) => Some(lease),
+            Attempt::Taken(lease) => Some(self.used(lease)),
             Attempt::Full | Attempt::Closed => None,
         }
     }
@@ -214,6 +215,7 @@ impl Supervisor {
         let is_deleted = || self.fleet.tenants.find(tenant).is_none_or(|found| found.deleted.is_some());
         let lease =
             lease.map_err(|error| if error == Error::Suspended && is_deleted() { Error::Deleted } else { error });
+        let lease = lease.map(|lease| self.used(lease));
         let arrival = match (&lease, outcome) {
             (Ok(_), arrival) => arrival,
             (Err(Error::WakeTimeout), _) => Arrival::timed_out,

@@ -6,6 +6,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::AtomicU64;
@@ -29,6 +31,7 @@ use crate::pocketbase::database::Signers;
 use crate::pocketbase::token::Signer;
 use crate::supervisor::Error;
 use crate::supervisor::Priority;
+use crate::supervisor::fleet::Admission;
 use crate::supervisor::launch::PROOF_TTL;
 
 /// How long a minted token lives, and how much of that must be left for it to be used again.
@@ -178,6 +181,10 @@ pub(crate) struct Slot {
     client_waits: AtomicBool,
     /// The route is closed, and it is not known yet whether somebody is still at work.
     is_wavering: AtomicBool,
+    /// It was woken on suspicion, and nobody has used it since.
+    is_predicted: AtomicBool,
+    /// A place for the next start that is taken already.
+    reserved: Mutex<Option<Admission>>,
     pub(crate) want: Notify,
     pub(crate) idle: Notify,
     pub(crate) phase: watch::Sender<Phase>,
@@ -218,6 +225,8 @@ impl Slot {
             origin: Instant::now(),
             client_waits: AtomicBool::new(false),
             is_wavering: AtomicBool::new(false),
+            is_predicted: AtomicBool::new(false),
+            reserved: Mutex::default(),
             want: Notify::new(),
             idle: Notify::new(),
             phase: watch::Sender::new(Phase::Pending),
@@ -288,6 +297,22 @@ impl Slot {
     /// The priority that the next start has.
     pub(crate) fn priority(&self) -> Priority {
         if self.client_waits.swap(false, Ordering::Relaxed) { Priority::Client } else { Priority::Background }
+    }
+
+    /// Notes a wake on suspicion, with the place that is kept for its start.
+    pub(crate) fn reserve(&self, admission: Option<Admission>) {
+        self.is_predicted.store(true, Ordering::Relaxed);
+        let before = std::mem::replace(&mut *self.reserved.lock().unwrap_or_else(PoisonError::into_inner), admission);
+        drop(before);
+    }
+
+    pub(crate) fn take_reserved(&self) -> Option<Admission> {
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The process that was woken on suspicion is gone.
+    pub(crate) fn forget_prediction(&self) {
+        self.is_predicted.store(false, Ordering::Relaxed);
     }
 
     fn leave(&self) {
@@ -418,6 +443,12 @@ impl Lease {
     pub fn visit(&self) -> Self {
         self.slot.in_flight.fetch_add(1, Ordering::SeqCst);
         Self { slot: Arc::clone(&self.slot), running: Arc::clone(&self.running), is_visit: true }
+    }
+
+    /// Whether this is the first use since a wake on suspicion. Told once.
+    pub(super) fn takes_prediction(&self) -> bool {
+        // A plain look first: all but one request find nothing.
+        self.slot.is_predicted.load(Ordering::Relaxed) && self.slot.is_predicted.swap(false, Ordering::Relaxed)
     }
 
     /// Notes an open event stream.

@@ -37,6 +37,7 @@ mod openapi;
 mod operators;
 mod packaging;
 mod pocketbase_versions;
+mod predicted;
 mod python;
 mod queue;
 mod queue_api;
