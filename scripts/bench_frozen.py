@@ -7,7 +7,7 @@ import time
 import bench_kit as kit
 
 # Frozen soon after the last request, so that a round does not take long.
-FREEZE_AFTER = {"POCKETFLEET_INSTANCES__FREEZE_AFTER": "1s"}
+FREEZE_AFTER = {"POCKETFLEET_INSTANCES__FREEZE_AFTER": "1s", "POCKETFLEET_INSTANCES__PREDICT": "false"}
 
 
 def has_swap():

@@ -176,9 +176,9 @@ impl Instance {
         if goes_on {
             let running = Arc::clone(&occupied.running);
             if is_errand {
-                self.slot.reopen(running)
+                self.slot.reopen(running);
             } else {
-                self.slot.open(running)
+                self.slot.open(running);
             }
             // Also after a freeze that came to nothing: somebody may have looked in while the route was closed.
             announce(&self.fleet, &self.slot, &occupied.running);

@@ -111,12 +111,13 @@ pub(crate) async fn launch(
     }
     let golden = golden_of(fleet, &tenant)?;
     let gone = || outside("the server is shutting down");
-    let admission = match slot.take_reserved() {
-        Some(admission) => admission,
-        None => tokio::select! {
+    let admission = if let Some(admission) = slot.take_reserved() {
+        admission
+    } else {
+        tokio::select! {
             admission = fleet.admit(&slot.tenant) => admission.map_err(|_| Failure::NoRoom)?,
             () = stop.cancelled() => return Err(gone()),
-        },
+        }
     };
     let permit = tokio::select! {
         permit = turn(fleet, slot) => permit,
