@@ -270,7 +270,7 @@ class Fleet:
         """`settings` are variables of the environment that win over those below."""
         self.base = next(Fleet.bases)
         self.bench, self.data = bench, bench.temp / name
-        self.more = settings or {}
+        self.settings = settings or {}
         self.process, self.address, self.prefix = None, None, []
 
     def start(self, pause=0.001):
@@ -281,7 +281,7 @@ class Fleet:
             "POCKETFLEET_AUTH__ATTEMPTS_PER_IP": "1000000",
             "POCKETFLEET_INSTANCES__IDLE_TIMEOUT": "1h",
             "POCKETFLEET_ISOLATION__UID_BASE": str(self.base),
-            **self.more,
+            **self.settings,
         }
         command = [*self.prefix, self.program(), "serve", "--data", self.data, "--listen", self.address,
                    "--pocketbase", self.bench.pocketbase]

@@ -290,6 +290,13 @@ impl Config {
         }
         self.check_workspaces()?;
         self.isolation.validate().map_err(Error::Invalid)?;
+        if i.freeze_after >= i.idle_timeout {
+            return Err(rule(
+                "instances.freeze_after",
+                format!("{:?}", i.freeze_after),
+                "\"0s\" (never), or below idle_timeout",
+            ));
+        }
         if i.backoff_base > i.backoff_max {
             return Err(rule("instances.backoff_base", format!("{:?}", i.backoff_base), "not above backoff_max"));
         }
@@ -463,6 +470,8 @@ mod tests {
         assert!(error.contains("instances.idle_timeout") && error.contains("soon"), "{error}");
         let error = load("[instances]\nmax_awake = 0").unwrap_err().to_string();
         assert_eq!(error, "instances.max_awake = 0: at least 1");
+        let error = load("[instances]\nidle_timeout = \"5s\"\nfreeze_after = \"5s\"").unwrap_err().to_string();
+        assert_eq!(error, "instances.freeze_after = 5s: \"0s\" (never), or below idle_timeout");
         let error = load("[instances]\nmax_awake = -3").unwrap_err().to_string();
         assert!(error.contains("instances.max_awake") && error.contains("-3"), "{error}");
         let missing = Flags { config: Some("/nowhere/at/all.toml".into()), ..Flags::default() };

@@ -71,6 +71,8 @@ pub enum Arrival {
     warm,
     /// This request's arrival started the instance.
     woken,
+    /// The instance was frozen and went on.
+    thawed,
     /// It waited for a start or a place that was already under way.
     queued,
     /// It waited too long.
@@ -216,6 +218,16 @@ pub struct Metrics {
     pub exits: Family<ReasonLabels, Counter>,
     /// Running processes taken over from an earlier pocketfleet.
     pub adopted: Counter,
+    /// Idle instances stopped where they stood.
+    pub freezes: Counter,
+    /// Frozen instances that went on because somebody wanted them.
+    pub thaws: Counter,
+    /// Wakes on suspicion.
+    pub predicted: Counter,
+    /// How many of them were used before the instance slept again.
+    pub predictions_used: Counter,
+    /// Bytes of frozen instances that the kernel was told to page out.
+    pub paged_out: Counter,
     /// How often an instance was told to use a whole core for long.
     pub cpu_alarms: Counter,
     /// How often the rules of level 3 were changed by somebody else and put back.
@@ -297,6 +309,11 @@ impl Metrics {
             starts: Counter::default(),
             exits: Family::default(),
             adopted: Counter::default(),
+            freezes: Counter::default(),
+            thaws: Counter::default(),
+            paged_out: Counter::default(),
+            predicted: Counter::default(),
+            predictions_used: Counter::default(),
             cpu_alarms: Counter::default(),
             network_repaired: Counter::default(),
             network_lost: Gauge::default(),
@@ -329,7 +346,8 @@ impl Metrics {
             ws_delivery_seconds: seconds(),
         };
         metrics.register();
-        for outcome in [Arrival::warm, Arrival::woken, Arrival::queued, Arrival::timed_out, Arrival::refused] {
+        let waited = [Arrival::thawed, Arrival::queued, Arrival::timed_out, Arrival::refused];
+        for outcome in [Arrival::warm, Arrival::woken].into_iter().chain(waited) {
             drop(metrics.arrivals.get_or_create(&ArrivalLabels { outcome }));
         }
         Arc::new(metrics)
@@ -344,6 +362,11 @@ impl Metrics {
         r.register("request_seconds", "Time to the head of the answer", self.request_seconds.clone());
         r.register("starts", "Processes started", self.starts.clone());
         r.register("failures", "Failures of instances, running or starting", self.exits.clone());
+        r.register("freezes", "Idle instances frozen", self.freezes.clone());
+        r.register("thaws", "Frozen instances that went on", self.thaws.clone());
+        r.register("paged_out_bytes", "Memory of frozen instances offered to swap", self.paged_out.clone());
+        r.register("predicted", "Instances woken because somebody would probably want them", self.predicted.clone());
+        r.register("predictions_used", "Of those, used before they slept again", self.predictions_used.clone());
         r.register("adopted", "Processes taken over from an earlier run", self.adopted.clone());
         r.register("cpu_alarms", "Instances seen to use a whole core for long", self.cpu_alarms.clone());
         r.register("network_repaired", "Rules of level 3 put back after a change", self.network_repaired.clone());

@@ -22,8 +22,8 @@ use crate::telemetry::StateLabels;
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Every state, so that one nobody is in shows as 0 instead of its last value.
-pub(crate) const STATES: [&str; 8] =
-    ["asleep", "starting", "awake", "draining", "backoff", "quarantined", "blocked", "suspended"];
+pub(crate) const STATES: [&str; 9] =
+    ["asleep", "starting", "awake", "frozen", "draining", "backoff", "quarantined", "blocked", "suspended"];
 
 /// The route.
 pub fn router() -> OpenApiRouter<AppState> {

@@ -78,7 +78,7 @@ pub(super) async fn follow(supervisor: &Supervisor, tenant: &TenantId) {
 pub(super) fn follow_account(state: &AppState, user: &UserId) {
     let shared = state.tenancy.workspaces(user, None, MOST_TOLD).into_iter().map(|(tenant, _)| tenant.id.clone());
     let tenants: Vec<TenantId> =
-        state.tenancy.personal(user).into_iter().chain(shared).filter(|id| state.supervisor.is_awake(id)).collect();
+        state.tenancy.personal(user).into_iter().chain(shared).filter(|id| state.supervisor.is_up(id)).collect();
     let (supervisor, shutdown) = (state.supervisor.clone(), state.shutdown.clone());
     state.shutdown.spawn(async move {
         for tenant in tenants {

@@ -315,8 +315,8 @@ impl Instances {
         let (lease, warm_after) = if let Some(lease) = self.supervisor.try_lease(&tenant.id) {
             (lease, Some(asked.elapsed()))
         } else {
-            // One that is awake and busy is waited for like by anybody else.
-            if !self.supervisor.is_awake(&tenant.id) {
+            // One that is awake and busy, or frozen, is waited for like by anybody else.
+            if !self.supervisor.is_up(&tenant.id) {
                 self.strangers.wake(&tenant.id, ask.client, asked)?;
             }
             let priority = if errand == Errand::SignIn { Priority::Client } else { Priority::Background };

@@ -175,6 +175,8 @@ impl Meetings {
 
     async fn fly(&self, tenant: &TenantId, step: &watch::Sender<Step>, wants: &Wants, turn: Turn) {
         let begun = std::time::Instant::now();
+        // To open the key may take a call to Fathom.
+        self.inner.parts.records.expect(tenant);
         let (session, key) = match self.session(tenant, "sync meetings").await {
             Ok((session, key)) => (session.patience(PATIENCE), key),
             Err(error) => {
@@ -215,6 +217,7 @@ impl Meetings {
 
     /// Asks for the summary and the transcript of one meeting and keeps them.
     pub(super) async fn fetch_contents(&self, tenant: &TenantId, recording_id: u64) -> Result<(), Error> {
+        self.inner.parts.records.expect(tenant);
         let (session, _) = self.session(tenant, "read a meeting").await?;
         let session = session.patience(Patience::JOB);
         let (summary, transcript) = (session.summary(recording_id).await?, session.transcript(recording_id).await?);

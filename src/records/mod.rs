@@ -124,6 +124,13 @@ impl Records {
         self.begun.cancel();
     }
 
+    /// Says that something will be written to the tenant's instance in a moment, so that it may wake meanwhile.
+    pub fn expect(&self, tenant: &TenantId) {
+        if self.begun.is_cancelled() {
+            self.supervisor.expect(tenant);
+        }
+    }
+
     /// Wakes the tenant's instance, waiting like any request.
     pub async fn open(&self, tenant: &TenantId, priority: Priority) -> Result<Instance, Error> {
         if tokio::time::timeout(CALL_TIMEOUT, self.begun.cancelled()).await.is_err() {

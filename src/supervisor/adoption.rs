@@ -11,6 +11,7 @@ use std::time::SystemTime;
 
 use futures_util::StreamExt;
 use futures_util::stream;
+use rustix::process::Signal;
 
 use crate::ids::TenantId;
 use crate::pocketbase::copy::Served;
@@ -142,6 +143,10 @@ async fn take_over(
     identity: &ProcessIdentity,
     process: Process,
 ) -> Result<(), String> {
+    // The run before may have frozen it; it is as it was, and proves itself like any other.
+    if let Err(error) = process.signal(Signal::CONT) {
+        tracing::error!(tenant.id = %placement.tenant, %error, "let a process of an earlier run go on");
+    }
     let checked = async {
         let tenant = fleet.find(&placement.tenant).ok_or("its tenant is not registered")?;
         if tenant.suspended {

@@ -17,6 +17,9 @@ use crate::store::tenants::Tenant;
 pub struct Config {
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub freeze_after: Duration,
+    pub predict: bool,
     pub max_awake: usize,
     pub spares: usize,
     pub max_starting: usize,

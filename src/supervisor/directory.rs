@@ -154,7 +154,8 @@ impl Supervisor {
             let is_settled = !matches!(state, Some("starting" | "draining"));
             if is_settled {
                 // The lock tells of every process, whoever started it.
-                let is_served = state == Some("awake") || jail::is_locked(&folder.join("lock")).unwrap_or(false);
+                let is_served =
+                    matches!(state, Some("awake" | "frozen")) || jail::is_locked(&folder.join("lock")).unwrap_or(false);
                 if !is_served && (snapshot::is_pending(&folder) || replace::is_pending(&folder)) {
                     return Err(Unready::Interrupted);
                 }

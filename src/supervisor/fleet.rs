@@ -36,8 +36,10 @@ use crate::supervisor::config::Layout;
 use crate::supervisor::config::Memory;
 use crate::supervisor::config::Rosters;
 use crate::supervisor::directory::Changes;
+use crate::supervisor::freeze::Freezer;
 use crate::supervisor::instance::Instance;
 use crate::supervisor::jail::Isolation;
+use crate::supervisor::predict::Predictions;
 use crate::supervisor::rollout::Rollouts;
 use crate::supervisor::slot::Command;
 use crate::supervisor::slot::Slot;
@@ -83,6 +85,8 @@ pub(crate) struct Fleet {
     pub(crate) waiting: Arc<WaitingRoom>,
     pub(crate) starts: StartGate,
     pub(crate) standby: Standby,
+    pub(crate) freezer: Freezer,
+    pub(crate) predictions: Predictions,
     pub(crate) restarts: AtomicU64,
     pub(crate) runtime: Handle,
     /// Every task of the supervisor.
@@ -128,6 +132,8 @@ impl Fleet {
         Arc::new(Self {
             starts: StartGate::new(starts),
             standby: Standby::new(parts.isolation.jailer.clone(), starts),
+            freezer: Freezer::new(&parts.config),
+            predictions: Predictions::default(),
             waiting,
             config: parts.config,
             layout: parts.layout,
@@ -246,7 +252,8 @@ impl Fleet {
         Admission(Some(Arc::clone(self)))
     }
 
-    fn try_admit(self: &Arc<Self>, max: usize) -> Option<Admission> {
+    /// Room for one more process, if there are fewer than so many.
+    pub(crate) fn try_admit(self: &Arc<Self>, max: usize) -> Option<Admission> {
         let more = |awake| (awake < max).then_some(awake + 1);
         self.awake.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok()?;
         Some(Admission(Some(Arc::clone(self))))
@@ -260,12 +267,12 @@ impl Fleet {
     fn least_recently_used(&self) -> Option<Arc<Slot>> {
         self.registry
             .iter()
-            .filter(|slot| !slot.tenant.is_global() && slot.running().is_some())
+            .filter(|slot| !slot.tenant.is_global() && (slot.running().is_some() || slot.is_frozen()))
             // One that was opened a moment ago still has its waiters, who must not find it gone again.
             .filter(|slot| slot.in_flight() == 0 && slot.waiting.load(Ordering::SeqCst) == 0)
             .filter(|slot| self.tenants.find(&slot.tenant).is_none_or(|tenant| !tenant.pinned))
-            // Nobody misses a spare.
-            .max_by_key(|slot| (self.is_spare(&slot.tenant), slot.unused_for()))
+            // Nobody misses a spare, and whoever has a frozen one waits for its return already.
+            .max_by_key(|slot| (self.is_spare(&slot.tenant), slot.is_frozen(), slot.unused_for()))
             .map(|slot| Arc::clone(&slot))
     }
 
@@ -309,7 +316,9 @@ impl Fleet {
             in_flight: slot.as_ref().map_or(0, |slot| slot.in_flight()),
             waiting: slot.as_ref().map_or(0, |slot| slot.waiting.load(Ordering::SeqCst)),
             restarts: view.as_ref().map_or(0, |view| view.restarts),
-            idle_seconds: running.and(slot).map(|slot| slot.unused_for().as_secs()),
+            idle_seconds: slot
+                .filter(|slot| running.is_some() || slot.is_frozen())
+                .map(|slot| slot.unused_for().as_secs()),
             retry_after_seconds: wait.map(|wait| wait.as_secs()),
         })
     }

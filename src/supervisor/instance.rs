@@ -12,10 +12,9 @@ use tokio_util::sync::CancellationToken;
 use crate::supervisor::Awakening;
 use crate::supervisor::Error;
 use crate::supervisor::busy::Busy;
-use crate::supervisor::busy::Seen;
 use crate::supervisor::fleet::Admission;
 use crate::supervisor::fleet::Fleet;
-use crate::supervisor::health;
+use crate::supervisor::freeze::Frost;
 use crate::supervisor::launch;
 use crate::supervisor::launch::Launched;
 use crate::supervisor::logs;
@@ -54,16 +53,18 @@ pub(crate) struct Occupied {
 /// The owner of one instance.
 #[derive(Debug)]
 pub(crate) struct Instance {
-    fleet: Arc<Fleet>,
-    slot: Arc<Slot>,
+    pub(super) fleet: Arc<Fleet>,
+    pub(super) slot: Arc<Slot>,
     inbox: mpsc::Receiver<Command>,
     machine: Machine,
-    occupied: Option<Occupied>,
-    misses: u32,
-    busy: Busy,
-    probe_at: Instant,
+    pub(super) occupied: Option<Occupied>,
+    pub(super) misses: u32,
+    pub(super) busy: Busy,
+    pub(super) probe_at: Instant,
     /// When its log, its CPU time and its health were last looked at.
-    looked_at: Instant,
+    pub(super) looked_at: Instant,
+    /// What freezing it depends on.
+    pub(super) frost: Frost,
     since: Instant,
     restarts: u64,
     last_log: Vec<String>,
@@ -117,6 +118,7 @@ impl Instance {
             busy: Busy::default(),
             probe_at: now,
             looked_at: now,
+            frost: Frost::new(now),
             since: now,
             restarts: 0,
             last_log: Vec::new(),
@@ -169,6 +171,7 @@ impl Instance {
                 let _ = reply.send(());
             }
             Command::Enroll(reply) => {
+                self.thaw_for_an_errand().await;
                 if let Some(occupied) = &self.occupied {
                     roster::follow(&self.fleet, &self.slot.tenant, &occupied.running).await;
                 }
@@ -233,7 +236,7 @@ impl Instance {
     }
 
     /// Feeds an event and carries out what follows, until the machine rests.
-    async fn feed(&mut self, event: Event) {
+    pub(super) async fn feed(&mut self, event: Event) {
         let mut next = Some(event);
         while let Some(event) = next {
             let before = self.machine.state().clone();
@@ -241,16 +244,17 @@ impl Instance {
             if *self.machine.state() == before {
                 return;
             }
+            let mut goes_on = true;
             match action {
                 Action::Open => {
                     if let Some(occupied) = &self.occupied {
                         self.slot.open(Arc::clone(&occupied.running));
                         announce(&self.fleet, &self.slot, &occupied.running);
                     }
-                    self.misses = 0;
-                    self.probe_at = Instant::now() + self.probe_interval();
-                    self.looked_at = Instant::now();
+                    self.is_healthy_now();
                 }
+                Action::Thaw => goes_on = self.thaw(),
+                Action::Freeze => self.slot.waver(),
                 Action::Drain | Action::Bury => self.slot.close(),
                 Action::Start | Action::Terminate | Action::Rest => {}
             }
@@ -260,9 +264,18 @@ impl Instance {
                 Action::Start => Some(self.start().await),
                 Action::Drain => Some(self.drain().await),
                 Action::Terminate => Some(self.terminate().await),
-                Action::Rest | Action::Open | Action::Bury => None,
+                Action::Freeze => self.freeze().await,
+                Action::Thaw if !goes_on => Some(Event::Failed(self.buried().await)),
+                Action::Rest | Action::Open | Action::Thaw | Action::Bury => None,
             };
         }
+    }
+
+    /// From here on its answers are counted anew.
+    pub(super) fn is_healthy_now(&mut self) {
+        self.misses = 0;
+        self.probe_at = Instant::now() + self.probe_interval();
+        self.looked_at = Instant::now();
     }
 
     async fn start(&mut self) -> Event {
@@ -282,6 +295,7 @@ impl Instance {
                 );
                 self.occupied = Some(occupied);
                 self.busy = Busy::default();
+                self.frost = Frost::new(Instant::now());
                 Event::Ready
             }
             Err(failure) => Event::Failed(self.report(failure, log_start)),
@@ -289,7 +303,7 @@ impl Instance {
     }
 
     /// Notes a failure for operators and says it once in the log.
-    fn report(&mut self, failure: Failure, log_start: u64) -> Failure {
+    pub(super) fn report(&mut self, failure: Failure, log_start: u64) -> Failure {
         let (reason, label) = match &failure {
             Failure::Crash(reason) | Failure::Unclear(reason) => (reason, "crash"),
             Failure::Fatal(reason) => (reason, "fatal"),
@@ -311,6 +325,7 @@ impl Instance {
     async fn buried(&mut self) -> Failure {
         let Some(occupied) = self.occupied.take() else { return Failure::Crash("ended".to_owned()) };
         self.slot.close();
+        self.slot.forget_prediction();
         let (epoch, log_start) = (occupied.running.epoch, occupied.running.log_start);
         let exit = occupied.process.bury();
         let failure = launch::judge(&self.fleet, &self.slot.tenant, exit, log_start);
@@ -359,6 +374,7 @@ impl Instance {
         if let Some(occupied) = self.occupied.take() {
             let epoch = occupied.running.epoch;
             self.slot.note_stop(epoch);
+            self.slot.forget_prediction();
             let exit = occupied.process.stop(self.fleet.config.stop_timeout).await;
             launch::release(&self.fleet, &self.slot.tenant, epoch).await;
             drop(occupied.admission);
@@ -394,7 +410,11 @@ impl Instance {
     /// When something is due without anybody asking.
     fn timer(&self) -> Instant {
         match self.machine.state() {
-            State::Awake => self.probe_at.min(self.sleep_at()),
+            State::Awake => {
+                let due = self.probe_at.min(self.sleep_at());
+                self.freeze_at().map_or(due, |at| at.min(due))
+            }
+            State::Frozen => self.sleep_at(),
             State::Backoff { until, .. } => *until,
             State::Quarantined { retry_at: Some(at), .. }
             | State::Blocked { retry_at: at, .. }
@@ -411,13 +431,17 @@ impl Instance {
     async fn on_timer(&mut self) -> std::ops::ControlFlow<()> {
         let now = Instant::now();
         match self.machine.state() {
-            State::Awake => {
+            State::Awake | State::Frozen => {
                 if self.slot.unused_for() >= self.fleet.config.idle_timeout {
                     if self.may_sleep() {
                         self.feed(Event::SleepAsked).await;
                     } else {
                         self.slot.touch();
                     }
+                } else if *self.machine.state() == State::Frozen {
+                    // Its time is not up yet.
+                } else if self.freeze_at().is_some_and(|at| at <= Instant::now()) {
+                    self.freeze_if_idle().await;
                 } else if self.probe_at <= now {
                     self.probe().await;
                 }
@@ -439,107 +463,16 @@ impl Instance {
         !self.is_kept_awake() && !self.fleet.is_spare(&self.slot.tenant) && self.slot.in_flight() == 0
     }
 
-    fn is_kept_awake(&self) -> bool {
+    pub(super) fn is_kept_awake(&self) -> bool {
         self.slot.tenant.is_global() || self.fleet.tenants.find(&self.slot.tenant).is_some_and(|tenant| tenant.pinned)
-    }
-
-    fn probe_interval(&self) -> Duration {
-        // Spread, so that a thousand instances adopted together are not probed together.
-        self.fleet.config.probe_interval.mul_f64(0.9 + 0.2 * rand::random::<f64>())
-    }
-
-    /// Liveness of a running instance: a recent answer to a request is proof enough, else we ask.
-    async fn probe(&mut self) {
-        self.probe_at = Instant::now() + self.probe_interval();
-        let unused = if self.slot.in_flight() == 0 { self.slot.unused_for() } else { Duration::ZERO };
-        let is_calm = self.misses == 0 && self.busy.is_calm();
-        if is_calm && !health::is_due(unused, self.looked_at.elapsed(), self.fleet.config.probe_interval) {
-            return;
-        }
-        self.looked_at = Instant::now();
-        self.rotate_log().await;
-        self.look_at_cpu();
-        let Some(occupied) = &self.occupied else { return };
-        if self.slot.silent_for() < self.fleet.config.probe_interval {
-            self.misses = 0;
-            return;
-        }
-        let token = occupied.running.proof();
-        let check = health::check(occupied.running.address, &token, self.fleet.config.probe_timeout);
-        let outcome = tokio::select! {
-            outcome = check => outcome,
-            // The main loop sees the exit next and deals with it.
-            () = occupied.process.exited() => return,
-        };
-        match outcome {
-            Ok(_) => {
-                self.misses = 0;
-                self.slot.heard();
-            }
-            Err(health::Error::Unasked(error)) => {
-                // Whoever we cannot ask is not to be killed for it.
-                tracing::warn!(tenant.id = %self.slot.tenant, %error, "a health probe could not be sent");
-            }
-            Err(error) => {
-                self.misses += 1;
-                let misses = self.misses;
-                tracing::warn!(tenant.id = %self.slot.tenant, misses, %error, "health probe missed");
-                if misses >= self.fleet.config.probe_misses {
-                    self.give_up_on(&format!("no answer to {misses} health probes ({error})")).await;
-                }
-            }
-        }
-    }
-
-    fn look_at_cpu(&mut self) {
-        let Some(used) = self.occupied.as_ref().and_then(|occupied| occupied.process.cpu_demand()) else { return };
-        match self.busy.look(used, Instant::now(), self.fleet.config.cpu_alarm) {
-            Seen::Nothing => {}
-            Seen::Burning(lasts) => {
-                self.fleet.metrics.cpu_alarms.inc();
-                let seconds = lasts.as_secs();
-                tracing::warn!(tenant.id = %self.slot.tenant, seconds, "an instance uses a whole core; if its hooks loop, `tenants sleep` ends it");
-            }
-            Seen::Calm => {
-                tracing::info!(tenant.id = %self.slot.tenant, "an instance does not use a whole core any more");
-            }
-        }
-        let view = self.slot.view.load();
-        let (cpu_percent, is_burning) = (self.busy.percent, self.busy.is_burning());
-        self.slot.view.store(Arc::new(View { cpu_percent, is_burning, ..View::clone(&view) }));
-    }
-
-    async fn give_up_on(&mut self, reason: &str) {
-        self.slot.close();
-        let mut log_start = 0;
-        if let Some(occupied) = self.occupied.take() {
-            let epoch = occupied.running.epoch;
-            log_start = occupied.running.log_start;
-            occupied.process.dump_and_kill(Duration::from_secs(1)).await;
-            launch::release(&self.fleet, &self.slot.tenant, epoch).await;
-            drop(occupied.admission);
-        }
-        let failure = self.report(Failure::Crash(reason.to_owned()), log_start);
-        self.feed(Event::Failed(failure)).await;
-    }
-
-    async fn rotate_log(&self) {
-        let folder = self.fleet.folder(&self.slot.tenant);
-        let (limit, keep) = (self.fleet.config.log_bytes, self.fleet.config.log_files);
-        let written = self.occupied.as_ref().and_then(|occupied| occupied.process.log());
-        let work = move || {
-            let kept = written.map_or(Ok(()), |written| logs::recover(&folder, &written, limit));
-            kept.and(logs::rotate(&folder, limit, keep))
-        };
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(work).await {
-            tracing::warn!(tenant.id = %self.slot.tenant, %error, "rotate an instance's log");
-        }
     }
 
     /// Tells waiters and operators where the instance is.
     fn publish(&mut self) {
         let (phase, reason, until) = match self.machine.state() {
-            State::Asleep | State::Starting | State::Draining | State::Stopping => (Phase::Pending, None, None),
+            State::Asleep | State::Starting | State::Frozen | State::Draining | State::Stopping => {
+                (Phase::Pending, None, None)
+            }
             State::Awake => (Phase::Open, None, None),
             State::Backoff { until, reason } => {
                 let error = Error::Backoff { retry_after: Duration::ZERO, reason: reason.clone() };
@@ -585,7 +518,7 @@ impl Drop for Instance {
 }
 
 /// Tells whoever follows that the route is open. Nobody may.
-fn announce(fleet: &Fleet, slot: &Slot, running: &Running) {
+pub(super) fn announce(fleet: &Fleet, slot: &Slot, running: &Running) {
     let _ = fleet.awakenings.send(Awakening { tenant: slot.tenant.clone(), epoch: running.epoch });
 }
 

@@ -112,9 +112,13 @@ pub(crate) async fn launch(
     }
     let golden = golden_of(fleet, &tenant)?;
     let gone = || outside("the server is shutting down");
-    let admission = tokio::select! {
-        admission = fleet.admit(&slot.tenant) => admission.map_err(|_| Failure::NoRoom)?,
-        () = stop.cancelled() => return Err(gone()),
+    let admission = if let Some(admission) = slot.take_reserved() {
+        admission
+    } else {
+        tokio::select! {
+            admission = fleet.admit(&slot.tenant) => admission.map_err(|_| Failure::NoRoom)?,
+            () = stop.cancelled() => return Err(gone()),
+        }
     };
     let permit = tokio::select! {
         permit = turn(fleet, slot) => permit,
@@ -136,7 +140,7 @@ pub(crate) async fn launch(
 }
 
 /// What the instance was made from; for one that does not exist yet, the template as it is today.
-fn golden_of(fleet: &Fleet, tenant: &Tenant) -> Result<Arc<Golden>, Failure> {
+pub(crate) fn golden_of(fleet: &Fleet, tenant: &Tenant) -> Result<Arc<Golden>, Failure> {
     let today = || fleet.templates.golden(&tenant.template).map_err(|error| outside(error.to_string()));
     let version = snapshot::version(&fleet.folder(&tenant.id));
     if let Some(hash) = version.map_err(|error| outside(format!("read its version: {error}")))? {

@@ -60,6 +60,7 @@ mod error;
 mod excerpt;
 mod files;
 mod fleet;
+pub mod freeze;
 pub mod health;
 mod instance;
 pub mod jail;
@@ -68,6 +69,9 @@ pub mod logs;
 mod manifest;
 pub mod oneshot;
 pub mod owner;
+mod pageout;
+mod predict;
+mod probe;
 pub mod process;
 mod prove;
 pub mod provision;
@@ -185,7 +189,7 @@ impl Supervisor {
     pub fn try_lease(&self, tenant: &TenantId) -> Option<Lease> {
         let slot = self.fleet.registry.get(tenant)?;
         match slot.try_take() {
-            Attempt::Taken(lease) => Some(lease),
+            Attempt::Taken(lease) => Some(self.used(lease)),
             Attempt::Full | Attempt::Closed => None,
         }
     }
@@ -216,6 +220,7 @@ impl Supervisor {
         let is_deleted = || self.fleet.tenants.find(tenant).is_none_or(|found| found.deleted.is_some());
         let lease =
             lease.map_err(|error| if error == Error::Suspended && is_deleted() { Error::Deleted } else { error });
+        let lease = lease.map(|lease| self.used(lease));
         let arrival = match (&lease, outcome) {
             (Ok(_), arrival) => arrival,
             (Err(Error::WakeTimeout), _) => Arrival::timed_out,
@@ -240,8 +245,10 @@ impl Supervisor {
         if let Attempt::Taken(lease) = slot.try_take() {
             return (Arrival::warm, Ok(lease));
         }
-        if slot.view.load().state == "asleep" && slot.waiting.load(Ordering::SeqCst) == 1 {
-            arrival = Arrival::woken;
+        match slot.view.load().state {
+            "asleep" if slot.waiting.load(Ordering::SeqCst) == 1 => arrival = Arrival::woken,
+            "frozen" => arrival = Arrival::thawed,
+            _ => {}
         }
         let deadline = begun + self.fleet.config.wake_timeout;
         let outcome = tokio::time::timeout_at(deadline.into(), self.take(&slot, priority)).await;
@@ -403,14 +410,19 @@ impl Supervisor {
         Some(if slot.in_flight() == 0 { slot.unused_for() } else { Duration::ZERO })
     }
 
-    /// Whether the instance lets its last requests finish before it stops.
+    /// Whether nobody is let to the instance any more while somebody may still be at work in it.
     pub fn is_draining(&self, tenant: &TenantId) -> bool {
-        self.fleet.registry.get(tenant).is_some_and(|slot| slot.view.load().state == "draining")
+        self.fleet.registry.get(tenant).is_some_and(|slot| slot.is_closing())
     }
 
     /// Whether the instance is awake, at this moment.
     pub fn is_awake(&self, tenant: &TenantId) -> bool {
         self.fleet.registry.get(tenant).is_some_and(|slot| slot.running().is_some())
+    }
+
+    /// Whether the instance has a process that requests reach without a start: it is awake, or frozen.
+    pub fn is_up(&self, tenant: &TenantId) -> bool {
+        self.fleet.registry.get(tenant).is_some_and(|slot| slot.is_up())
     }
 
     /// Whether the instance holds a file of this record, also while it sleeps. Both are single names; the collection is

@@ -176,6 +176,11 @@ impl Process {
         &self.identity
     }
 
+    /// The descriptor that names it.
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.get_ref().as_fd()
+    }
+
     /// Keeps a handle of the file that it writes to.
     #[must_use]
     pub fn with_log(self, log: Option<File>) -> Self {

@@ -6,6 +6,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::AtomicU64;
@@ -29,6 +31,7 @@ use crate::pocketbase::database::Signers;
 use crate::pocketbase::token::Signer;
 use crate::supervisor::Error;
 use crate::supervisor::Priority;
+use crate::supervisor::fleet::Admission;
 use crate::supervisor::launch::PROOF_TTL;
 
 /// How long a minted token lives, and how much of that must be left for it to be used again.
@@ -176,6 +179,12 @@ pub(crate) struct Slot {
     stopped: AtomicU64,
     origin: Instant,
     client_waits: AtomicBool,
+    /// The route is closed, and it is not known yet whether somebody is still at work.
+    is_wavering: AtomicBool,
+    /// It was woken on suspicion, and nobody has used it since.
+    is_predicted: AtomicBool,
+    /// A place for the next start that is taken already.
+    reserved: Mutex<Option<Admission>>,
     pub(crate) want: Notify,
     pub(crate) idle: Notify,
     pub(crate) phase: watch::Sender<Phase>,
@@ -215,6 +224,9 @@ impl Slot {
             stopped: AtomicU64::new(0),
             origin: Instant::now(),
             client_waits: AtomicBool::new(false),
+            is_wavering: AtomicBool::new(false),
+            is_predicted: AtomicBool::new(false),
+            reserved: Mutex::default(),
             want: Notify::new(),
             idle: Notify::new(),
             phase: watch::Sender::new(Phase::Pending),
@@ -287,6 +299,22 @@ impl Slot {
         if self.client_waits.swap(false, Ordering::Relaxed) { Priority::Client } else { Priority::Background }
     }
 
+    /// Notes a wake on suspicion, with the place that is kept for its start.
+    pub(crate) fn reserve(&self, admission: Option<Admission>) {
+        self.is_predicted.store(true, Ordering::Relaxed);
+        let before = std::mem::replace(&mut *self.reserved.lock().unwrap_or_else(PoisonError::into_inner), admission);
+        drop(before);
+    }
+
+    pub(crate) fn take_reserved(&self) -> Option<Admission> {
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The process that was woken on suspicion is gone.
+    pub(crate) fn forget_prediction(&self) {
+        self.is_predicted.store(false, Ordering::Relaxed);
+    }
+
     fn leave(&self) {
         self.touch();
         if self.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
@@ -305,6 +333,36 @@ impl Slot {
         self.running.store(None);
         // Pairs with the fence in `enter`.
         std::sync::atomic::fence(Ordering::SeqCst);
+    }
+
+    /// Opens the route of a process that was there all along. Not a use of it.
+    pub(crate) fn reopen(&self, running: Arc<Running>) {
+        self.last_answer.store(self.elapsed(), Ordering::Relaxed);
+        self.running.store(Some(running));
+    }
+
+    /// Closes the route for a look whether anybody is inside; [`waver_no_more`](Self::waver_no_more) ends that.
+    pub(crate) fn waver(&self) {
+        self.is_wavering.store(true, Ordering::SeqCst);
+        self.close();
+    }
+
+    pub(crate) fn waver_no_more(&self) {
+        self.is_wavering.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether the route is closed while somebody may still be at work.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.is_wavering.load(Ordering::SeqCst) || self.view.load().state == "draining"
+    }
+
+    /// Whether there is a process that requests are let to, or will be without a start.
+    pub(crate) fn is_up(&self) -> bool {
+        self.running.load().is_some() || matches!(self.view.load().state, "awake" | "frozen")
+    }
+
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.view.load().state == "frozen"
     }
 
     pub(crate) fn running(&self) -> Option<Arc<Running>> {
@@ -385,6 +443,12 @@ impl Lease {
     pub fn visit(&self) -> Self {
         self.slot.in_flight.fetch_add(1, Ordering::SeqCst);
         Self { slot: Arc::clone(&self.slot), running: Arc::clone(&self.running), is_visit: true }
+    }
+
+    /// Whether this is the first use since a wake on suspicion. Told once.
+    pub(super) fn takes_prediction(&self) -> bool {
+        // A plain look first: all but one request find nothing.
+        self.slot.is_predicted.load(Ordering::Relaxed) && self.slot.is_predicted.swap(false, Ordering::Relaxed)
     }
 
     /// Notes an open event stream.

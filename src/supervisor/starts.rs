@@ -15,6 +15,7 @@ use crate::supervisor::Priority;
 
 #[derive(Debug, Default)]
 struct Queue {
+    limit: usize,
     free: usize,
     clients: VecDeque<oneshot::Sender<Permit>>,
     background: VecDeque<oneshot::Sender<Permit>>,
@@ -31,7 +32,14 @@ pub struct Permit(Option<StartGate>);
 impl StartGate {
     /// A gate that lets `limit` starts through at once.
     pub fn new(limit: usize) -> Self {
-        Self(Arc::new(Mutex::new(Queue { free: limit.max(1), ..Queue::default() })))
+        let limit = limit.max(1);
+        Self(Arc::new(Mutex::new(Queue { limit, free: limit, ..Queue::default() })))
+    }
+
+    /// Whether no start is under way.
+    pub fn is_idle(&self) -> bool {
+        let queue = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.free == queue.limit
     }
 
     /// Waits for a turn. Its length is bounded by the number of instances, each of which waits once at most.
@@ -90,7 +98,9 @@ mod tests {
     #[tokio::test]
     async fn clients_pass_before_background_work_and_abandoned_turns_are_skipped() {
         let gate = StartGate::new(1);
+        assert!(gate.is_idle());
         let first = gate.enter(Priority::Client).await;
+        assert!(!gate.is_idle());
         let order = Arc::new(Mutex::new(Vec::new()));
         let spawn = |name: &'static str, priority| {
             let (gate, order) = (gate.clone(), order.clone());

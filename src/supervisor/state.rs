@@ -19,6 +19,9 @@ pub enum State {
     Starting,
     /// The route is open. The process may have exited a moment ago without our knowing.
     Awake,
+    /// The route is closed and the process stopped by a signal, its memory where it was or paged out. It does nothing
+    /// until it is wanted.
+    Frozen,
     /// The route is closed; requests in flight finish.
     Draining,
     /// SIGTERM was sent.
@@ -60,6 +63,7 @@ impl State {
             Self::Asleep | Self::Crowded { .. } => "asleep",
             Self::Starting => "starting",
             Self::Awake => "awake",
+            Self::Frozen => "frozen",
             Self::Draining | Self::Stopping => "draining",
             Self::Backoff { .. } => "backoff",
             Self::Quarantined { .. } => "quarantined",
@@ -95,6 +99,8 @@ pub enum Event {
     Ready,
     /// The start failed, or the process ended without being asked.
     Failed(Failure),
+    /// Idle for long enough to be frozen.
+    FreezeAsked,
     /// Idle, evicted, or an operator said so.
     SleepAsked,
     /// No request is in flight any more, or the drain's time is up.
@@ -116,6 +122,10 @@ pub enum Action {
     Start,
     /// Open the route.
     Open,
+    /// Close the route, stop the process by a signal if nobody uses it.
+    Freeze,
+    /// Let the process go on and open the route.
+    Thaw,
     /// Close the route, let requests finish.
     Drain,
     /// SIGTERM, wait, SIGKILL.
@@ -183,11 +193,17 @@ impl Machine {
             // A client that comes while requests still finish keeps the process.
             (State::Starting, Event::Ready) | (State::Draining, Event::Wanted) => (State::Awake, Action::Open),
             (State::Awake, Event::SleepAsked) => (State::Draining, Action::Drain),
-            (State::Draining, Event::Drained) => (State::Stopping, Action::Terminate),
-            (State::Stopping, Event::Gone) => (State::Asleep, Action::Bury),
-            (State::Starting | State::Awake | State::Draining | State::Stopping, Event::Failed(failure)) => {
-                (self.after(failure, now, chance), Action::Bury)
+            (State::Awake, Event::FreezeAsked) => (State::Frozen, Action::Freeze),
+            (State::Frozen, Event::Wanted) => (State::Awake, Action::Thaw),
+            // Nobody is at work in a frozen one, and a drain could end in an open route to a process that stands still.
+            (State::Frozen, Event::SleepAsked) | (State::Draining, Event::Drained) => {
+                (State::Stopping, Action::Terminate)
             }
+            (State::Stopping, Event::Gone) => (State::Asleep, Action::Bury),
+            (
+                State::Starting | State::Awake | State::Frozen | State::Draining | State::Stopping,
+                Event::Failed(failure),
+            ) => (self.after(failure, now, chance), Action::Bury),
             (
                 State::Backoff { .. } | State::Quarantined { .. } | State::Blocked { .. } | State::Suspended,
                 Event::Released,
@@ -252,6 +268,31 @@ mod tests {
         let actions = drive(&mut machine, &[Event::SleepAsked, Event::Drained, Event::Wanted, Event::Gone]);
         assert_eq!(actions, [Action::Drain, Action::Terminate, Action::Rest, Action::Bury]);
         assert_eq!(machine.state(), &State::Asleep);
+    }
+
+    #[test]
+    fn a_frozen_one_thaws_once_however_many_want_it_and_sleeps_without_a_drain() {
+        let mut machine = asleep();
+        assert_eq!(drive(&mut machine, &[Event::FreezeAsked]), [Action::Rest], "only one that is awake");
+        let actions = drive(&mut machine, &[Event::Wanted, Event::FreezeAsked, Event::Ready, Event::FreezeAsked]);
+        assert_eq!(actions, [Action::Start, Action::Rest, Action::Open, Action::Freeze]);
+        assert_eq!(machine.state().name(), "frozen");
+        assert_eq!(drive(&mut machine, &[Event::FreezeAsked, Event::Elapsed, Event::Ready]), [Action::Rest; 3]);
+        assert_eq!(drive(&mut machine, &[Event::Wanted, Event::Wanted]), [Action::Thaw, Action::Rest]);
+        let actions = drive(&mut machine, &[Event::FreezeAsked, Event::SleepAsked, Event::Wanted, Event::Gone]);
+        assert_eq!(actions, [Action::Freeze, Action::Terminate, Action::Rest, Action::Bury]);
+        assert_eq!(machine.state(), &State::Asleep);
+    }
+
+    #[test]
+    fn one_that_dies_while_frozen_or_is_found_dead_at_the_thaw_has_failed() {
+        for before in [vec![Event::FreezeAsked], vec![Event::FreezeAsked, Event::Wanted]] {
+            let mut machine = asleep();
+            drive(&mut machine, &[Event::Wanted, Event::Ready]);
+            drive(&mut machine, &before);
+            assert_eq!(drive(&mut machine, &[Event::Failed(Failure::Crash("gone".into()))]), [Action::Bury]);
+            assert_eq!(machine.state().name(), "backoff");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub struct InstanceStatus {
     /// The tenant.
     #[schema(value_type = String)]
     pub tenant: TenantId,
-    /// `asleep`, `starting`, `awake`, `draining`, `backoff`, `quarantined`, `blocked` or `suspended`.
+    /// `asleep`, `starting`, `awake`, `frozen`, `draining`, `backoff`, `quarantined`, `blocked` or `suspended`.
     pub state: &'static str,
     /// Why, for backoff, quarantined and blocked.
     pub reason: Option<String>,
@@ -41,7 +41,7 @@ pub struct InstanceStatus {
     pub waiting: u32,
     /// Restarts after failures since pocketfleet started.
     pub restarts: u64,
-    /// How long nobody used it, if it is awake.
+    /// How long nobody used it, if it is awake or frozen.
     pub idle_seconds: Option<u64>,
     /// When the next attempt is due, in backoff, quarantine or blocked.
     pub retry_after_seconds: Option<u64>,

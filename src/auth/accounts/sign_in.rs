@@ -118,6 +118,7 @@ impl Accounts {
     /// on their way; within the second of its issue, `PocketBase` gives the same token again.
     pub async fn refresh(&self, token: &str, query: Option<&str>, client: &Client) -> Result<SignedIn, Error> {
         let principal = self.shared.verifier.verify(token, SystemTime::now())?;
+        self.expect(&principal.user);
         let call = Call::user(Method::POST, "/auth-refresh", client).query_with_fields(query, "token").token(token);
         let (client, query) = (client.clone(), query.map(str::to_owned));
         self.to_its_end(|accounts| async move {
@@ -174,6 +175,8 @@ impl Accounts {
     /// Registers the session and the personal tenant. Both happen at the first request otherwise, so their failure
     /// does not undo a sign-in.
     async fn open_session(&self, issued: &Issued, client: &Client, family: Option<&SessionId>) {
+        // While this is noted, it wakes.
+        self.expect(&issued.user);
         let (status, key) = self.begin(issued);
         let session = Session {
             id: issued.session.clone(),
@@ -195,6 +198,15 @@ impl Accounts {
         }
         self.bound_sessions(&issued.user).await;
         self.give_tenant(&issued.user).await;
+        // One that is new has a tenant only now.
+        self.expect(&issued.user);
+    }
+
+    /// Whoever signs in asks for what is theirs next.
+    fn expect(&self, user: &UserId) {
+        if let Some(tenant) = self.shared.tenancy.personal(user) {
+            self.shared.supervisor.expect(&tenant);
+        }
     }
 
     /// The status that a fresh token's session begins with, and the key that it was signed with.

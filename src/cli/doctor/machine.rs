@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use time::macros::datetime;
 
 use crate::cli::doctor::Finding;
+use crate::supervisor::freeze;
 
 /// Descriptors that a fleet of a thousand needs in the gateway alone: two per proxied request, and the files.
 const ENOUGH_FILES: u64 = 65_536;
@@ -31,6 +32,19 @@ pub fn inotify() -> Finding {
         ),
         None => Finding::warn(CHECK, format!("cannot read {INOTIFY}"), "check that /proc is mounted"),
     }
+}
+
+/// Where memory of frozen instances can go.
+pub fn swap() -> Finding {
+    const CHECK: &str = "swap";
+    if freeze::has_swap() {
+        return Finding::ok(CHECK, "there is some, for the memory of frozen instances");
+    }
+    Finding::warn(
+        CHECK,
+        "none, and instances.freeze_after is set: frozen instances keep their memory",
+        "add swap, best compressed in memory (zram): see \"Frozen instances\" in docs/operations.md",
+    )
 }
 
 /// Open files of this process and of the instances it starts.

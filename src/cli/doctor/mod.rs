@@ -39,6 +39,8 @@ pub struct Inputs {
     pub search_path: String,
     /// What isolation is asked for.
     pub isolation: jail::config::Config,
+    /// Whether idle instances are to be frozen.
+    pub freezes: bool,
 }
 
 impl Inputs {
@@ -53,6 +55,7 @@ impl Inputs {
             binaries: config.pocketbase.binaries.clone(),
             search_path: config.search_path.clone(),
             isolation: config.isolation.clone(),
+            freezes: !config.instances.freeze_after.is_zero(),
         }
     }
 }
@@ -112,6 +115,7 @@ pub async fn run(inputs: &Inputs, output: Output) -> anyhow::Result<ExitCode> {
 async fn examine(inputs: &Inputs) -> Vec<Finding> {
     let running = Control::of(&inputs.data).call("GET", "/status", None).await.ok();
     let mut findings = vec![machine::inotify(), machine::open_files(), machine::tasks(), machine::clock()];
+    findings.extend(inputs.freezes.then(machine::swap));
     findings.extend([place::disk(&inputs.data), place::filesystem(&inputs.data)]);
     findings.extend(binary::check(inputs).await);
     if running.is_some() {
@@ -166,6 +170,7 @@ mod tests {
             binaries: Vec::new(),
             search_path: String::new(),
             isolation: Config::load(&Flags::default()).unwrap().isolation,
+            freezes: false,
         };
         let findings = examine(&inputs).await;
         let failed: Vec<_> = findings.iter().filter(|finding| finding.level == Level::Fail).collect();

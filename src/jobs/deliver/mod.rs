@@ -162,6 +162,8 @@ impl Handler for DeliverMeeting {
 
     fn run(&self, run: Run) -> BoxFuture<'static, Outcome> {
         let parts = self.0.clone();
+        // Each attempt looks into the instance first, and writes into it last.
+        parts.records.expect(&run.job.tenant);
         Box::pin(async move {
             let cancelled = run.cancelled().clone();
             let attempt = attempt::Attempt::new(parts, run);

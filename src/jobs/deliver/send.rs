@@ -111,6 +111,10 @@ impl Attempt {
     pub(super) async fn send_all(&mut self, subject: &Subject, to: &dyn Destination) -> Step<()> {
         while let Some(staged) = self.checkpoint.files.get(self.checkpoint.sent.len()).cloned() {
             let file = outgoing(&self.folder, subject, &staged);
+            if self.checkpoint.sent.len() + 1 == self.checkpoint.files.len() {
+                // It may have fallen asleep over the fetching, and is written to when the last file is there.
+                self.parts.records.expect(self.tenant());
+            }
             if to.capabilities().max_bytes.is_some_and(|most| file.size > most) {
                 return Err(dead(destinations::Error::TooLarge.to_string()));
             }

@@ -167,6 +167,8 @@ impl TestApp {
             ("instances.wake_timeout", "\"50s\""),
             ("instances.start_timeout", "\"40s\""),
             ("instances.stop_timeout", "\"20s\""),
+            // Tests count starts, and look at who sleeps after a sign-in.
+            ("instances.predict", "false"),
         ];
         let users = isolation::users(keys);
         let mut text = isolation::keys(keys, users);
