@@ -307,7 +307,8 @@ async fn a_crowd_on_many_frozen_instances_is_served_by_the_same_processes() {
             tokio::spawn(async move {
                 while !stop.load(Ordering::SeqCst) {
                     assert_eq!(user.titles().await, ["0"]);
-                    for _ in 0..4 {
+                    // Longer than it takes until it is frozen.
+                    for _ in 0..15 {
                         pause().await;
                     }
                 }
