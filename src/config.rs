@@ -249,16 +249,8 @@ impl Config {
         at_most("instances.spares", i.spares as u64, 1_000)?;
         at_most("instances.max_awake", i.max_awake as u64, 1 << 20)?;
         at_most("instances.max_starting", i.max_starting as u64, 1 << 10)?;
-        at_most("instances.gc_percent", u64::from(i.gc_percent), 1_000)?;
-        if i.gc_percent > 0 {
-            at_least("instances.gc_percent", u64::from(i.gc_percent), 25, "0 (as Go likes) or 25 to 1000")?;
-        }
         at_most("instances.log_files", u64::from(i.log_files), 100)?;
-        at_least("instances.nofile", i.nofile, 64, "at least 64: PocketBase does not start with fewer open files")?;
-        if i.data_bytes > 0 {
-            let rule = "0 (not set) or at least 134217728 (128 MiB): PocketBase does not start with less";
-            at_least("instances.data_bytes", i.data_bytes, 128 << 20, rule)?;
-        }
+        check_process(i)?;
         at_least("server.max_uri_bytes", s.max_uri_bytes as u64, 256, "at least 256")?;
         at_least("server.max_headers", s.max_headers as u64, 16, "at least 16")?;
         for (key, value) in [
@@ -316,6 +308,20 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// What one process is put under.
+fn check_process(i: &supervisor::Config) -> Result<(), Error> {
+    at_least("instances.nofile", i.nofile, 64, "at least 64: PocketBase does not start with fewer open files")?;
+    if i.data_bytes > 0 {
+        let rule = "0 (not set) or at least 134217728 (128 MiB): PocketBase does not start with less";
+        at_least("instances.data_bytes", i.data_bytes, 128 << 20, rule)?;
+    }
+    at_most("instances.gc_percent", u64::from(i.gc_percent), 1_000)?;
+    if i.gc_percent > 0 {
+        at_least("instances.gc_percent", u64::from(i.gc_percent), 25, "0 (as Go likes) or 25 to 1000")?;
+    }
+    Ok(())
 }
 
 impl PocketBase {
