@@ -28,7 +28,7 @@ def latencies(answers):
 
 
 def mixed(bench):
-    number, rate, seconds, rounds = (20, 100, 4, 1) if bench.quick else (200, 400, 8, 2)
+    number, rate, seconds, rounds = (20, 100, 4, 1) if bench.quick else (200, 400, 6, 5)
     fleet = kit.Fleet(bench, "mixed")
     fleet.start()
 

@@ -260,6 +260,10 @@ async fn settle(control: &Path, restored: &[(TenantId, u64)]) -> Result<(Vec<Ten
                 missing.push(tenant.id.clone());
             }
         }
+        // Also of those that are no tenants: instances that nobody had yet.
+        for placement in placements.owned() {
+            placements.put_back(&placement.tenant, placement.epoch).await?;
+        }
         Ok::<_, Error>((missing, aside))
     };
     let outcome = settled.await;
@@ -363,6 +367,27 @@ mod tests {
             assert_eq!(resume(&root, &data).unwrap(), None, "nothing is left to do");
             assert!(prepare(&data).is_err(), "and it is not empty any more");
         }
+    }
+
+    #[tokio::test]
+    async fn nothing_that_was_running_then_is_taken_for_ours_whoever_it_belongs_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let control = dir.path().join("control.db");
+        let open = || Arc::new(ControlDatabase::open(&control).unwrap());
+        // An instance that nobody had yet: there is no tenant of that name.
+        let spare = TenantId::parse("b5c3xih3gtjb48z").unwrap();
+        let database = open();
+        let placements = Placements::open(Arc::clone(&database) as Arc<dyn Store>, "then".to_owned()).await.unwrap();
+        placements.acquire(&spare).await.unwrap();
+        database.close().await;
+
+        assert!(settle(&control, &[]).await.unwrap().0.is_empty());
+        let database = open();
+        let placements = Placements::open(Arc::clone(&database) as Arc<dyn Store>, "now".to_owned()).await.unwrap();
+        let found = placements.find(&spare).unwrap();
+        assert_eq!((found.epoch, &found.occupancy), (1, &Occupancy::Idle));
+        assert!(placements.owned().is_empty());
+        database.close().await;
     }
 
     #[test]

@@ -306,6 +306,10 @@ impl Instances {
         let tenant = self.personal(principal).await?;
         self.may_wake(&tenant, call)?;
         let (lease, warm_after) = self.lease(&tenant).await?;
+        if lease.user_authorization(&principal.user).is_none() {
+            // It was a spare, and its owner could not be let in when the account was made.
+            self.supervisor.enroll(&tenant).await?;
+        }
         Admission::of_user(lease, &tenant, &principal.user, warm_after)
     }
 

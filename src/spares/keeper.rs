@@ -204,6 +204,12 @@ impl Spares {
         known.values().filter(|state| matches!(state, State::New(_) | State::Ready | State::Taken)).count()
     }
 
+    /// The same with those of which nobody knows whether they are to be had: while the accounts do not answer, each
+    /// registration would cost another spare.
+    fn kept(&self) -> usize {
+        self.usable() + self.known().values().filter(|state| matches!(state, State::Doubted(_))).count()
+    }
+
     /// Starts one that sleeps, or makes one.
     async fn fill(&self, is_full: &IsFull) -> Look {
         let parts = &self.inner.parts;
@@ -223,7 +229,7 @@ impl Spares {
         };
         let id = match sleeping {
             Some(id) => id,
-            None if self.usable() >= parts.number => return Look::Rested,
+            None if self.kept() >= parts.number => return Look::Rested,
             None => match self.reserve().await {
                 Ok(id) => id,
                 Err(look) => return look,

@@ -132,7 +132,10 @@ impl Spares {
         }
         let supervisor = &self.inner.parts.supervisor;
         let mut known = self.known();
-        let mut ready = known.iter().filter(|(id, state)| **state == State::Ready && self.is_free(id));
+        // One in trouble is the keeper's affair: its owner would get what only an operator can release.
+        let is_sound = |id: &TenantId| supervisor.is_awake(id) || supervisor.is_asleep(id);
+        let is_ready = |id: &TenantId, state: State| state == State::Ready && self.is_free(id) && is_sound(id);
+        let mut ready = known.iter().filter(|(id, state)| is_ready(id, **state));
         let first = ready.next().map(|(id, _)| id.clone())?;
         let rest = ready.map(|(id, _)| id.clone());
         let mut all = std::iter::once(first.clone()).chain(rest);

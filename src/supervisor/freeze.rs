@@ -60,6 +60,8 @@ pub(crate) struct Freezer {
     turn: Arc<Semaphore>,
     /// The kernel does not let us page out; told once.
     is_refused: Arc<AtomicBool>,
+    /// The kernel does not let us see whether a process is at rest, so that none is frozen; told once.
+    is_blind: AtomicBool,
 }
 
 /// What freezing one instance depends on, from the start of its process on.
@@ -82,14 +84,16 @@ impl Frost {
 }
 
 impl Freezer {
-    pub(crate) fn new(config: &Config) -> Self {
-        let has_swap = has_swap();
+    /// `is_limited`: whether instances have a limit of memory in a control group, which has no swap beside it.
+    pub(crate) fn new(config: &Config, is_limited: bool) -> Self {
+        let has_swap = has_swap() && !is_limited;
         if !config.freeze_after.is_zero() && !has_swap {
             tracing::warn!(
-                "instances.freeze_after is set and this machine has no swap: frozen instances use no CPU and keep their memory"
+                "instances.freeze_after is set and there is no swap for instances (none on this machine, or \
+                 isolation.memory_bytes is set): frozen ones use no CPU and keep their memory"
             );
         }
-        Self { has_swap, turn: Arc::new(Semaphore::new(1)), is_refused: Arc::default() }
+        Self { has_swap, turn: Arc::new(Semaphore::new(1)), is_refused: Arc::default(), is_blind: AtomicBool::new(false) }
     }
 }
 
@@ -104,7 +108,8 @@ impl Instance {
     pub(super) fn freeze_at(&self) -> Option<Instant> {
         let after = self.fleet.config.freeze_after;
         let is_never = self.slot.tenant.is_global() || self.fleet.is_spare(&self.slot.tenant);
-        if after.is_zero() || is_never || self.frost.has_cron == Some(true) {
+        let is_blind = self.fleet.freezer.is_blind.load(Ordering::Relaxed);
+        if after.is_zero() || is_never || is_blind || self.frost.has_cron == Some(true) {
             return None;
         }
         let due = Instant::now() + after.saturating_sub(self.slot.unused_for());
@@ -156,8 +161,20 @@ impl Instance {
             return Some(Event::Wanted);
         }
         self.slot.waver_no_more();
-        if !stops_at_rest(&occupied.process).await {
-            return Some(Event::Wanted);
+        match stops_at_rest(&occupied.process).await {
+            Ok(true) => {}
+            Ok(false) => return Some(Event::Wanted),
+            Err(error) => {
+                let is_told = error.kind() != io::ErrorKind::PermissionDenied
+                    || self.fleet.freezer.is_blind.swap(true, Ordering::Relaxed);
+                if !is_told {
+                    tracing::warn!(
+                        %error,
+                        "no instance is frozen: to see whether a process is at rest takes CAP_SYS_PTRACE"
+                    );
+                }
+                return Some(Event::Wanted);
+            }
         }
         let over = CancellationToken::new();
         page_out(&self.fleet, &occupied.process, over.clone());
@@ -166,6 +183,12 @@ impl Instance {
         self.fleet.metrics.freezes.inc();
         tracing::debug!(tenant.id = %self.slot.tenant, "instance is frozen");
         None
+    }
+
+    /// Its process goes or is gone: nothing is left to page out, and nothing to thaw.
+    pub(super) fn melt(&mut self) {
+        self.frost.frozen = None;
+        self.frost.is_errand = false;
     }
 
     /// Lets the process go on and opens the route; false when the process is gone.
@@ -211,24 +234,22 @@ fn has_exited(process: &Process) -> bool {
 }
 
 /// Stops a process. False when it does not stand still in time, or holds a write lock; the caller lets it go on then.
-async fn stops_at_rest(process: &Process) -> bool {
-    if process.signal(Signal::STOP).is_err() {
-        return false;
-    }
+async fn stops_at_rest(process: &Process) -> io::Result<bool> {
+    process.signal(Signal::STOP)?;
     let pid = process.identity().pid;
     for _ in 0..LOOKS {
         let look =
             tokio::task::spawn_blocking(move || Ok(if stands_still(pid)? { Some(is_at_rest(pid)?) } else { None }));
         match look.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
-            Ok(Some(is_at_rest)) => return is_at_rest,
+            Ok(Some(is_at_rest)) => return Ok(is_at_rest),
             Ok(None) => tokio::time::sleep(PAUSE).await,
             Err(error) => {
                 tracing::debug!(%error, "look at a stopped process");
-                return false;
+                return Err(error);
             }
         }
     }
-    false
+    Ok(false)
 }
 
 /// Whether every thread is stopped: the signal reaches them one after the other.

@@ -34,7 +34,7 @@ const UNASKED_PAUSE: Duration = Duration::from_millis(200);
 
 /// An instance that nobody uses is asked at one look of so many at first, and ever more rarely: being asked takes it and us
 /// some four milliseconds, which is what it uses by itself in a minute.
-const IDLE: u32 = 6;
+pub(crate) const IDLE: u32 = 6;
 /// The most looks between two questions.
 const RAREST: u32 = 90;
 

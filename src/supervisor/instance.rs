@@ -61,7 +61,9 @@ pub(crate) struct Instance {
     pub(super) misses: u32,
     pub(super) busy: Busy,
     pub(super) probe_at: Instant,
-    /// When its log, its CPU time and its health were last looked at.
+    /// When its log was last looked at.
+    pub(super) rotated_at: Instant,
+    /// When its CPU time and its health were last looked at.
     pub(super) looked_at: Instant,
     /// What freezing it depends on.
     pub(super) frost: Frost,
@@ -117,6 +119,7 @@ impl Instance {
             misses: 0,
             busy: Busy::default(),
             probe_at: now,
+            rotated_at: now,
             looked_at: now,
             frost: Frost::new(now),
             since: now,
@@ -323,6 +326,7 @@ impl Instance {
 
     /// After its exit was seen: reaps, releases, classifies.
     async fn buried(&mut self) -> Failure {
+        self.melt();
         let Some(occupied) = self.occupied.take() else { return Failure::Crash("ended".to_owned()) };
         self.slot.close();
         self.slot.forget_prediction();
@@ -371,6 +375,7 @@ impl Instance {
     }
 
     async fn terminate(&mut self) -> Event {
+        self.melt();
         if let Some(occupied) = self.occupied.take() {
             let epoch = occupied.running.epoch;
             self.slot.note_stop(epoch);

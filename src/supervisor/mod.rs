@@ -420,6 +420,11 @@ impl Supervisor {
         self.fleet.registry.get(tenant).is_some_and(|slot| slot.running().is_some())
     }
 
+    /// Whether it has no process and nothing is in the way of a start.
+    pub fn is_asleep(&self, tenant: &TenantId) -> bool {
+        self.fleet.registry.get(tenant).is_none_or(|slot| slot.view.load().state == "asleep")
+    }
+
     /// Whether the instance has a process that requests reach without a start: it is awake, or frozen.
     pub fn is_up(&self, tenant: &TenantId) -> bool {
         self.fleet.registry.get(tenant).is_some_and(|slot| slot.is_up())

@@ -33,7 +33,9 @@ pub(crate) fn page_out(pid: i32, pidfd: BorrowedFd<'_>, is_over: &dyn Fn() -> bo
     // If the pid were another's by now, the descriptor would still be of the one that is gone, and the calls do nothing.
     let ranges = match std::fs::File::open(format!("/proc/{pid}/maps")) {
         Ok(file) => ranges(BufReader::new(file.take(MOST_TEXT))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Outcome::Ended(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => {
+            return Outcome::Ended(0);
+        }
         Err(error) => return Outcome::Refused(error),
     };
     let mut offered = 0;

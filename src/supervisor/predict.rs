@@ -1,8 +1,8 @@
 //! Waking an instance that somebody is about to want: who signs in asks for their data next.
 //!
 //! A wake on suspicion must cost nobody else anything. It is begun only for an instance that sleeps (or is frozen) and is
-//! in no trouble, only if no start is under way, and only with a place under the cap that is free: the place is taken
-//! before and handed to the start, so that nobody is put to sleep for it. It is a background start that a client's wish
+//! in no trouble, only if no start is under way, and only with a place under the cap that is free and none of the last, which are for clients: the
+//! place is taken before and handed to the start, so that nobody is put to sleep for it. It is a background start that a client's wish
 //! moves up, and at most one for a tenant in [`EVERY`]. Whoever asks does not wait and is not told what came of it.
 
 use std::collections::HashMap;
@@ -58,7 +58,7 @@ impl Supervisor {
             return;
         }
         // A frozen one has its place.
-        let admission = if is_asleep { fleet.try_admit(fleet.config.max_awake) } else { None };
+        let admission = if is_asleep { fleet.try_admit(fleet.places_of_spares()) } else { None };
         if is_asleep && admission.is_none() || !fleet.predictions.take(tenant, Instant::now()) {
             return;
         }

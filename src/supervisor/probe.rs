@@ -23,15 +23,20 @@ impl Instance {
     pub(super) async fn probe(&mut self) {
         self.probe_at = Instant::now() + self.probe_interval();
         let unused = if self.slot.in_flight() == 0 { self.slot.unused_for() } else { Duration::ZERO };
+        let interval = self.fleet.config.probe_interval;
         let is_calm = self.misses == 0 && self.busy.is_calm();
-        if is_calm && !health::is_due(unused, self.looked_at.elapsed(), self.fleet.config.probe_interval) {
+        // What jobs of its own print fills the disk also while nobody uses it.
+        if !is_calm || unused < interval || self.rotated_at.elapsed() >= interval * health::IDLE {
+            self.rotated_at = Instant::now();
+            self.rotate_log().await;
+        }
+        if is_calm && !health::is_due(unused, self.looked_at.elapsed(), interval) {
             return;
         }
         self.looked_at = Instant::now();
-        self.rotate_log().await;
         self.look_at_cpu();
         let Some(occupied) = &self.occupied else { return };
-        if self.slot.silent_for() < self.fleet.config.probe_interval {
+        if self.slot.silent_for() < interval {
             self.misses = 0;
             return;
         }

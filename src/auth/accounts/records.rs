@@ -159,11 +159,9 @@ impl Accounts {
                 claim.give_back();
                 Some(answer.map(|answer| (answer, None)))
             }
-            Outcome::WithoutIt => {
-                claim.give_back();
-                None
-            }
-            Outcome::Used => None,
+            // Whether the id is free is found out by whoever keeps the spares: a hook that refuses after the account was
+            // made says the same.
+            Outcome::WithoutIt | Outcome::Used => None,
             Outcome::Unknown => Some(answer.map(|answer| (answer, None))),
         }
     }

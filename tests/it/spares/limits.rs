@@ -63,6 +63,24 @@ async fn a_spare_outlives_the_idle_time_and_its_tenant_does_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_owner_who_could_not_be_let_in_at_once_is_let_in_by_the_first_request() {
+    let mut app = TestApp::with("instances.spares = 1\n").await;
+    app.expect_log("in step");
+    full(&app, 1).await;
+    let spare = folders(&app).pop_first().unwrap();
+    let data = app.data().join("instances").join(&spare).join("pb_data/data.db");
+    let database = rusqlite::Connection::open(data).unwrap();
+    database.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let ada = app.user("ada").await;
+    assert_eq!(ada.id, spare);
+    assert!(app.log().contains("bring the rows of an instance's members in step"), "{}", app.log());
+    database.execute_batch("ROLLBACK").unwrap();
+    drop(database);
+    ada.note("mine").await;
+    assert_eq!(app.tenant(&ada.id)["epoch"], 1, "by the process that was there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_template_with_a_rule_of_its_own_has_no_spares_and_accounts_are_made_as_ever() {
     let copy = tempfile::tempdir().unwrap();
     let from = [root().join("pb_templates/global"), root().join("pb_templates/personal")];
