@@ -132,7 +132,10 @@ impl Fleet {
         Arc::new(Self {
             starts: StartGate::new(starts),
             standby: Standby::new(parts.isolation.jailer.clone(), starts),
-            freezer: Freezer::new(&parts.config, parts.isolation.groups.as_ref().is_some_and(|groups| groups.memory_bytes() > 0)),
+            freezer: Freezer::new(
+                &parts.config,
+                parts.isolation.groups.as_ref().is_some_and(|groups| groups.memory_bytes() > 0),
+            ),
             predictions: Predictions::default(),
             waiting,
             config: parts.config,

@@ -89,11 +89,16 @@ impl Freezer {
         let has_swap = has_swap() && !is_limited;
         if !config.freeze_after.is_zero() && !has_swap {
             tracing::warn!(
-                "instances.freeze_after is set and there is no swap for instances (none on this machine, or \
-                 isolation.memory_bytes is set): frozen ones use no CPU and keep their memory"
+                "instances.freeze_after is set and this machine has no swap for instances, or isolation.memory_bytes \
+                 leaves them none: frozen ones use no CPU and keep their memory"
             );
         }
-        Self { has_swap, turn: Arc::new(Semaphore::new(1)), is_refused: Arc::default(), is_blind: AtomicBool::new(false) }
+        Self {
+            has_swap,
+            turn: Arc::new(Semaphore::new(1)),
+            is_refused: Arc::default(),
+            is_blind: AtomicBool::new(false),
+        }
     }
 }
 

@@ -52,7 +52,8 @@ async fn what_was_woken_for_nothing_is_not_counted_as_used() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_house_is_left_as_it_is() {
-    let app = TestApp::with(&format!("{ON}instances.max_awake = 1\n")).await;
+    // One place is left to clients.
+    let app = TestApp::with(&format!("{ON}instances.max_awake = 2\n")).await;
     let ada = app.user("ada").await;
     is_awake(&app, &ada).await;
     // Whether anything is begun is decided before the sign-in is answered.
@@ -62,6 +63,9 @@ async fn a_full_house_is_left_as_it_is() {
     assert_eq!(app.tenant(&ada.id)["state"], "awake", "nobody sleeps for a suspicion");
     // A request does what it always did.
     bob.note("x").await;
+    let cyd = app.user("cyd").await;
+    assert_eq!((counts(&app).await.0, &app.tenant(&cyd.id)["state"]), (1, &"asleep".into()));
+    cyd.note("x").await;
     assert_eq!(app.tenant(&ada.id)["state"], "asleep");
     // The place is free again after each: what was reserved is not lost.
     ada.note("x").await;
