@@ -47,21 +47,26 @@ def paged_out(fleet, pids):
 def frozen(bench):
     number = 10 if bench.quick else 100
     fleet = kit.Fleet(bench, "frozen")
-    fleet.settings = FREEZE_AFTER
     fleet.start()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         users = list(pool.map(lambda n: fleet.user(f"z{n}"), range(number)))
     tenants, path = [tenant for tenant, _ in users], "/api/collections/notes/records?perPage=1"
-    clients = [kit.Client(fleet.address, token) for _, token in users]
+    fleet.sleep(*tenants)
     kit.settle(bench)
     without, (_, swap_before) = available_mib(), swapped_mib()
-    for client in clients:
-        client.call("GET", path)
-    cpu_before = kit.cpu_seconds([fleet.process.pid])
-    # Before the first of them freezes, or as near to that as it gets.
+    for _, token in users:
+        kit.Client(fleet.address, token).call("GET", path)
+    kit.settle(bench)
     awake = available_mib()
     awake_pids = [item["pid"] for item in kit.all_tenants(fleet) if item["tenant"] in tenants]
-    private_awake = [kit.memory_mib(pid)[1] for pid in awake_pids if pid]
+    private_awake = [kit.memory_mib(pid)[1] for pid in awake_pids]
+    # From here on they freeze.
+    fleet.stop()
+    fleet.settings = FREEZE_AFTER
+    fleet.start()
+    clients = [kit.Client(fleet.address, token) for _, token in users]
+    for client in clients:
+        client.call("GET", path)
     kit.eventually("all are frozen", lambda: all_frozen(fleet, tenants), seconds=120, pause=0.2)
     listed = {item["tenant"]: item for item in kit.all_tenants(fleet)}
     pids = [listed[tenant]["pid"] for tenant in tenants]
@@ -69,7 +74,6 @@ def frozen(bench):
     kit.settle(bench)
     _, swap_after = swapped_mib()
     frozen_now, private = available_mib(), [kit.memory_mib(pid)[1] for pid in pids]
-    cpu = kit.cpu_seconds([fleet.process.pid]) - cpu_before
     times = {"warm": [], "thaw": [], "wake": []}
     rounds = 1 if bench.quick else 3
     for _ in range(rounds):
@@ -90,7 +94,6 @@ def frozen(bench):
         "each_mib": {"awake": round((without - awake) / number, 2), "frozen": round((without - frozen_now) / number, 2)},
         "private_mib": {"awake": round(sum(private_awake) / len(private_awake), 2), "frozen": round(sum(private) / number, 2),
                         "compressed": round((swap_after - swap_before) / number, 2)},
-        "cpu_ms_each": round(cpu * 1000 / number, 2),
         **{name: kit.spread(found) for name, found in times.items()},
     }
 
@@ -102,7 +105,7 @@ def frozen_report(found):
     private = found["private_mib"]
     return [f"### Frozen instances\n\n{found['n']} instances, {swap}. Private memory of each: {private['awake']} MiB awake; "
             f"frozen, {private['frozen']} MiB resident and {private['compressed']} MiB in compressed swap. Of the machine's "
-            f"available memory, which everything else on it moves too: {each['awake']} MiB and {each['frozen']} MiB. Freezing "
-            f"took {found['cpu_ms_each']} ms of CPU each. Milliseconds to the first byte of one request: to an awake "
+            f"available memory, which everything else on it moves too: {each['awake']} MiB and {each['frozen']} MiB. "
+            f"Milliseconds to the first byte of one request: to an awake "
             "instance, to a frozen one, to a sleeping one.\n",
             kit.table(["", "p50", "p90"], rows)]

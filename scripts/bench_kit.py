@@ -399,10 +399,16 @@ def wrk(address, path, token, connections, seconds, script=None, header="Authori
                *(["-s", script] if script else []), "-H", f"{header}: {token}", f"http://{address}{path}"]
     text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60).stdout
     unit = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60000.0}
-    latency = lambda share: (lambda m: float(m[1]) * unit[m[2]])(re.search(rf"^ +{share}% +([\d.]+)(us|ms|s|m)$", text, re.M))
+
+    def latency(share):
+        found = re.search(rf"^ +{share}% +([\d.]+)(us|ms|s|m)$", text, re.M)
+        # Nothing was answered before the end: at least that long.
+        return float(found[1]) * unit[found[2]] if found else seconds * 1000.0
+
     refused, broken = re.search(r"Non-2xx or 3xx responses: (\d+)", text), re.search(r"Socket errors: (.*)", text)
     return {
-        "rate": float(re.search(r"Requests/sec: +([\d.]+)", text)[1]),
+        # Above nothing, because ratios are taken to it.
+        "rate": max(float(re.search(r"Requests/sec: +([\d.]+)", text)[1]), 0.1),
         "requests": int(re.search(r"(\d+) requests in", text)[1]),
         "p50": latency(50),
         "p99": latency(99),

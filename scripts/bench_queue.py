@@ -114,8 +114,10 @@ def queue_report(found):
             "240 bytes of payload; claim and complete are two requests and two commits.\n",
             kit.table(["connections", "enqueued", "claimed and completed"], rows)]
     if inside := found.get("in_process"):
-        rows = [[line["tasks"], f"{line['plain_sqlite_per_s']:,.0f}", f"{line['same_records_per_s']:,.0f}",
-                 f"{line['enqueue_per_s']:,.0f}", f"{line['ratio']:.2f}×", f"{line['ratio_to_same_records']:.2f}×",
+        # What was measured before there were records to compare with is shown without them.
+        said = lambda line, key, form: form.format(line[key]) if key in line else "–"
+        rows = [[line["tasks"], f"{line['plain_sqlite_per_s']:,.0f}", said(line, "same_records_per_s", "{:,.0f}"),
+                 f"{line['enqueue_per_s']:,.0f}", f"{line['ratio']:.2f}×", said(line, "ratio_to_same_records", "{:.2f}×"),
                  f"{line['claim_and_complete_per_s']:,.0f}"] for line in inside["one_at_a_time"]]
         text += ["### Jobs in the program\n\nA second, beside appending to a plain SQLite table through one thread with "
                  "group commit, which promises the same and does nothing else: to rows of 256 bytes, one after the other, "

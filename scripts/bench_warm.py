@@ -77,7 +77,7 @@ def warm(bench):
         "create": (RECORDS, posting(bench, "create", note, "application/json")),
         "1 MB upload": (RECORDS, posting(bench, "upload", upload.bytes, upload.content_type)),
     }
-    rounds, seconds = (1, 1) if bench.quick else (5, 1)
+    rounds, seconds = (1, 1) if bench.quick else (5, 2)
     results = {}
     for name, (path, script) in requests.items():
         # The token's check matters most where there is least else to do.
