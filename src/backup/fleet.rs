@@ -385,7 +385,7 @@ mod tests {
         let database = open();
         let placements = Placements::open(Arc::clone(&database) as Arc<dyn Store>, "now".to_owned()).await.unwrap();
         let found = placements.find(&spare).unwrap();
-        assert_eq!((found.epoch, &found.occupancy), (1, &Occupancy::Idle));
+        assert_eq!((found.epoch, &found.occupancy), (2, &Occupancy::Idle), "and no epoch is used twice");
         assert!(placements.owned().is_empty());
         database.close().await;
     }
