@@ -282,6 +282,9 @@ impl Config {
         }
         self.check_workspaces()?;
         self.isolation.validate().map_err(Error::Invalid)?;
+        if i.refusal_pause > Duration::from_secs(10) {
+            return Err(rule("instances.refusal_pause", format!("{:?}", i.refusal_pause), "at most 10s"));
+        }
         if i.freeze_after >= i.idle_timeout {
             return Err(rule(
                 "instances.freeze_after",

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::auth::Verifier;
 use crate::config::Config;
-use crate::pocketbase::database;
 use crate::quota::Quotas;
 use crate::shutdown::Shutdown;
 use crate::spares;
@@ -23,12 +23,11 @@ pub(super) fn accounts_in(data: &Path) -> PathBuf {
 /// The spares, as the configuration wants them.
 pub(super) fn open(
     config: &Config,
-    (data, listen): (&Path, SocketAddr),
+    listen: SocketAddr,
     records: store::spares::Spares,
-    supervisor: &Supervisor,
-    tenancy: &Tenancy,
+    (supervisor, verifier, tenancy): (&Supervisor, &Verifier, &Tenancy),
 ) -> Spares {
-    let accounts = accounts_in(data);
+    let verifier = verifier.clone();
     Spares::new(spares::Parts {
         number: config.instances.spares,
         url: config.public_url(listen),
@@ -36,7 +35,7 @@ pub(super) fn open(
         supervisor: supervisor.clone(),
         tenancy: tenancy.clone(),
         accounts: Arc::new(move |users| {
-            let found = database::accounts(&accounts, users).ok()?;
+            let found = verifier.owners(users).ok()?;
             Some(found.into_iter().map(|account| account.id).collect())
         }),
     })

@@ -31,6 +31,7 @@ use dashmap::DashMap;
 use rusqlite::Connection;
 use rusqlite::OpenFlags;
 use rusqlite::OptionalExtension;
+use rusqlite::Row;
 use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
 use serde_json::Map;
@@ -39,10 +40,14 @@ use serde_json::Value;
 use super::Error;
 use super::Role;
 use crate::ids::UserId;
+use crate::pocketbase::database::Owner;
 use crate::pocketbase::token::Key;
 
 /// Most accounts that are kept in memory. Beyond, all are forgotten and read again as needed.
 const MAX_CACHED: usize = 100_000;
+
+/// Accounts that are read in a row, while others wait.
+const AT_ONCE: usize = 256;
 
 /// How long a read waits for a lock. Readers meet one only during recovery after a crash.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(100);
@@ -183,6 +188,24 @@ impl Directory {
             let id = statement.query_row([email], |row| row.get::<_, String>(0)).optional()?;
             Ok(id.and_then(|id| UserId::parse(&id).ok()))
         })
+    }
+
+    /// What instances' rows need to know of these accounts, as the database has it now; those that do not exist are left
+    /// out. Others have their turn between every few.
+    pub(super) fn owners(&self, users: &[UserId]) -> Result<Vec<Owner>, Error> {
+        let mut found = Vec::new();
+        for users in users.chunks(AT_ONCE) {
+            found.extend(self.read(|open, _| {
+                let mut statement = open.connection.prepare_cached("SELECT email, name FROM users WHERE id = ?1")?;
+                let mut found = Vec::new();
+                for user in users {
+                    let owner = |row: &Row<'_>| Ok(Owner { id: user.clone(), email: row.get(0)?, name: row.get(1)? });
+                    found.extend(statement.query_row([user.as_str()], owner).optional()?);
+                }
+                Ok(found)
+            })?);
+        }
+        Ok(found)
     }
 
     /// Whether any account has the role `admin`.
@@ -378,6 +401,24 @@ fn json(column: &str, value: ValueRef<'_>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn owners_are_read_as_they_are_now_and_who_is_nobody_is_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data.db");
+        let directory = Directory::new(path.clone(), Duration::from_hours(1));
+        let [ada, bob] = ["ada", "bob"].map(|name| UserId::parse(name).unwrap());
+        assert!(directory.owners(&[ada.clone()]).is_err(), "there is no database");
+        let writer = Connection::open(&path).unwrap();
+        writer.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE users (id TEXT, email TEXT, name TEXT)").unwrap();
+        assert_eq!(directory.owners(&[ada.clone()]).unwrap(), []);
+        writer.execute("INSERT INTO users VALUES ('ada', 'ada@example.com', 'Ada')", []).unwrap();
+        let owner = |email: &str| Owner { id: ada.clone(), email: email.to_owned(), name: "Ada".to_owned() };
+        assert_eq!(directory.owners(&[bob, ada.clone()]).unwrap(), [owner("ada@example.com")]);
+        writer.execute("UPDATE users SET email = 'ada@example.org'", []).unwrap();
+        let many = vec![ada.clone(); AT_ONCE + 1];
+        assert_eq!(directory.owners(&many).unwrap(), vec![owner("ada@example.org"); AT_ONCE + 1]);
+    }
 
     #[test]
     fn an_index_of_the_log_that_is_gone_is_noticed_and_the_database_opened_anew() {

@@ -26,6 +26,7 @@ use time::OffsetDateTime;
 use crate::error::Code;
 use crate::error::Problem;
 use crate::ids::UserId;
+use crate::pocketbase::database::Owner;
 use crate::pocketbase::token;
 use crate::pocketbase::token::Signer;
 use crate::pocketbase::token::Unverified;
@@ -281,6 +282,11 @@ impl Verifier {
     /// Forgets cached accounts: something wrote to the global instance through us, and counts from this moment on.
     pub fn accounts_changed(&self) {
         self.directory.changed();
+    }
+
+    /// What the rows of these accounts in instances have to say, read now; who is nobody is left out. Blocks for moments.
+    pub fn owners(&self, users: &[UserId]) -> Result<Vec<Owner>, Error> {
+        self.directory.owners(users)
     }
 
     /// Whether there is such an account. When that cannot be told, there is none.

@@ -22,7 +22,6 @@ use rusqlite::Connection;
 use rusqlite::ErrorCode;
 use rusqlite::OpenFlags;
 use rusqlite::OptionalExtension;
-use rusqlite::Row;
 use serde_json::Value;
 
 use crate::ids::UserId;
@@ -255,19 +254,6 @@ pub(super) fn look_asleep<T>(
 pub fn superuser(path: &Path) -> Result<Signer, Error> {
     let connection = open(path, Access::Read)?;
     read_superuser(&connection).map(|(superuser, _)| superuser).map_err(|error| at(path, error))
-}
-
-/// The rows of accounts in `users`, as instances' rows need them; those that do not exist are left out.
-pub fn accounts<'a>(path: &Path, users: impl IntoIterator<Item = &'a UserId>) -> Result<Vec<Owner>, Error> {
-    look(path, |connection| {
-        let mut statement = connection.prepare(&format!("SELECT email, name FROM {} WHERE id = ?1", quoted(USERS)))?;
-        let mut found = Vec::new();
-        for user in users {
-            let owner = |row: &Row<'_>| Ok(Owner { id: user.clone(), email: row.get(0)?, name: row.get(1)? });
-            found.extend(statement.query_row([user.as_str()], owner).optional()?);
-        }
-        Ok(found)
-    })
 }
 
 /// Id, auth token secret and file token secret of an auth collection.

@@ -27,6 +27,8 @@ pub struct Config {
     pub wake_timeout: Duration,
     pub max_waiting_per_instance: usize,
     pub max_waiting: usize,
+    #[serde(with = "humantime_serde")]
+    pub refusal_pause: Duration,
     pub max_in_flight: usize,
     #[serde(with = "humantime_serde")]
     pub start_timeout: Duration,

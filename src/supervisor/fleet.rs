@@ -128,10 +128,11 @@ impl Fleet {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let starts = if parts.config.max_starting == 0 { cores.max(2) } else { parts.config.max_starting };
-        let waiting = WaitingRoom::new(parts.config.max_waiting_per_instance, parts.config.max_waiting);
+        let (most, in_all) = (parts.config.max_waiting_per_instance, parts.config.max_waiting);
+        let waiting = WaitingRoom::new(most, in_all, parts.config.refusal_pause);
         Arc::new(Self {
             starts: StartGate::new(starts),
-            standby: Standby::new(parts.isolation.jailer.clone(), starts),
+            standby: Standby::new(parts.isolation.jailer.clone()),
             freezer: Freezer::new(
                 &parts.config,
                 parts.isolation.groups.as_ref().is_some_and(|groups| groups.memory_bytes() > 0),

@@ -37,7 +37,7 @@ use crate::supervisor::process::Exit;
 use crate::supervisor::process::Process;
 use crate::supervisor::process::Runs;
 use crate::supervisor::provision;
-use crate::supervisor::remove::remove_tree;
+use crate::supervisor::remove::empty_folder;
 use crate::supervisor::roster;
 use crate::supervisor::slot::Running;
 use crate::supervisor::slot::Slot;
@@ -230,8 +230,7 @@ async fn prepare(
     let work = tokio::task::spawn_blocking(move || {
         let folder = fleet.folder(&id);
         let temporary = folder.join(jail::TMP);
-        remove_tree(&temporary).map_err(|error| outside(format!("empty its temporary folder: {error}")))?;
-        std::fs::create_dir(&temporary).map_err(|error| outside(format!("make its folder: {error}")))?;
+        empty_folder(&temporary, user).map_err(|error| outside(format!("empty its temporary folder: {error}")))?;
         if let Err(error) = logs::rotate(&folder, fleet.config.log_bytes, fleet.config.log_files) {
             tracing::warn!(tenant.id = %id, %error, "rotate an instance's log");
         }
@@ -285,10 +284,13 @@ async fn attempt(
         tokio::join!(fleet.placements.acquire(tenant), prepare(fleet, tenant, golden, confinement.user));
     let epoch = epoch.map_err(store)?;
     let log_start = logs::length(&folder);
-    let started = signers.and_then(|signers| {
-        let started = spawn(fleet, tenant, &folder, golden, confinement);
-        Ok((signers, started.map_err(|error| outside(format!("start the jailer: {error}")))?))
-    });
+    let started = match signers {
+        Ok(signers) => spawn(fleet, tenant, &folder, golden, confinement)
+            .await
+            .map(|started| (signers, started))
+            .map_err(|error| outside(format!("start the jailer: {error}"))),
+        Err(failure) => Err(failure),
+    };
     let (signers, (process, announcement)) = match started {
         Ok(started) => started,
         Err(failure) => {
@@ -335,8 +337,8 @@ async fn attempt(
     Err(failure)
 }
 
-fn spawn(
-    fleet: &Fleet,
+async fn spawn(
+    fleet: &Arc<Fleet>,
     tenant: &TenantId,
     folder: &Path,
     golden: &Golden,
@@ -378,8 +380,17 @@ fn spawn(
     };
     let announcement = Announcement::of(&logs::path(folder));
     let runs = Runs { address, sha256: &binary.sha256, profile: &confinement.profile };
-    let log = (logs::path(folder), log);
-    let process = Process::spawn_by(&fleet.standby, &fleet.isolation.jailer, spec, (&log.0, &log.1), &runs)?;
+    let order = jail::Order { log: logs::path(folder), spec };
+    let standby = Arc::clone(fleet);
+    // Goes on if nobody waits for it any more: the next order's answer is then its own.
+    let told = tokio::task::spawn_blocking(move || (standby.standby.tell(&order), order)).await;
+    let process = match told.map_err(std::io::Error::other)? {
+        (Ok(Some(pid)), _) => Process::forked(pid, &runs)?,
+        (told, order) => {
+            told?;
+            Process::spawn(&fleet.isolation.jailer, &order.spec, &log, &runs)?
+        }
+    };
     Ok((process.with_log(logs::handle(folder)), announcement))
 }
 

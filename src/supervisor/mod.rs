@@ -228,6 +228,9 @@ impl Supervisor {
         };
         if priority == Priority::Client {
             self.fleet.metrics.arrived(arrival, begun.elapsed());
+            if matches!(lease, Err(Error::TenantBusy | Error::WaitingRoomFull)) {
+                self.fleet.waiting.pause().await;
+            }
         }
         lease
     }

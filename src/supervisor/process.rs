@@ -25,12 +25,12 @@ use rustix::process::Rlimit;
 use rustix::process::Signal;
 use rustix::process::WaitId;
 use rustix::process::WaitIdOptions;
+use rustix::process::WaitOptions;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::store::placements::ProcessIdentity;
 use crate::supervisor::jail;
-use crate::supervisor::standby::Standby;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,7 +86,7 @@ pub struct Runs<'a> {
 pub struct Process {
     pid: Pid,
     pidfd: AsyncFd<OwnedFd>,
-    /// Set when it is our child and has to be reaped.
+    /// Set when we started it by ourselves and have to reap it.
     child: Option<Child>,
     identity: ProcessIdentity,
     /// The file that it writes to, where that is watched.
@@ -111,38 +111,21 @@ impl Process {
         Self::watched(child, runs)
     }
 
-    /// The same by a jailer that waits for its order, if there is one. `log` exists.
-    pub(crate) fn spawn_by(
-        standby: &Standby,
-        jailer: &Path,
-        spec: jail::Spec,
-        log: (&Path, &File),
-        runs: &Runs<'_>,
-    ) -> io::Result<Self> {
-        let order = jail::Order { log: log.0.to_owned(), spec };
-        match standby.tell(&order)? {
-            Some(child) => Self::watched(child, runs),
-            None => Self::spawn(jailer, &order.spec, log.1, runs),
+    /// The same of a child of ours that was forked by the waiting jailer.
+    pub(crate) fn forked(pid: Pid, runs: &Runs<'_>) -> io::Result<Self> {
+        let learnt = learn(pid, runs);
+        if learnt.is_err() {
+            rustix::process::kill_process(pid, Signal::KILL)?;
+            rustix::process::waitpid(Some(pid), WaitOptions::empty())?;
         }
+        let (pidfd, identity) = learnt?;
+        Ok(Self { pid, pidfd, child: None, identity, log: None })
     }
 
     /// Learns who the child is. A child that cannot be watched is not left running.
     fn watched(mut child: Child, runs: &Runs<'_>) -> io::Result<Self> {
-        let learn = |pid: Pid| -> io::Result<(AsyncFd<OwnedFd>, ProcessIdentity)> {
-            let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-            let identity = ProcessIdentity {
-                boot_id: boot_id()?,
-                pid: pid.as_raw_nonzero().get(),
-                start_tick: start_tick(pid)?.1,
-                pidfd_inode: rustix::fs::fstat(&pidfd)?.st_ino,
-                address: runs.address,
-                binary_sha256: runs.sha256.to_owned(),
-                jail_profile: runs.profile.to_owned(),
-            };
-            Ok((watch(pidfd, Interest::READABLE)?, identity))
-        };
         let pid = Pid::from_child(&child);
-        match learn(pid) {
+        match learn(pid, runs) {
             Ok((pidfd, identity)) => Ok(Self { pid, pidfd, child: Some(child), identity, log: None }),
             Err(error) => {
                 child.kill()?;
@@ -268,7 +251,23 @@ impl Process {
     }
 }
 
-/// Reaps an adopted process that is a child of this process all the same: one that was started before a reload.
+/// Who a child of ours is that was not reaped yet.
+fn learn(pid: Pid, runs: &Runs<'_>) -> io::Result<(AsyncFd<OwnedFd>, ProcessIdentity)> {
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+    let identity = ProcessIdentity {
+        boot_id: boot_id()?,
+        pid: pid.as_raw_nonzero().get(),
+        start_tick: start_tick(pid)?.1,
+        pidfd_inode: rustix::fs::fstat(&pidfd)?.st_ino,
+        address: runs.address,
+        binary_sha256: runs.sha256.to_owned(),
+        jail_profile: runs.profile.to_owned(),
+    };
+    Ok((watch(pidfd, Interest::READABLE)?, identity))
+}
+
+/// Reaps a process that we did not start by ourselves and that is our child all the same: one that the waiting jailer
+/// forked, or one of before a reload.
 fn reaped(pidfd: BorrowedFd<'_>) -> Exit {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
     match rustix::process::waitid(WaitId::PidFd(pidfd), options) {

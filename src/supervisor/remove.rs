@@ -50,6 +50,20 @@ pub(super) fn remove_tree(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Makes an empty folder of whatever is there. One that is empty, open and `user`'s (or ours) already stays, because
+/// removing it and making it anew costs the kernel more than a look. Nobody may be working in it. Blocks.
+pub(super) fn empty_folder(path: &Path, user: Option<u32>) -> io::Result<()> {
+    if let Ok(folder) = open(CWD, path) {
+        let found = rustix::fs::fstat(&folder)?;
+        let is_theirs = found.st_uid == user.unwrap_or_else(|| rustix::process::geteuid().as_raw());
+        if is_theirs && found.st_mode & 0o700 == 0o700 && pass(&folder)?.0 == 0 {
+            return Ok(());
+        }
+    }
+    remove_tree(path)?;
+    fs::create_dir(path)
+}
+
 /// Looks at every name of the first level once: how many there were, and how many of them went.
 fn pass(root: &OwnedFd) -> io::Result<(u64, u64)> {
     let (mut found, mut removed) = (0, 0);
@@ -169,6 +183,33 @@ mod tests {
             .unwrap();
         assert!(!tree.exists());
         remove_tree(&tree).unwrap();
+    }
+
+    #[test]
+    fn an_empty_folder_stays_if_it_is_whose_it_should_be_and_open_and_anything_else_becomes_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tmp");
+        empty_folder(&path, None).unwrap();
+        fs::create_dir(path.join("below")).unwrap();
+        fs::write(path.join("below").join("file"), "x").unwrap();
+        empty_folder(&path, None).unwrap();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+        for mode in [0o000, 0o500] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            empty_folder(&path, None).unwrap();
+            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o700, 0o700);
+        }
+        // One that is somebody else's is made anew: nobody owns our files through it.
+        fs::write(dir.path().join("mark"), "").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+        empty_folder(&path, None).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o777, "the same one");
+        empty_folder(&path, Some(rustix::process::geteuid().as_raw() + 1)).unwrap();
+        assert_ne!(path.metadata().unwrap().permissions().mode() & 0o777, 0o777, "a new one");
+        fs::remove_dir(&path).unwrap();
+        std::os::unix::fs::symlink(dir.path(), &path).unwrap();
+        empty_folder(&path, None).unwrap();
+        assert!(path.symlink_metadata().unwrap().is_dir() && dir.path().join("mark").exists(), "links lead nowhere");
     }
 
     #[test]

@@ -110,7 +110,12 @@ pub(super) fn keys(
 /// Brings a running instance in step.
 pub(super) async fn follow(fleet: &Arc<Fleet>, tenant: &TenantId, running: &Arc<Running>) {
     let (of, id) = (Arc::clone(fleet), tenant.clone());
-    let changed = match tokio::task::spawn_blocking(move || keys(&of, &id, Served::Yes)).await {
+    let kind = fleet.tenants.find(tenant).map(|tenant| tenant.kind);
+    // In what was a spare a moment ago nobody has done anything, so that its file is trusted like a sleeper's: another
+    // process to look at it would take longer than the rest of a claim.
+    let is_fresh = kind == Some(Kind::Personal) && !running.has_users();
+    let served = if is_fresh { Served::No } else { Served::Yes };
+    let changed = match tokio::task::spawn_blocking(move || keys(&of, &id, served)).await {
         Ok(Ok((signers, changed))) => {
             running.renew(signers);
             changed
@@ -118,8 +123,7 @@ pub(super) async fn follow(fleet: &Arc<Fleet>, tenant: &TenantId, running: &Arc<
         Ok(Err(error)) => return tracing::error!(tenant.id = %tenant, %error, "read the keys of a running instance"),
         Err(error) => return tracing::error!(tenant.id = %tenant, %error, "bring a running instance in step"),
     };
-    let is_workspace = fleet.tenants.find(tenant).is_some_and(|tenant| tenant.kind == Kind::Workspace);
-    if changed.is_empty() || !is_workspace {
+    if changed.is_empty() || kind != Some(Kind::Workspace) {
         return;
     }
     // Nobody waits for the events, and the instance may go down meanwhile.

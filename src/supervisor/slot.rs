@@ -109,6 +109,11 @@ impl Running {
         mint(&self.signers.load().superuser, SystemTime::now(), PROOF_TTL)
     }
 
+    /// Whether anybody can act in it.
+    pub(crate) fn has_users(&self) -> bool {
+        !self.signers.load().users.is_empty()
+    }
+
     /// Mints from other keys from now on: somebody came or went.
     pub(crate) fn renew(&self, signers: Signers) {
         self.signers.store(Arc::new(signers));

@@ -1,12 +1,16 @@
-//! Jailers that wait for their order, so that a start does not have to wait for them.
+//! The jailer that waits for orders, so that a start does not have to wait for one.
 //!
 //! Starting this program again, until it is ready to do something, takes one to two milliseconds of a wake that a
-//! client waits for. A few jailers are therefore started ahead, while nobody waits: each has nothing yet but an empty
-//! environment and a pipe, reads its order from that, and does from there on exactly what any other does. One that is not
-//! used goes when the pipe closes, whatever became of us. Whoever finds none starts a jailer of its own.
+//! client waits for, and as much CPU: it is loaded and linked anew. One jailer is therefore started ahead, while nobody
+//! waits, and forks for each order (a fork server): what it forks is our child, has nothing but an empty environment, and
+//! does from there on exactly what any other jailer does. It goes when its socket closes, whatever became of us. Whoever
+//! finds none, or one that does not answer, starts a jailer of its own.
+//!
+//! An order whose answer is lost may have been obeyed all the same. The lock on the data directory tells, as it does for
+//! any process that is not known.
 
 use std::io;
-use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
@@ -19,86 +23,127 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use rustix::net::AddressFamily;
+use rustix::net::SendFlags;
+use rustix::net::SocketFlags;
+use rustix::net::SocketType;
+use rustix::net::sockopt::Timeout;
+use rustix::process::Pid;
+
 use crate::supervisor::fleet::Fleet;
 use crate::supervisor::jail;
 
-/// How long after a start the next jailer is made: the client's first request goes first.
+/// How long after a start the jailer is made, if there is none: the client's first request goes first.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long a fork may take. On a machine with nothing to spare it is some ten milliseconds.
+const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The jailers that wait.
+/// The jailer that waits, if one does.
 #[derive(Debug)]
 pub(crate) struct Standby {
     jailer: PathBuf,
-    most: usize,
-    waiting: Mutex<Vec<Child>>,
+    server: Mutex<Option<Server>>,
     is_closed: AtomicBool,
     is_filling: AtomicBool,
 }
 
+/// A jailer and the line to it.
+#[derive(Debug)]
+struct Server {
+    process: Child,
+    line: OwnedFd,
+}
+
 impl Standby {
-    /// None wait yet; at most `most` ever do.
-    pub(crate) fn new(jailer: PathBuf, most: usize) -> Self {
+    /// None waits yet.
+    pub(crate) fn new(jailer: PathBuf) -> Self {
         let (is_closed, is_filling) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { jailer, most, waiting: Mutex::default(), is_closed, is_filling }
+        Self { jailer, server: Mutex::default(), is_closed, is_filling }
     }
 
-    /// One that is told what to become, if one waits.
-    pub(crate) fn tell(&self, order: &jail::Order) -> io::Result<Option<Child>> {
+    /// A process of ours that obeys the order, if a jailer waits and forks it. Blocks for a fork.
+    pub(crate) fn tell(&self, order: &jail::Order) -> io::Result<Option<Pid>> {
         let order = serde_json::to_vec(order)?;
-        loop {
-            let Some(mut child) = self.list().pop() else { return Ok(None) };
-            // The pipe takes an order at once, and closing it is the end of the order.
-            let told = child.stdin.take().map(|mut pipe| pipe.write_all(&order));
-            if matches!(told, Some(Ok(()))) {
-                return Ok(Some(child));
+        let mut server = self.lock();
+        let Some(found) = server.as_ref().filter(|_| order.len() <= jail::LONGEST_ORDER) else { return Ok(None) };
+        match exchange(&found.line, &order) {
+            Ok(Ok(pid)) => Ok(Some(pid)),
+            // Out of memory or of processes: a jailer of its own will say so.
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "the waiting jailer could not fork");
+                Ok(None)
             }
-            // It died while it waited.
-            end(child);
+            Err(error) => {
+                tracing::debug!(%error, "the waiting jailer does not answer");
+                server.take().into_iter().for_each(end);
+                Ok(None)
+            }
         }
     }
 
-    /// Starts those that are missing. Blocks for a `posix_spawn` each.
+    /// Starts one if none waits. Blocks for a `posix_spawn`.
     fn fill(&self) {
-        while self.list().len() < self.most && !self.is_closed.load(Ordering::SeqCst) {
-            #[expect(clippy::disallowed_methods, reason = "one of the places that start instances")]
-            let mut command = Command::new(&self.jailer);
-            command.arg(jail::SUBCOMMAND).arg(jail::WAIT).env_clear();
-            command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-            match command.spawn() {
-                Ok(child) => self.list().push(child),
-                Err(error) => return tracing::debug!(%error, "no jailer is started ahead"),
+        let mut server = self.lock();
+        if server.is_none() && !self.is_closed.load(Ordering::SeqCst) {
+            match self.start() {
+                Ok(started) => *server = Some(started),
+                Err(error) => tracing::debug!(%error, "no jailer is started ahead"),
             }
         }
-        if self.is_closed.load(Ordering::SeqCst) {
-            self.close();
-        }
     }
 
-    /// Whole at any moment: nothing that can fail is done under the lock.
-    fn list(&self) -> MutexGuard<'_, Vec<Child>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn start(&self) -> io::Result<Server> {
+        // Packets keep orders apart, and a closed end is heard by the other.
+        let (line, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        rustix::net::sockopt::set_socket_timeout(&line, Timeout::Recv, Some(PATIENCE))?;
+        #[expect(clippy::disallowed_methods, reason = "one of the places that start instances")]
+        let mut command = Command::new(&self.jailer);
+        command.arg(jail::SUBCOMMAND).arg(jail::WAIT).env_clear();
+        command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Server { process: command.spawn()?, line })
     }
 
-    /// Ends those that wait, for good. Blocks for moments.
+    /// Whole at any moment: nothing under the lock leaves anything half-done.
+    fn lock(&self) -> MutexGuard<'_, Option<Server>> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the one that waits, for good. Blocks for moments.
     fn close(&self) {
         self.is_closed.store(true, Ordering::SeqCst);
-        let waiting = std::mem::take(&mut *self.list());
+        let waiting = self.lock().take();
         waiting.into_iter().for_each(end);
     }
 }
 
-fn end(mut child: Child) {
-    drop(child.stdin.take());
-    // It holds nothing and is nobody yet; after SIGKILL it takes as long as the kernel needs.
-    if child.kill().and_then(|()| child.wait()).is_err() {
-        tracing::debug!("a waiting jailer could not be ended");
+/// Sends an order and waits for the pid, or for why there is none. An outer error is one of the line.
+fn exchange(line: &OwnedFd, order: &[u8]) -> io::Result<io::Result<Pid>> {
+    rustix::net::send(line, order, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+    let mut answer = [0; size_of::<i32>()];
+    // Not for longer than the line's patience.
+    let read = rustix::io::retry_on_intr(|| rustix::io::read(line, &mut answer))?;
+    if read != answer.len() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let answer = i32::from_ne_bytes(answer);
+    Ok(Pid::from_raw(answer).filter(|_| answer > 0).ok_or_else(|| io::Error::from_raw_os_error(answer.wrapping_neg())))
+}
+
+fn end(mut server: Server) {
+    drop(server.line);
+    // It holds nothing and is nobody; after SIGKILL it takes as long as the kernel needs.
+    if server.process.kill().and_then(|()| server.process.wait()).is_err() {
+        tracing::debug!("the waiting jailer could not be ended");
     }
 }
 
 impl Fleet {
-    /// Sees to it that jailers wait again, in a moment.
+    /// Sees to it that a jailer waits, in a moment.
     pub(crate) fn stand_by(self: &Arc<Self>) {
-        if self.standby.is_filling.swap(true, Ordering::SeqCst) || self.stopping.is_cancelled() {
+        // Held while a start is under way: then there is one.
+        let is_there = self.standby.server.try_lock().map_or(true, |server| server.is_some());
+        if is_there || self.stopping.is_cancelled() || self.standby.is_filling.swap(true, Ordering::SeqCst) {
             return;
         }
         let fleet = Arc::clone(self);
@@ -116,7 +161,7 @@ impl Fleet {
         );
     }
 
-    /// Ends the jailers that wait.
+    /// Ends the jailer that waits.
     pub(crate) async fn stand_down(self: &Arc<Self>) {
         let fleet = Arc::clone(self);
         drop(tokio::task::spawn_blocking(move || fleet.standby.close()).await);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::time::Duration;
+use std::time::Instant;
 
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -202,13 +203,15 @@ async fn waiting_rooms_are_bounded_and_say_so() {
 }
 
 async fn bounded(keys: &str, status: u16, code: &str) {
-    let app = TestApp::with(keys).await;
+    let app = TestApp::with(&format!("{keys}instances.refusal_pause = \"700ms\"\n")).await;
     let ada = app.user("ada").await;
     ada.note("x").await;
+    let begun = Instant::now();
     let answers: Vec<_> =
         stream::iter(0..200).map(|_| ada.get("/api/collections/notes/records")).buffer_unordered(200).collect().await;
     let refused: Vec<_> = answers.into_iter().filter(|answer| answer.status() != 200).collect();
     assert!(!refused.is_empty());
+    assert!(begun.elapsed() >= Duration::from_millis(700), "refusals are not told at once");
     for answer in refused {
         assert_eq!(answer.status(), status);
         assert!(answer.headers().contains_key("retry-after"));
@@ -258,47 +261,55 @@ async fn a_request_in_flight_survives_the_idle_timeout() {
     eventually("it sleeps afterwards", async || (app.tenant(&ada.id)["state"] == "asleep").then_some(())).await;
 }
 
-/// Children of a pocketfleet that wait to be told what to become.
-fn jailers_ahead(parent: u32) -> BTreeSet<i64> {
+/// The children of a process, zombies too.
+fn children(parent: u32) -> Vec<i64> {
     let is_child = |pid: &i64| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let after_name = stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned()).unwrap_or_default();
-        after_name.split(' ').nth(1) == Some(&parent.to_string()) && line.ends_with(b"\0__jail\0wait\0")
+        after_name.split(' ').nth(1) == Some(&parent.to_string())
     };
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_child).collect()
 }
 
+/// Those of a pocketfleet that wait for orders.
+fn jailers_ahead(parent: u32) -> Vec<i64> {
+    let waits =
+        |pid: &i64| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(b"\0__jail\0wait\0"));
+    children(parent).into_iter().filter(waits).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_jailer_waits_ahead_of_a_start_and_not_longer_than_pocketfleet() {
+async fn a_jailer_waits_forks_for_starts_and_waits_not_longer_than_pocketfleet() {
     let mut app = TestApp::start().await;
     let [ada, bob] = [app.user("ada").await, app.user("bob").await];
-    let some = || {
-        eventually("jailers wait", async || {
+    let waits = || {
+        eventually("a jailer waits", async || {
             let found = jailers_ahead(app.pid());
-            (!found.is_empty()).then_some(found)
+            let [one] = found.as_slice() else { return None };
+            Some(*one)
         })
     };
-    eventually("as many as may start at once", async || (jailers_ahead(app.pid()).len() >= 2).then_some(())).await;
-    let ahead = some().await;
+    let jailer = waits().await;
     ada.note("x").await;
     let pid = app.tenant(&ada.id)["pid"].as_i64().unwrap();
-    assert!(ahead.contains(&pid), "{pid} was not one of {ahead:?}");
+    assert!(children(app.pid()).contains(&pid) && pid != jailer, "it is ours to watch and to reap");
+    assert_eq!(jailers_ahead(app.pid()), [jailer], "the same one waits for the next order");
     let environment = std::fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
     assert!(environment.contains("GOGC=200\0GOMEMLIMIT=805306368\0"), "{environment:?}");
     assert!(app.log().contains("instance is awake"));
 
-    for pid in some().await {
-        signal(i32::try_from(pid).unwrap(), "KILL");
-    }
+    app.put_to_sleep(&ada.id);
+    assert!(!runs(i32::try_from(pid).unwrap()) && !children(app.pid()).contains(&pid), "no zombie is left");
+    signal(i32::try_from(jailer).unwrap(), "KILL");
     bob.note("y").await;
-    assert_eq!(bob.titles().await, ["y"], "those that died are not missed");
+    assert_eq!(bob.titles().await, ["y"], "one that died is not missed");
 
-    let last = some().await;
+    let next = waits().await;
+    assert_ne!(next, jailer);
     app.kill();
-    let gone = async || (!last.iter().any(|pid| runs(i32::try_from(*pid).unwrap()))).then_some(());
-    eventually("they go with pocketfleet", gone).await;
+    let gone = async || (!runs(i32::try_from(next).unwrap())).then_some(());
+    eventually("it goes with pocketfleet", gone).await;
     app.launch().await;
     assert_eq!(ada.at(&app).titles().await, ["x"]);
 }

@@ -1,8 +1,8 @@
 //! The jailer: the hidden subcommand that becomes a `PocketBase`.
 //!
 //! pocketfleet starts itself with [`SUBCOMMAND`] by `posix_spawn` (a `fork` of a big process costs tens of
-//! milliseconds, and `PR_SET_PDEATHSIG` would tie children to a *thread*). The jailer is small, single-threaded and
-//! already in the child: it makes a session of its own, sets limits, takes the lock of the data directory, shuts
+//! milliseconds, and `PR_SET_PDEATHSIG` would tie children to a *thread*), or has a jailer that was started before and
+//! waits ([`WAIT`]) fork for it. The jailer is small, single-threaded and already in the child: it makes a session of its own, sets limits, takes the lock of the data directory, shuts
 //! itself in (`landlock`, `seccomp`, `uid`), and execs. The lock's descriptor is the only one above 2 that survives, so
 //! the kernel holds the lock exactly as long as the process lives.
 //!
@@ -10,7 +10,6 @@
 //! fails ends the start: there is no process with less than what its specification says.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -37,11 +36,11 @@ pub use limits::Limits;
 /// First argument that turns the program into the jailer.
 pub const SUBCOMMAND: &str = "__jail";
 
-/// Second argument of a jailer that was started ahead of its work: its order comes through standard input.
+/// Second argument of the jailer that waits for orders on standard input, a socket, and forks for each (a fork server).
 pub const WAIT: &str = "wait";
 
-/// Longest order that a waiting jailer reads, in bytes. Real ones have about two thousand.
-const LONGEST_ORDER: u64 = 64 * 1024;
+/// Longest order that it reads, in bytes. Real ones have about two thousand.
+pub(super) const LONGEST_ORDER: usize = 64 * 1024;
 
 /// Folder for temporary files, inside the working directory.
 pub const TMP: &str = "tmp";
@@ -105,7 +104,7 @@ pub struct Sandbox {
     pub user: Option<u32>,
 }
 
-/// What a waiting jailer is told.
+/// What the jailer that waits is told.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Order {
     /// The file that takes the output.
@@ -114,16 +113,11 @@ pub struct Order {
     pub spec: Spec,
 }
 
-/// Becomes the program of the specification, or of the order that comes when it is [`WAIT`]. Returns only when a step
-/// failed: its exit code, after one line on standard error (which is the instance's log file).
+/// Becomes the program of the specification, or waits for orders when it is [`WAIT`]. Returns only when a step failed: its
+/// exit code, after one line on standard error (which is the instance's log file); or when nobody has orders any more.
 pub fn run(spec: &str) -> u8 {
     if spec == WAIT {
-        return match await_order() {
-            Ok(Some(spec)) => become_program(&spec),
-            // Nobody needed it.
-            Ok(None) => 0,
-            Err(error) => failed(exit::SPEC, "take its order", &error),
-        };
+        return serve();
     }
     match serde_json::from_str::<Spec>(spec) {
         Ok(spec) => become_program(&spec),
@@ -131,20 +125,59 @@ pub fn run(spec: &str) -> u8 {
     }
 }
 
-/// Waits until whoever started this process says what it is to become, or is gone. From the order on, output goes to the
-/// instance's log, and there is no input.
-fn await_order() -> std::io::Result<Option<Spec>> {
-    let mut text = String::new();
-    std::io::stdin().take(LONGEST_ORDER).read_to_string(&mut text)?;
-    if text.is_empty() {
-        return Ok(None);
+/// Answers each order with the pid of a process that obeys it, or a negative error number, until whoever started this
+/// process is gone. This process stays small and single-threaded, and is nobody's jail itself.
+fn serve() -> u8 {
+    let (socket, mut order) = (std::io::stdin(), vec![0; LONGEST_ORDER]);
+    // Made once, so that those who obey have them already.
+    seccomp::prepare();
+    loop {
+        let length = match rustix::io::read(&socket, &mut order) {
+            Ok(0) => return 0,
+            Ok(length) => length,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return failed(exit::SPEC, "take an order", &error),
+        };
+        let answer = match fork_for_parent() {
+            Ok(0) => return obey(&order[..length]),
+            Ok(pid) => pid,
+            Err(error) => error.raw_os_error().map_or(-libc::EIO, |number| -number),
+        };
+        if let Err(error) = rustix::io::write(&socket, &answer.to_ne_bytes()) {
+            return failed(exit::SPEC, "answer an order", &error);
+        }
     }
-    let order: Order = serde_json::from_str(&text)?;
-    let log = File::options().append(true).open(&order.log)?;
-    nix::unistd::dup2_stderr(&log)?;
-    nix::unistd::dup2_stdout(&log)?;
-    nix::unistd::dup2_stdin(File::open("/dev/null")?)?;
-    Ok(Some(order.spec))
+}
+
+/// A fork whose child is a child of our parent, which watches and reaps it: 0 in the child, its pid here.
+fn fork_for_parent() -> std::io::Result<i32> {
+    const NONE: libc::c_long = 0;
+    let flags = libc::c_long::from(libc::CLONE_PARENT | libc::SIGCHLD);
+    #[expect(unsafe_code, reason = "no crate at hand has a safe form of a fork for one's parent")]
+    // SAFETY: this process has one thread, so the copy finds every lock and the heap as they are here. Without CLONE_VM
+    // memory and stack are its own, and no argument is an address. `fork` differs by CLONE_PARENT and by the handlers of
+    // pthread_atfork, of which there are none.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, NONE, NONE, NONE, NONE) };
+    match i32::try_from(pid) {
+        Ok(pid) if pid >= 0 => Ok(pid),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// From the order on, output goes to the instance's log, and there is no input.
+fn obey(order: &[u8]) -> u8 {
+    let begin = || -> std::io::Result<Spec> {
+        let order: Order = serde_json::from_slice(order)?;
+        let log = File::options().append(true).open(&order.log)?;
+        nix::unistd::dup2_stderr(&log)?;
+        nix::unistd::dup2_stdout(&log)?;
+        nix::unistd::dup2_stdin(File::open("/dev/null")?)?;
+        Ok(order.spec)
+    };
+    match begin() {
+        Ok(spec) => become_program(&spec),
+        Err(error) => failed(exit::SPEC, "take its order", &error),
+    }
 }
 
 fn become_program(spec: &Spec) -> u8 {
@@ -202,7 +235,7 @@ fn confine(sandbox: &Sandbox) -> Result<(), (&'static str, String)> {
         uid::no_way_back().map_err(|error| ("give up root", error.to_string()))?;
     }
     landlock::enforce(rules).map_err(|error| ("put Landlock into force", error.to_string()))?;
-    seccomp::enforce(&filters).map_err(|error| ("put seccomp into force", error.to_string()))
+    seccomp::enforce(filters).map_err(|error| ("put seccomp into force", error.to_string()))
 }
 
 /// Keeps this process to these folders, and to files and folders in them, where the kernel can. It stays whose it was: it

@@ -6,6 +6,7 @@
 //! (a connection without `connect`), and changing other people's modes and owners.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use seccompiler::BpfProgram;
 use seccompiler::SeccompAction;
@@ -150,9 +151,29 @@ const NETLINK: u64 = 16;
 const STREAM: u64 = 1;
 const DATAGRAM: u64 = 2;
 
-/// Builds the filters: what is refused with EPERM, with EPROTONOSUPPORT, with ENOSYS. `datagrams` says whether UDP is
-/// left open; nothing can say where to.
-pub(super) fn filters(datagrams: bool) -> Result<Vec<BpfProgram>, seccompiler::Error> {
+/// Both kinds, once they were made: a fork has those of the jailer that it is of.
+static MADE: [OnceLock<Vec<BpfProgram>>; 2] = [OnceLock::new(), OnceLock::new()];
+
+/// Makes the filters of both kinds, for forks. What cannot be made is told to whoever needs it.
+pub(super) fn prepare() {
+    for datagrams in [false, true] {
+        drop(filters(datagrams));
+    }
+}
+
+/// The filters: what is refused with EPERM, with EPROTONOSUPPORT, with ENOSYS. `datagrams` says whether UDP is left open;
+/// nothing can say where to.
+pub(super) fn filters(datagrams: bool) -> Result<&'static [BpfProgram], seccompiler::Error> {
+    let [closed, open] = &MADE;
+    let made = if datagrams { open } else { closed };
+    if let Some(programs) = made.get() {
+        return Ok(programs);
+    }
+    let programs = build(datagrams)?;
+    Ok(made.get_or_init(|| programs))
+}
+
+fn build(datagrams: bool) -> Result<Vec<BpfProgram>, seccompiler::Error> {
     let mut programs = Vec::new();
     for (rules, errno) in [
         (forbidden()?, libc::EPERM),
