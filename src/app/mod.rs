@@ -51,7 +51,6 @@ use crate::gateway::Dashboards;
 use crate::gateway::Gateway;
 use crate::ids::TenantId;
 use crate::ids::UserId;
-use crate::pocketbase::database;
 use crate::pocketbase::database::Owner;
 use crate::pocketbase::roster::Roster;
 use crate::pocketbase::roster::Row;
@@ -281,8 +280,10 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
 
     let global_db = pool::accounts_in(&folders.root);
     let tenancy = open_tenancy(config, &store, &tenants).await?;
-    let (rostered, accounts_db) = (tenancy.clone(), global_db.clone());
-    let rosters = Rosters(Arc::new(move |tenant| roster(&rostered, &accounts_db, tenant)));
+    let (verifier, keeper) = Verifier::new(&config.auth, global_db, sessions.clone());
+    shutdown.spawn(keeper.run(shutdown.clone()));
+    let (rostered, accounts) = (tenancy.clone(), verifier.clone());
+    let rosters = Rosters(Arc::new(move |tenant| roster(&rostered, &accounts, tenant)));
     let supervisor = Supervisor::new(supervisor::Parts {
         config: config.instances.clone(),
         layout: Layout {
@@ -306,8 +307,6 @@ async fn build(config: &Config, folders: &Folders, listen: SocketAddr, reloads: 
         global_outbound: accounts::config::outbound_ports(&config.mail, &config.accounts),
         metrics: Arc::clone(&metrics),
     });
-    let (verifier, keeper) = Verifier::new(&config.auth, global_db, sessions.clone());
-    shutdown.spawn(keeper.run(shutdown.clone()));
     let spares = pool::open(config, (&folders.root, listen), kept_ids, &supervisor, &tenancy);
     let accounts = Accounts::new(
         &config.auth,
@@ -518,13 +517,13 @@ async fn open_tenancy(config: &Config, store: &Arc<dyn Store>, tenants: &Tenants
 }
 
 /// Who may act in a tenant's instance, as the accounts stand.
-fn roster(tenancy: &Tenancy, accounts: &Path, tenant: &Tenant) -> Access {
+fn roster(tenancy: &Tenancy, accounts: &Verifier, tenant: &Tenant) -> Access {
     if tenant.identity == Identity::Own {
         return Access::Own;
     }
     let is_shared = tenant.kind == Kind::Workspace;
     let roles: HashMap<_, _> = tenancy.roster(tenant).into_iter().collect();
-    let Ok(found) = database::accounts(accounts, roles.keys()) else { return Access::Unknown };
+    let Ok(found) = accounts.owners(roles.keys()) else { return Access::Unknown };
     if found.is_empty() {
         // Nobody is left who could act in it. Whatever that means, it is no reason to shut anybody out.
         return Access::Unknown;

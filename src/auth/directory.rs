@@ -31,6 +31,7 @@ use dashmap::DashMap;
 use rusqlite::Connection;
 use rusqlite::OpenFlags;
 use rusqlite::OptionalExtension;
+use rusqlite::Row;
 use rusqlite::config::DbConfig;
 use rusqlite::types::ValueRef;
 use serde_json::Map;
@@ -39,6 +40,7 @@ use serde_json::Value;
 use super::Error;
 use super::Role;
 use crate::ids::UserId;
+use crate::pocketbase::database::Owner;
 use crate::pocketbase::token::Key;
 
 /// Most accounts that are kept in memory. Beyond, all are forgotten and read again as needed.
@@ -172,6 +174,19 @@ impl Directory {
     /// The user's row as the user may see it, in `PocketBase`'s shape.
     pub(super) fn profile(&self, user: &UserId) -> Result<Value, Error> {
         self.read(|open, _| open.profile(user))?.ok_or(Error::UnknownUser)
+    }
+
+    /// The accounts of these as instances' rows need them; those that do not exist are left out.
+    pub(super) fn owners<'a>(&self, users: impl IntoIterator<Item = &'a UserId>) -> Result<Vec<Owner>, Error> {
+        self.read(|open, _| {
+            let mut statement = open.connection.prepare_cached("SELECT email, name FROM users WHERE id = ?1")?;
+            let mut found = Vec::new();
+            for user in users {
+                let owner = |row: &Row<'_>| Ok(Owner { id: user.clone(), email: row.get(0)?, name: row.get(1)? });
+                found.extend(statement.query_row([user.as_str()], owner).optional()?);
+            }
+            Ok(found)
+        })
     }
 
     /// The id of the account with this e-mail address.
@@ -392,5 +407,22 @@ mod tests {
         fs::rename(&index, folder.path().join("old")).unwrap();
         assert!(!directory.any_admin().unwrap());
         assert!(index.exists(), "whoever opens the database makes it");
+    }
+
+    #[test]
+    fn accounts_for_rows_are_as_the_file_has_them_now_and_those_that_are_gone_are_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data.db");
+        let directory = Directory::new(path.clone(), Duration::from_hours(1));
+        let users = ["ada", "bob"].map(|id| UserId::parse(id).unwrap());
+        assert!(matches!(directory.owners(&users), Err(Error::AccountsUnreadable)), "there is no file yet");
+        let writer = Connection::open(&path).unwrap();
+        let made = "PRAGMA journal_mode = WAL; CREATE TABLE users (id TEXT, email TEXT, name TEXT);
+            INSERT INTO users VALUES ('ada', 'ada@example.com', 'Ada'), ('eve', 'eve@example.com', '')";
+        writer.execute_batch(made).unwrap();
+        let names = || -> Vec<String> { directory.owners(&users).unwrap().into_iter().map(|one| one.name).collect() };
+        assert_eq!(names(), ["Ada"]);
+        writer.execute_batch("UPDATE users SET name = 'Countess' WHERE id = 'ada'").unwrap();
+        assert_eq!(names(), ["Countess"]);
     }
 }

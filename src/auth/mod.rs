@@ -26,6 +26,7 @@ use time::OffsetDateTime;
 use crate::error::Code;
 use crate::error::Problem;
 use crate::ids::UserId;
+use crate::pocketbase::database::Owner;
 use crate::pocketbase::token;
 use crate::pocketbase::token::Signer;
 use crate::pocketbase::token::Unverified;
@@ -312,6 +313,12 @@ impl Verifier {
     /// The user's row as the user may see it.
     fn profile(&self, user: &UserId) -> Result<Value, Error> {
         self.directory.profile(user)
+    }
+
+    /// The accounts of these as instances' rows need them; those that do not exist are left out. Reads the file, on a
+    /// connection that stays open. Blocks.
+    pub fn owners<'a>(&self, users: impl IntoIterator<Item = &'a UserId>) -> Result<Vec<Owner>, Error> {
+        self.directory.owners(users)
     }
 
     /// The account with this e-mail address.
