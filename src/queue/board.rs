@@ -130,6 +130,8 @@ pub(super) struct Board {
     pub(super) books: HashMap<TenantId, Book>,
     pub(super) all: BTreeSet<(u64, JobId)>,
     pub(super) due: BTreeSet<(OffsetDateTime, JobId)>,
+    /// Those of them that were not looked at by [`foresee`](Self::foresee).
+    pub(super) unforeseen: BTreeSet<(OffsetDateTime, JobId)>,
     pub(super) running: HashMap<JobId, Watched>,
     pub(super) finished: BTreeSet<(OffsetDateTime, JobId)>,
     pub(super) attempts: HashMap<JobId, Attempt>,
@@ -154,6 +156,7 @@ impl Board {
             books: HashMap::new(),
             all: BTreeSet::new(),
             due: BTreeSet::new(),
+            unforeseen: BTreeSet::new(),
             running: HashMap::new(),
             finished: BTreeSet::new(),
             attempts: HashMap::new(),
@@ -316,7 +319,9 @@ impl Board {
                 self.running.insert(job.id, Watched { seen, cancel_seen, meter });
             }
             Place::Due => {
-                self.due.insert((job.run_at.unwrap_or(job.created_at), job.id));
+                let place = (job.run_at.unwrap_or(job.created_at), job.id);
+                self.due.insert(place);
+                self.unforeseen.insert(place);
                 self.wake.notify_waiters();
             }
             Place::Held | Place::Parked | Place::Finished => {}
@@ -359,7 +364,11 @@ impl Board {
                 self.is_moved = true;
                 self.wake.notify_waiters();
             }
-            Place::Due => drop(self.due.remove(&(job.run_at.unwrap_or(job.created_at), job.id))),
+            Place::Due => {
+                let place = (job.run_at.unwrap_or(job.created_at), job.id);
+                self.due.remove(&place);
+                self.unforeseen.remove(&place);
+            }
             Place::Held | Place::Parked | Place::Finished => {}
         }
     }
@@ -419,6 +428,45 @@ impl Board {
             drop(self.news.send(Change::Moved { job: Arc::clone(&job) }));
             self.refile(&id, None, Some(job));
         }
+    }
+
+    /// Whose jobs come due until `horizon` and will be begun then as things stand, at most `free`. Each job is looked at
+    /// once.
+    pub(super) fn foresee(
+        &mut self,
+        horizon: OffsetDateTime,
+        free: usize,
+        room: impl Fn(&str) -> (usize, usize),
+    ) -> Vec<(Arc<str>, TenantId)> {
+        let mut found = Vec::new();
+        while let Some((_, id)) = self.unforeseen.first().copied().filter(|(at, _)| *at <= horizon) {
+            self.unforeseen.pop_first();
+            let Some((job, _)) = self.find(&id) else { continue };
+            if found.len() < free && self.would_begin(&job.kind, &job.tenant, &room, &found) {
+                found.push((Arc::clone(&job.kind), job.tenant.clone()));
+            }
+        }
+        found
+    }
+
+    /// Whether a job that got in line now would be begun, `before` it one each of these.
+    pub(super) fn would_begin(
+        &self,
+        kind: &Arc<str>,
+        tenant: &TenantId,
+        room: impl Fn(&str) -> (usize, usize),
+        before: &[(Arc<str>, TenantId)],
+    ) -> bool {
+        let others = before.iter().filter(|(other, _)| other == kind);
+        if self.paused.contains(tenant) || others.clone().any(|(_, other)| other == tenant) {
+            return false;
+        }
+        let (in_all, per_tenant) = room(kind);
+        let Some(lane) = self.lanes.get(kind) else { return in_all > 0 && per_tenant > 0 };
+        !lane.is_paused
+            && lane.line.running() + others.count() < in_all
+            && lane.line.running_of(tenant) < per_tenant
+            && lane.line.waiting_of(tenant) == 0
     }
 
     /// Puts a running job's latest report into the board and tells listeners.

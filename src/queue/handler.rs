@@ -11,6 +11,7 @@ use super::Job;
 use super::JobId;
 use super::Queue;
 use super::progress::Meter;
+use crate::ids::TenantId;
 use crate::store::BoxFuture;
 
 /// Does the jobs of one kind.
@@ -24,6 +25,12 @@ pub trait Handler: Send + Sync + 'static {
     /// How its jobs are repeated and how many run at once.
     fn policy(&self) -> Policy {
         Policy::default()
+    }
+
+    /// A job of this tenant will probably be begun in a moment: it is being claimed, or its time is about to come. For
+    /// what may be prepared meanwhile. Must not wait; it may be said for nothing, or not be said at all.
+    fn soon(&self, tenant: &TenantId) {
+        let _ = tenant;
     }
 
     /// One attempt. Should end soon after `run.cancelled()`; is dropped if it does not.

@@ -119,6 +119,16 @@ impl Line {
         self.running
     }
 
+    /// Running jobs of a tenant.
+    pub(super) fn running_of(&self, tenant: &TenantId) -> usize {
+        self.shares.get(tenant).map_or(0, |share| share.running as usize)
+    }
+
+    /// Waiting jobs of a tenant.
+    pub(super) fn waiting_of(&self, tenant: &TenantId) -> usize {
+        self.shares.get(tenant).map_or(0, |share| share.waiting as usize)
+    }
+
     /// A job waits.
     pub(super) fn insert(&mut self, tenant: &TenantId, priority: i8, rank: Rank, id: JobId) {
         let share = *self.shares.entry(tenant.clone()).or_insert_with(|| {

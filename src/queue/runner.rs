@@ -25,9 +25,12 @@ use super::board::Taken;
 use super::decide;
 use super::records::Step;
 use crate::failpoint;
+use crate::ids::TenantId;
 
 /// Longest wait between two looks at the clock: how late a job may be whose time came by a change of the clock.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long before its time a job is announced to its handler: a few times what waking an instance takes.
+const LEAD: Duration = Duration::from_millis(500);
 /// Wait after the store failed.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// How often the end of an attempt is written down before it is left to its lease.
@@ -122,9 +125,13 @@ impl Queue {
         }
     }
 
-    /// How long until a job's time comes, as the wall clock goes now.
+    /// How long until a job's time comes, or is to be announced, as the wall clock goes now.
     fn until_due(&self) -> Duration {
-        let next = self.board().due.first().map(|(at, _)| *at);
+        let board = self.board();
+        let due = board.due.first().map(|(at, _)| *at);
+        let announced = board.unforeseen.first().map(|(at, _)| *at - LEAD);
+        drop(board);
+        let next = due.into_iter().chain(announced).min();
         next.map_or(LOOK, |at| Duration::try_from(at - self.now()).unwrap_or_default().min(LOOK))
     }
 
@@ -132,14 +139,20 @@ impl Queue {
     async fn begin_some(&self, room: &Arc<Semaphore>) -> Result<usize, Error> {
         let kinds = self.kinds_here();
         let mut taken = Vec::new();
-        {
+        let soon = {
             let mut board = self.board();
             board.promote(self.now());
             while let Ok(permit) = Arc::clone(room).try_acquire_owned() {
                 let Some(job) = board.take(&kinds, |kind| self.room(kind), None) else { break };
                 taken.push((job, permit));
             }
-        }
+            // What is claimed now is on its way to the disk first.
+            let claimed = taken.iter().map(|(taken, _)| (Arc::clone(&taken.job.kind), taken.job.tenant.clone()));
+            let mut soon: Vec<_> = claimed.collect();
+            soon.extend(board.foresee(self.now() + LEAD, room.available_permits(), |kind| self.room(kind)));
+            soon
+        };
+        self.announce(&soon);
         let count = taken.len();
         let claims = join_all(taken.into_iter().map(|(taken, permit)| async move {
             let term = self.policy(&taken.job.kind).lease.unwrap_or(self.inner.config.lease);
@@ -154,6 +167,15 @@ impl Queue {
             }
         }
         failed.map_or(Ok(count), Err)
+    }
+
+    /// Tells handlers whose jobs come next.
+    pub(super) fn announce(&self, soon: &[(Arc<str>, TenantId)]) {
+        for (kind, tenant) in soon {
+            if let Some(handler) = self.handler(kind).filter(|_| !self.is_closed_to(tenant)) {
+                handler.soon(tenant);
+            }
+        }
     }
 
     /// Claims a job that was taken out of line; none when somebody else was faster.

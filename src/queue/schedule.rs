@@ -339,6 +339,7 @@ impl Queue {
                 let awake = timetable.rows.values().filter(|row| row.rests.is_none_or(|until| until <= now));
                 awake.filter(|row| row.is_due(wall)).cloned().collect()
             };
+            self.foresee_schedules();
             for row in rows {
                 if let Err(error) = self.occur(&row).await {
                     let id = row.schedule.id;
@@ -357,6 +358,31 @@ impl Queue {
                 }
             }
         }
+    }
+
+    /// Announces the jobs that the next look will add.
+    fn foresee_schedules(&self) {
+        let now = self.now();
+        let comes = |row: &&Row| row.rests.is_none() && row.next.is_some_and(|next| next > now && next <= now + LOOK);
+        let next: Vec<Arc<Schedule>> = {
+            let timetable = self.timetable();
+            timetable.rows.values().filter(comes).map(|row| Arc::clone(&row.schedule)).collect()
+        };
+        if next.is_empty() {
+            return;
+        }
+        let mut soon = Vec::new();
+        {
+            let board = self.board();
+            let free = self.inner.config.concurrency.saturating_sub(board.attempts.len());
+            for schedule in &next {
+                let kind = Arc::from(schedule.kind.as_str());
+                if soon.len() < free && board.would_begin(&kind, &schedule.tenant, |kind| self.room(kind), &soon) {
+                    soon.push((kind, schedule.tenant.clone()));
+                }
+            }
+        }
+        self.announce(&soon);
     }
 
     /// Adds what is due of a schedule, then notes that it was.

@@ -360,3 +360,47 @@ proptest! {
         prop_assert_eq!(found, (asked < count).then_some(asked as u64));
     }
 }
+
+#[test]
+fn only_jobs_that_will_be_begun_in_their_time_are_foreseen_and_each_once() {
+    let (news, _) = broadcast::channel(16);
+    let mut board = Board::new(news, Arc::default());
+    let kinds = ["a", "b"].map(Arc::<str>::from);
+    let mut revision = 0;
+    let mut file = |board: &mut Board, number: u8, owner: u8, kind: usize, state: State| {
+        revision += 1;
+        let claim = decide::claim(&"n".into(), None, revision, Duration::from_secs(1));
+        let job = Job {
+            kind: Arc::clone(&kinds[kind]),
+            tenant: tenant(owner),
+            state,
+            run_at: Some(NOW + Duration::from_secs(number.into())),
+            claim: (state == State::Running).then_some(claim),
+            id: id(number.into()),
+            ..job()
+        };
+        board.apply(board::Source::Own, job.id, Revision(revision), Some(Arc::new(job)));
+    };
+    let names = |found: Vec<(Arc<str>, TenantId)>| -> Vec<String> {
+        found.iter().map(|(kind, tenant)| format!("{kind} {tenant}")).collect()
+    };
+    let room = |kind: &str| if kind == "a" { (3, 1) } else { (9, 2) };
+    // Runs, waits, comes twice, is paused, and two of which one finds no room in its kind.
+    file(&mut board, 90, 1, 0, State::Running);
+    file(&mut board, 91, 2, 0, State::Queued);
+    board.set_paused(&tenant(3), true);
+    for (number, owner) in [(1, 1), (2, 2), (3, 3), (4, 4), (5, 4), (6, 5), (7, 6)] {
+        file(&mut board, number, owner, 0, State::Scheduled);
+    }
+    for (number, owner) in [(8, 1), (20, 7), (21, 8), (22, 9)] {
+        file(&mut board, number, owner, 1, State::Scheduled);
+    }
+    let until = |seconds: u64| NOW + Duration::from_secs(seconds);
+    assert_eq!(names(board.foresee(until(0), 9, room)), [""; 0]);
+    assert_eq!(names(board.foresee(until(8), 9, room)), ["a t4", "a t5", "b t1"]);
+    assert_eq!(names(board.foresee(until(8), 9, room)), [""; 0], "each once");
+    assert_eq!(names(board.foresee(until(21), 1, room)), ["b t7"], "no more than there is room for");
+    board.lanes.get_mut("b").unwrap().is_paused = true;
+    assert_eq!(names(board.foresee(until(22), 9, room)), [""; 0], "a paused kind");
+    assert_eq!((board.unforeseen.len(), board.due.len()), (0, 11));
+}

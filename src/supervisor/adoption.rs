@@ -50,7 +50,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) async fn adopt_all(fleet: &Arc<Fleet>) {
     let owned = fleet.placements.owned();
     let count = owned.len();
+    fleet.lookers.open();
     stream::iter(owned).for_each_concurrent(CONCURRENCY, |placement| settle(fleet, placement)).await;
+    let done = Arc::clone(fleet);
+    drop(tokio::task::spawn_blocking(move || done.lookers.close()).await);
     stop_unrecorded(fleet).await;
     if count > 0 {
         let adopted = fleet.metrics.adopted.get();

@@ -2,10 +2,18 @@
 //!
 //! It is this program, started anew for one question: with an end, little memory, no more of the file system than the
 //! folders of the question, and nothing in it that is anybody else's. Whatever becomes of it is an error and no more.
+//!
+//! Starting a program takes two milliseconds of CPU time. So where many questions come at once, one process
+//! ([`EACH`]) waits for them and forks: each question still has a process of its own, which begins as empty as any other,
+//! because the one that forks reads neither questions nor answers. It is handed the ends of two pipes and passes them on.
+//! What they have in common is where in memory the program lies.
 
 use std::io;
+use std::io::IoSliceMut;
 use std::io::Read;
 use std::io::Write;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Child;
 use std::process::Command;
@@ -15,6 +23,12 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use nix::sys::wait::WaitStatus;
+use nix::unistd::ForkResult;
+use rustix::net::RecvAncillaryBuffer;
+use rustix::net::RecvAncillaryMessage;
+use rustix::net::RecvFlags;
+use rustix::net::SendFlags;
 use rustix::process::Pid;
 use rustix::process::PidfdFlags;
 use rustix::process::Resource;
@@ -42,13 +56,72 @@ const DATA: u64 = 1 << 30;
 const FILES: u64 = 64;
 /// Status of one that could not begin.
 const FAILED: u8 = 1;
+/// What the one that forks says of the end of another; anything else is the number of a signal.
+pub(super) const WELL: u8 = 0;
+const FAILED_SOMEHOW: u8 = u8::MAX;
 
-/// Answers the question on standard input, on standard output.
+/// The argument in place of seconds for the one that forks.
+pub(super) const EACH: &str = "each";
+
+/// Answers the question on standard input, on standard output; or each one that comes, when the argument is [`EACH`].
 pub fn run(seconds: &str) -> u8 {
-    match serve(seconds.parse().unwrap_or(1)) {
+    let done = if seconds == EACH { serve_each() } else { serve(seconds.parse().unwrap_or(1)) };
+    match done {
         Ok(()) => 0,
         Err(_) => FAILED,
     }
+}
+
+/// Forks for each question that comes over the socket on standard input, until nobody is left who could ask. Returns in
+/// the forked ones as well, when they have answered.
+fn serve_each() -> io::Result<()> {
+    let own = rustix::process::getpid();
+    loop {
+        let Some((seconds, question, answer)) = next_question()? else { return Ok(()) };
+        #[expect(unsafe_code, reason = "there is no safe form of fork")]
+        // SAFETY: this process has one thread, so that nobody else holds a lock that the copy would miss.
+        let forked = unsafe { nix::unistd::fork()? };
+        let ForkResult::Parent { child } = forked else {
+            // Whoever ends the one that forks ends this one.
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+            if rustix::process::getppid() != Some(own) {
+                return Ok(());
+            }
+            // In the place of the socket, so that nothing of other questions can be reached.
+            nix::unistd::dup2_stdin(&question)?;
+            nix::unistd::dup2_stdout(&answer)?;
+            drop((question, answer));
+            return serve(seconds);
+        };
+        drop((question, answer));
+        let end = match nix::sys::wait::waitpid(child, None)? {
+            WaitStatus::Exited(_, 0) => WELL,
+            WaitStatus::Signaled(_, signal, _) => u8::try_from(signal as i32).unwrap_or(FAILED_SOMEHOW),
+            _ => FAILED_SOMEHOW,
+        };
+        rustix::net::send(io::stdin(), &[end], SendFlags::NOSIGNAL)?;
+    }
+}
+
+/// Seconds, where the question comes from, where the answer goes; none when there are no more.
+fn next_question() -> io::Result<Option<(u64, OwnedFd, OwnedFd)>> {
+    let mut seconds = [0; 8];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(&mut seconds)];
+    if rustix::net::recvmsg(io::stdin(), &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?.bytes == 0 {
+        return Ok(None);
+    }
+    let mut ends = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            ends.extend(descriptors);
+        }
+    }
+    let (Some(answer), Some(question)) = (ends.pop(), ends.pop()) else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    Ok(Some((u64::from_le_bytes(seconds), question, answer)))
 }
 
 fn serve(seconds: u64) -> io::Result<()> {
@@ -62,6 +135,10 @@ fn serve(seconds: u64) -> io::Result<()> {
     let mut text = Vec::new();
     io::stdin().lock().take(LARGEST).read_to_end(&mut text)?;
     let ask: Ask = serde_json::from_slice(&text)?;
+    if let Some(temporary) = ask.folders().pop().filter(|folder| folder.is_dir()) {
+        // Where SQLite sorts what does not fit into memory.
+        rustix::process::chdir(temporary)?;
+    }
     jail::shut_in(ask.folders()).map_err(io::Error::other)?;
     let told = serde_json::to_vec(&ask.answer())?;
     io::stdout().lock().write_all(&told)
@@ -71,21 +148,28 @@ fn serve(seconds: u64) -> io::Result<()> {
 pub(super) fn ask(program: &Path, ask: &Ask, limit: Duration) -> Result<Told, Error> {
     let failed = |source: io::Error| Error::Io { path: ask.path().to_owned(), source };
     let text = serde_json::to_vec(ask).map_err(|error| failed(error.into()))?;
-    let temporary = ask.folders().pop().unwrap_or_default();
+    let spawned = command(program, &seconds_of(limit).to_string()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let child = spawned.map_err(failed)?;
+    told(ask, within(child, &text, limit).map_err(failed)?)
+}
+
+/// Seconds of CPU time for what may take so long.
+pub(super) fn seconds_of(limit: Duration) -> u64 {
+    limit.as_secs().max(1)
+}
+
+/// This program as the one that looks.
+pub(super) fn command(program: &Path, argument: &str) -> Command {
     #[expect(clippy::disallowed_methods, reason = "one of the places that start processes")]
     let mut command = Command::new(program);
-    let spawned = command
-        .arg(SUBCOMMAND)
-        .arg(limit.as_secs().max(1).to_string())
-        .env_clear()
-        // Where SQLite sorts what does not fit into memory.
-        .env("TMPDIR", temporary)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn();
-    let child = spawned.map_err(failed)?;
-    let (answer, is_late) = within(child, &text, limit).map_err(failed)?;
+    // It goes to the folder where SQLite may sort what does not fit into memory.
+    command.arg(SUBCOMMAND).arg(argument).env_clear().env("TMPDIR", ".").stderr(Stdio::null());
+    command
+}
+
+/// What an answer, and whether its time was over, mean.
+pub(super) fn told(ask: &Ask, (answer, is_late): (io::Result<Vec<u8>>, bool)) -> Result<Told, Error> {
+    let failed = |source: io::Error| Error::Io { path: ask.path().to_owned(), source };
     match answer {
         Err(_) if is_late => Err(Error::Beyond { path: ask.path().to_owned(), what: "time" }),
         Err(error) => Err(failed(error)),
@@ -103,44 +187,57 @@ fn within(mut child: Child, text: &[u8], limit: Duration) -> io::Result<(io::Res
             return Err(error.into());
         }
     };
-    let (is_late, end) = (AtomicBool::new(false), &pidfd);
-    let late = &is_late;
-    let (done, waiting) = mpsc::channel::<()>();
-    let answer = std::thread::scope(|scope| {
-        scope.spawn(move || {
-            if waiting.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
-                late.store(true, Ordering::Relaxed);
-                // It has ended by itself: no harm.
-                let _ = rustix::process::pidfd_send_signal(end, Signal::KILL);
-            }
-        });
+    Ok(in_time(&pidfd, limit, || {
         let answer = talk(&mut child, text);
         // One that answers and does not end is killed in its time as well.
-        let status = child.wait();
-        drop(done);
+        let (answer, status) = (answer, child.wait());
         let (answer, status) = (answer?, status?);
         if status.success() {
             Ok(answer)
         } else {
             Err(io::Error::other(format!("the process that looked ended: {status}")))
         }
+    }))
+}
+
+/// Does something with a process, which is killed when the time is over; whether it was comes with the outcome.
+pub(super) fn in_time<T>(pidfd: &OwnedFd, limit: Duration, work: impl FnOnce() -> T) -> (T, bool) {
+    let is_late = AtomicBool::new(false);
+    let late = &is_late;
+    let (done, waiting) = mpsc::channel::<()>();
+    let outcome = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if waiting.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+                late.store(true, Ordering::Relaxed);
+                // It has ended by itself: no harm.
+                let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+            }
+        });
+        let outcome = work();
+        drop(done);
+        outcome
     });
-    Ok((answer, is_late.load(Ordering::Relaxed)))
+    (outcome, is_late.load(Ordering::Relaxed))
 }
 
 fn talk(child: &mut Child, text: &[u8]) -> io::Result<Vec<u8>> {
-    if let Some(mut stdin) = child.stdin.take() {
-        match stdin.write_all(text) {
-            // It ended before it read: its status says more.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            written => written?,
-        }
+    match (child.stdin.take(), child.stdout.take()) {
+        (Some(question), Some(answer)) => converse(question, answer, text),
+        _ => Err(io::ErrorKind::NotConnected.into()),
     }
-    let mut answer = Vec::new();
-    if let Some(stdout) = child.stdout.take() {
-        stdout.take(LARGEST).read_to_end(&mut answer)?;
+}
+
+/// Says the question and reads the answer to its end.
+pub(super) fn converse(mut question: impl Write, answer: impl Read, text: &[u8]) -> io::Result<Vec<u8>> {
+    match question.write_all(text) {
+        // It ended before it read: its status says more.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        written => written?,
     }
-    Ok(answer)
+    drop(question);
+    let mut told = Vec::new();
+    answer.take(LARGEST).read_to_end(&mut told)?;
+    Ok(told)
 }
 
 #[cfg(test)]

@@ -39,6 +39,7 @@ use crate::supervisor::directory::Changes;
 use crate::supervisor::freeze::Freezer;
 use crate::supervisor::instance::Instance;
 use crate::supervisor::jail::Isolation;
+use crate::supervisor::lookers::Lookers;
 use crate::supervisor::predict::Predictions;
 use crate::supervisor::rollout::Rollouts;
 use crate::supervisor::slot::Command;
@@ -87,6 +88,7 @@ pub(crate) struct Fleet {
     pub(crate) standby: Standby,
     pub(crate) freezer: Freezer,
     pub(crate) predictions: Predictions,
+    pub(crate) lookers: Lookers,
     pub(crate) restarts: AtomicU64,
     pub(crate) runtime: Handle,
     /// Every task of the supervisor.
@@ -138,6 +140,7 @@ impl Fleet {
                 parts.isolation.groups.as_ref().is_some_and(|groups| groups.memory_bytes() > 0),
             ),
             predictions: Predictions::default(),
+            lookers: Lookers::default(),
             waiting,
             config: parts.config,
             layout: parts.layout,

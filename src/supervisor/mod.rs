@@ -66,6 +66,7 @@ mod instance;
 pub mod jail;
 mod launch;
 pub mod logs;
+mod lookers;
 mod manifest;
 pub mod oneshot;
 pub mod owner;

@@ -66,7 +66,7 @@ pub(super) fn keys(
 ) -> Result<(Signers, Vec<String>), database::Error> {
     let path = fleet.folder(tenant).join("pb_data").join("data.db");
     let jailer = &fleet.isolation.jailer;
-    let asked = |ask: &Ask, limit| apart::ask(jailer, ask, limit)?.keys(&path);
+    let asked = |ask: &Ask, limit| fleet.lookers.ask(jailer, ask, limit)?.keys(&path);
     let nobody = || {
         if served == Served::Yes {
             return asked(&Ask::superuser(&path), apart::LOOK);

@@ -101,3 +101,40 @@ async fn a_claimed_delivery_wakes_the_instance_while_the_fetch_from_outside_is_h
     assert_eq!(shown["state"], "running", "{shown}");
     is_awake(app, ada).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_that_is_ordered_for_later_finds_the_instance_awake() {
+    let bench = Bench::start(&[], &[], ON).await;
+    let (app, ada) = (&bench.app, &bench.user);
+    let recordings = bench.recordings().await;
+    eventually("the meetings are there", async || {
+        let found = crate::meetings::list(ada, "?limit=100").await;
+        (found["sync"]["state"] == "fresh").then_some(())
+    })
+    .await;
+    // The time between is short: what a busy machine keeps from being seen is tried again.
+    let is_seen = async |recording: u64| {
+        app.put_to_sleep(&ada.id);
+        // No wake on suspicion was in the ten seconds before.
+        let at = time::OffsetDateTime::now_utc() + std::time::Duration::from_secs(12);
+        let at = at.format(&time::format_description::well_known::Rfc3339).unwrap();
+        let body = json!({"recording_id": recording, "destination": "folder", "run_at": at});
+        let (status, job) = bench.call(Method::POST, "/api/v1/queue", body).await;
+        assert_eq!(status, 201, "{job}");
+        let path = format!("/api/v1/queue/{}", job["id"].as_str().unwrap());
+        eventually("it is awake, or runs", async || {
+            let state = app.tenant(&ada.id)["state"].clone();
+            // Asked after: it was awake before the job was begun.
+            let job = bench.get(&path).await;
+            let is_early = job["state"] == "scheduled";
+            (!is_early || state == "awake").then_some(is_early)
+        })
+        .await
+    };
+    for recording in recordings.into_iter().take(4) {
+        if is_seen(recording).await {
+            return;
+        }
+    }
+    panic!("it was never awake before its job began");
+}

@@ -160,10 +160,13 @@ impl Handler for DeliverMeeting {
         }
     }
 
+    /// Each attempt looks into the instance first, and writes into it last.
+    fn soon(&self, tenant: &TenantId) {
+        self.0.records.expect(tenant);
+    }
+
     fn run(&self, run: Run) -> BoxFuture<'static, Outcome> {
         let parts = self.0.clone();
-        // Each attempt looks into the instance first, and writes into it last.
-        parts.records.expect(&run.job.tenant);
         Box::pin(async move {
             let cancelled = run.cancelled().clone();
             let attempt = attempt::Attempt::new(parts, run);

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::folder;
 use super::pid;
 use crate::backup::Bench;
+use crate::support::TestApp;
 use crate::support::eventually;
 use crate::support::signal;
 
@@ -86,4 +87,44 @@ async fn an_index_cut_short_under_a_reader_ends_the_reader_and_nobody_else() {
     .await;
     assert_eq!(titles["totalItems"], 2, "{titles}");
     assert_eq!(app.pid(), ours);
+}
+
+/// Processes of this pocketfleet that look at databases.
+fn lookers(app: &TestApp) -> usize {
+    let parent = format!("\nPPid:\t{}\n", app.pid());
+    let is_one = |folder: &std::path::Path| {
+        let status = std::fs::read_to_string(folder.join("status")).unwrap_or_default();
+        let line = std::fs::read(folder.join("cmdline")).unwrap_or_default();
+        status.contains(&parent) && line.split(|byte| *byte == 0).any(|argument| argument == b"__look")
+    };
+    std::fs::read_dir("/proc").unwrap().flatten().filter(|entry| is_one(&entry.path())).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_earlier_run_is_taken_over_but_for_whom_nobody_can_look_at_and_who_looked_is_gone() {
+    let mut app = TestApp::start().await;
+    app.expect_log("not adopted");
+    let mut users = Vec::new();
+    for n in 0..8 {
+        let user = app.user(&format!("u{n}")).await;
+        user.note("x").await;
+        users.push(user);
+    }
+    let pids =
+        |app: &TestApp| -> Vec<Option<i64>> { users.iter().map(|user| app.tenant(&user.id)["pid"].as_i64()).collect() };
+    let mut before = pids(&app);
+    app.kill();
+    // Where the keys were is something else.
+    let data = app.data().join("instances").join(&users[3].id).join("pb_data");
+    std::fs::rename(data.join("data.db"), data.join("kept")).unwrap();
+    std::fs::write(data.join("data.db"), "no database").unwrap();
+    app.launch().await;
+    before[3] = None;
+    assert_eq!(pids(&app), before);
+    assert_eq!(app.cli_json(&["status"])["fleet"]["adopted"], 8);
+    assert_eq!(lookers(&app), 0);
+    std::fs::rename(data.join("kept"), data.join("data.db")).unwrap();
+    for user in &users {
+        assert_eq!(user.at(&app).titles().await, ["x"]);
+    }
 }

@@ -149,13 +149,18 @@ impl Setup {
     /// Loaded, but nothing runs.
     async fn open(&self) -> Queue {
         let wall = self.wall.clone();
+        self.open_by(Arc::new(move || wall.now())).await
+    }
+
+    /// By a clock of its own.
+    async fn open_by(&self, clock: queue::Clock) -> Queue {
         let parts = Parts {
             config: self.config.clone(),
             store: Arc::clone(&self.store),
             node: self.node.clone(),
             is_alone: self.is_alone,
             handlers: self.handlers.clone(),
-            clock: Arc::new(move || wall.now()),
+            clock,
             metrics: Metrics::new(),
             shutdown: Shutdown::new(),
         };
@@ -193,6 +198,49 @@ async fn add(queue: &Queue, job: NewJob) -> Arc<Job> {
 /// The job once it is in the state.
 async fn reaches(queue: &Queue, id: &JobId, state: State) -> Arc<Job> {
     eventually(state.as_str(), async || queue.job(id).filter(|job| job.state == state)).await
+}
+
+/// A wall clock that stands.
+#[derive(Clone)]
+struct Stopped(Arc<Mutex<OffsetDateTime>>);
+
+impl Stopped {
+    fn now() -> Self {
+        Self(Arc::new(Mutex::new(now())))
+    }
+
+    fn set(&self, to: OffsetDateTime) {
+        *self.0.lock().unwrap() = to;
+    }
+
+    fn clock(&self) -> queue::Clock {
+        let Self(at) = self.clone();
+        Arc::new(move || *at.lock().unwrap())
+    }
+}
+
+/// Notes whose jobs are said to come soon, and works until it is told to stop.
+struct Foresees(Log<TenantId>);
+
+impl Handler for Foresees {
+    fn kind(&self) -> &'static str {
+        WORK
+    }
+
+    fn policy(&self) -> Policy {
+        Policy { per_tenant: Some(1), ..at_once() }
+    }
+
+    fn soon(&self, tenant: &TenantId) {
+        self.0.note(tenant.clone());
+    }
+
+    fn run(&self, run: Run) -> BoxFuture<'static, Outcome> {
+        Box::pin(async move {
+            run.cancelled().cancelled().await;
+            Outcome::Cancelled
+        })
+    }
 }
 
 /// What handlers did, in order.

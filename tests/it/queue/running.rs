@@ -279,3 +279,31 @@ async fn a_job_waits_for_the_wall_clock_whichever_way_it_jumps() {
     reaches(&queue, &later.id, State::Done).await;
     queue.stop().await;
 }
+
+#[tokio::test]
+async fn a_job_is_announced_before_its_time_if_it_will_be_begun_then() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path());
+    let (soon, wall) = (Log::default(), Stopped::now());
+    let queue = Setup::on(&store).handler(Arc::new(Foresees(soon.clone()))).open_by(wall.clock()).await;
+    queue.start().await.unwrap();
+    let busy = add(&queue, new_job(1)).await;
+    reaches(&queue, &busy.id, State::Running).await;
+    assert_eq!(soon.events(), [tenant(1)], "what is claimed is announced on the way");
+    queue.pause(&tenant(2)).await.unwrap();
+    let (first, second) = (now() + Duration::from_hours(1), now() + Duration::from_hours(2));
+    for owner in [1, 2, 3] {
+        add(&queue, NewJob { run_at: Some(first), ..new_job(owner) }).await;
+    }
+    let last = add(&queue, NewJob { run_at: Some(second), ..new_job(4) }).await;
+    let before = Duration::from_millis(300);
+    wall.set(first - before);
+    eventually("one is announced", async || (soon.events().len() > 1).then_some(())).await;
+    // They are looked at in order: not who has as many running as may run, not who is paused.
+    assert_eq!(soon.events(), [tenant(1), tenant(3)]);
+    assert_eq!(queue.status().running_here, 1);
+    wall.set(second - before);
+    eventually("so is the last", async || (soon.events().last() == Some(&tenant(4))).then_some(())).await;
+    assert_eq!(queue.job(&last.id).unwrap().state, State::Scheduled);
+    queue.stop().await;
+}

@@ -112,3 +112,20 @@ async fn patterns_that_cannot_be_read_or_never_come_are_refused() {
     assert_eq!(all.iter().map(|schedule| schedule.tenant.clone()).collect::<Vec<_>>(), [tenant(1), tenant(2)]);
     assert_eq!(queue.all_schedules(Some(&all[0].id), 10), all[1..]);
 }
+
+#[tokio::test]
+async fn the_job_of_a_schedule_is_announced_before_it_is_added() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path());
+    let (soon, wall) = (Log::default(), Stopped::now());
+    let queue = Setup::on(&store).handler(Arc::new(Foresees(soon.clone()))).open_by(wall.clock()).await;
+    queue.start().await.unwrap();
+    let schedule = queue.add_schedule(hourly(Missed::Once), wall.clock()()).await.unwrap();
+    let next = schedule.next().unwrap();
+    wall.set(next - Duration::from_millis(500));
+    eventually("it is announced", async || soon.events().contains(&tenant(1)).then_some(())).await;
+    assert_eq!(all(&queue), 0);
+    wall.set(next);
+    eventually("it is added", async || (all(&queue) == 1).then_some(())).await;
+    queue.stop().await;
+}

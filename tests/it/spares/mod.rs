@@ -16,6 +16,7 @@ use crate::support::processes_in;
 
 mod limits;
 mod restarts;
+mod unknown;
 
 const USERS: &str = "/api/collections/users/records";
 
