@@ -145,7 +145,7 @@ def events_fleet(bench, name, more=None, folder=None):
 def sockets(bench):
     program = build()
     others = {**from_npm(bench), "axum": [program, "axum"]}
-    # What the disk costs, and what it costs that two workers write at the same time and so less with one write.
+    # What the disk costs, and what it costs that two workers and the load share the cores.
     memory = pathlib.Path(tempfile.mkdtemp(prefix="pocketfleet-bench-", dir="/dev/shm"))
     memory.chmod(0o711)
     fleets = {
@@ -213,7 +213,7 @@ def sockets_report(found):
     return [
         "### Events to sockets\n\n1 KB each, published over HTTP, so many on their way at once; medians of the rounds. "
         "pocketfleet has every event on disk before it sends it; the others keep nothing. With its disk in memory it has "
-        "nothing to wait for, and with one worker more of what is on its way goes out with one write, as in Bun."
+        "nothing to wait for; with one worker it has as many threads that write as Bun, and the load a core of its own."
         + "".join(f" {name} is {version}." for name, version in found.get("versions", {}).items()) + "\n",
         kit.table(["sockets, in flight", "server", "deliveries/s", f"of {measure}", "p50 ms", "p99 ms"], rows),
         f"20 events a second to {latency['sockets']} sockets, from the request to each socket: p50 "

@@ -41,8 +41,13 @@ use super::socket::Socket;
 use super::talk;
 use crate::error::Code;
 
-/// Sockets that are served before the others on this thread get a turn.
-const TURN: usize = 256;
+/// Sockets that are written to before the others on this thread get a turn. Few: what publishers say meanwhile is read
+/// in between, and joins the round for all that are still to be written to.
+const TURN: usize = 32;
+/// Sockets from which on a write for each costs more than a moment's wait for what is on its way to the disk already.
+const MANY: usize = 64;
+/// How long that wait may be: a disk that is slower is not waited for.
+const SOON: Duration = Duration::from_millis(1);
 /// Times that what came meanwhile joins what is being written; then everything else on this thread gets its turn.
 const JOINED: usize = 32;
 /// Parts of a round of looking after everybody.
@@ -317,13 +322,23 @@ impl Floor {
     }
 
     /// Gives events to whoever listens: everything that came is queued first, and then written, one write a socket.
-    /// What comes while many are written to is queued too, so that those who are still to be written to get it with
-    /// the same write.
+    /// When there are many to write to and the log is writing more, that is waited for, too: messages that publishers
+    /// say at the same time go out with one write although they are rarely of one commit. What comes while many are
+    /// written to is queued too, so that those who are still to be written to get it with the same write.
     async fn fan_out(&self, batches: Vec<Batch>, news: &mut Drain) {
         let mut dirty: VecDeque<Rc<Socket>> = VecDeque::new();
         let mut oldest = self.queue(&batches, &mut dirty);
         let (mut written, mut count, mut is_lost) = (0, 0_u64, false);
         let mut joined = 0;
+        if dirty.len() >= MANY && self.hub.log.is_writing() {
+            match tokio::time::timeout(SOON, news.next()).await {
+                Ok(Some(News::Events(batches))) => {
+                    oldest = [oldest, self.queue(&batches, &mut dirty)].into_iter().flatten().min();
+                }
+                Ok(Some(News::Lost)) => is_lost = true,
+                Ok(None) | Err(_) => {}
+            }
+        }
         loop {
             for socket in dirty.drain(..dirty.len().min(TURN)) {
                 count += 1;

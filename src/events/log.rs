@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -122,6 +123,8 @@ pub(super) struct Log {
     pub(super) store: Arc<dyn Store>,
     pub(super) topics: DashMap<Topic, Arc<TopicLog>>,
     requests: mpsc::Sender<Request>,
+    /// Whether a group is on its way to the disk.
+    pub(super) committing: AtomicBool,
     pub(super) epoch: Mutex<Arc<str>>,
     /// The next offset.
     pub(super) next: AtomicU64,
@@ -149,6 +152,7 @@ impl Log {
             store,
             topics: DashMap::new(),
             requests,
+            committing: AtomicBool::new(false),
             epoch: Mutex::new(head.epoch.as_str().into()),
             next: AtomicU64::new(head.first()),
             swept: AtomicU64::new(head.swept),
@@ -191,6 +195,11 @@ impl Log {
     /// moment may be taken for a listener.
     pub(super) fn is_heard(&self, topic: &Topic) -> bool {
         self.topics.get(topic).is_some_and(|found| Arc::strong_count(&found) > 1)
+    }
+
+    /// Whether messages wait for the disk. A hint: it may be over, or begin, at any moment.
+    pub(super) fn is_writing(&self) -> bool {
+        self.committing.load(Ordering::Acquire) || self.requests.capacity() < self.requests.max_capacity()
     }
 
     /// Queues a message; waits for a place.
@@ -287,14 +296,13 @@ pub(super) fn now_ms() -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
-
     use bytes::Bytes;
     use serde_json::json;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::events::config::defaults;
+    use crate::events::sinks::News;
     use crate::events::writer::coalesce;
     use crate::ids::UserId;
     use crate::store::BoxFuture;
@@ -377,6 +385,29 @@ mod tests {
         let again = open(&database).await;
         assert!(!again.after(&first).await.0, "it is known that some are gone");
         again.end().await;
+    }
+
+    #[tokio::test]
+    async fn who_is_told_of_events_knows_whether_more_are_on_their_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Arc::new(ControlDatabase::open(&folder.path().join("c.db")).unwrap());
+        let bench = open(&database).await;
+        let mut told = bench.log.sinks.join();
+        assert!(!bench.log.is_writing());
+        let say = || bench.log.queue(Topic::System, Message::new("Test", json!({})), None);
+        say().await.unwrap();
+        assert!(bench.log.is_writing(), "it waits for the writer");
+        while bench.log.requests.capacity() < bench.log.requests.max_capacity() {
+            tokio::task::yield_now().await;
+        }
+        say().await.unwrap();
+        let mut count = 0;
+        while count < 2 {
+            let Some(News::Events(batches)) = told.next().await else { panic!("the log ended") };
+            count += batches.iter().map(|batch| batch.len()).sum::<usize>();
+            assert_eq!(bench.log.is_writing(), count < 2, "{count} came");
+        }
+        bench.end().await;
     }
 
     /// A store that answers nothing while it is told so, and notes what is listed.

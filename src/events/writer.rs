@@ -137,7 +137,9 @@ impl Writer {
                         let outdated = std::mem::take(&mut self.outdated);
                         return self.log.forget(outdated).await;
                     }
+                    self.log.committing.store(true, Ordering::Release);
                     self.commit(coalesce(std::mem::take(&mut queued))).await;
+                    self.log.committing.store(false, Ordering::Release);
                 }
             }
         }
@@ -189,6 +191,8 @@ impl Writer {
                 topic.tell(event);
             }
         }
+        // Before anybody is told, so that who is told knows whether more is on its way.
+        self.log.committing.store(false, Ordering::Release);
         self.log.sinks.pass(&events.into());
         let epoch = self.log.epoch();
         for (logged, offset) in waiting {
