@@ -133,11 +133,13 @@ async fn a_second_factor_is_asked_for_and_taken() {
 #[tokio::test(flavor = "multi_thread")]
 async fn verification_leads_to_our_page_and_is_required_where_it_is() {
     let smtp = Smtp::start().await;
-    let app = app(&smtp, "accounts.require_verified = true\n").await;
+    let app = app(&smtp, "accounts.require_verified = true\ninstances.predict = true\n").await;
     let body = json!({"email": "ada@example.com", "password": "correct horse", "passwordConfirm": "correct horse"});
     assert_eq!(users(&app, "records", body).await.0, 200);
     let password = json!({"identity": "ada@example.com", "password": "correct horse"});
     assert_eq!(users(&app, "auth-with-password", password.clone()).await.0, 403);
+    let metrics = app.get("/metrics").await.text().await.unwrap();
+    assert!(metrics.contains("\npocketfleet_predicted_total 0\n"), "nobody who cannot sign in is expected");
     for email in ["ada@example.com", "nobody@example.com"] {
         let (status, body) = users(&app, "request-verification", json!({"email": email})).await;
         assert_eq!((status, body), (StatusCode::NO_CONTENT, Value::Null), "{email}");

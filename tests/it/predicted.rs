@@ -41,6 +41,17 @@ async fn a_sign_in_wakes_the_instance_and_the_next_request_finds_it_awake() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_registration_has_the_instance_made_before_anybody_signs_in() {
+    let app = TestApp::with(ON).await;
+    let fields = json!({"email": "ada@example.com", "password": "a long password", "name": "Ada"});
+    let answer = app.http.post(format!("{}/auth/register", app.base)).json(&fields).send().await.unwrap();
+    assert_eq!(answer.status(), 201);
+    // Whether anything is begun is decided before the registration is answered. (Not where addresses have to be verified
+    // first: `mail::verification_leads_to_our_page_and_is_required_where_it_is`.)
+    assert_eq!(counts(&app).await.0, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_woken_for_nothing_is_not_counted_as_used() {
     let app = TestApp::with(ON).await;
     let ada = app.user("ada").await;

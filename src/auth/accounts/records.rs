@@ -125,6 +125,10 @@ impl Accounts {
                 }
                 (Some(user), None) => {
                     accounts.give_tenant(&user).await;
+                    // Who registers signs in next, and while that takes its time the instance is made.
+                    if !accounts.shared.operator.accounts.require_verified {
+                        accounts.expect(&user);
+                    }
                     Ok(answer)
                 }
                 (None, _) => Ok(answer),

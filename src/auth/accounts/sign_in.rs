@@ -203,7 +203,7 @@ impl Accounts {
     }
 
     /// Whoever signs in asks for what is theirs next.
-    fn expect(&self, user: &UserId) {
+    pub(super) fn expect(&self, user: &UserId) {
         if let Some(tenant) = self.shared.tenancy.personal(user) {
             self.shared.supervisor.expect(&tenant);
         }
