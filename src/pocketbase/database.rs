@@ -215,12 +215,13 @@ pub(super) fn read<T>(
     path: &Path,
     also: impl FnOnce(&Connection) -> Result<T, EditError>,
 ) -> Result<(Signers, T), Error> {
-    look(path, |connection| {
-        let (users, files) = read_users(connection)?;
-        let (superuser, superuser_files) = read_superuser(connection)?;
-        let signers = Signers { superuser, superuser_files, users, files };
-        Ok((signers, also(connection)?))
-    })
+    look(path, |connection| Ok((signers_in(connection)?, also(connection)?)))
+}
+
+pub(super) fn signers_in(connection: &Connection) -> Result<Signers, EditError> {
+    let (users, files) = read_users(connection)?;
+    let (superuser, superuser_files) = read_superuser(connection)?;
+    Ok(Signers { superuser, superuser_files, users, files })
 }
 
 /// Reads something.

@@ -88,9 +88,9 @@ pub fn enroll(path: &Path, wanted: &Roster) -> Result<(Signers, Vec<String>), Er
     if stale {
         database::edit(path, Durability::Synced, |edit| {
             changed = edit.enroll(wanted)?;
+            signers = database::signers_in(&edit.connection)?;
             Ok(())
         })?;
-        signers = database::signers(path)?;
     }
     if wanted.is_shared {
         let ids: HashSet<_> = wanted.rows.iter().map(|row| &row.account.id).collect();

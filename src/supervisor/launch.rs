@@ -279,6 +279,7 @@ async fn attempt(
     // Before anything in the folder is touched: what an earlier life left may still write to it.
     upgrade::unlocked(fleet, &folder).await.map_err(outside)?;
     let store = |error: store::Error| outside(format!("the control database: {error}"));
+    let was_spare = fleet.is_spare(tenant);
     // The keys are read before anything can write the database, while the new epoch goes to disk.
     let (epoch, signers) =
         tokio::join!(fleet.placements.acquire(tenant), prepare(fleet, tenant, golden, confinement.user));
@@ -315,7 +316,10 @@ async fn attempt(
     let failure = tokio::select! {
         biased;
         outcome = tokio::time::timeout(fleet.config.start_timeout, ready) => match outcome {
-            Ok((Ok(()), Ok(Ok(())))) => return Ok((process, Running::new(address, epoch, signers, log_start))),
+            Ok((Ok(()), Ok(Ok(())))) => {
+                let running = Running::new(address, epoch, signers, log_start).of_spare(was_spare);
+                return Ok((process, running));
+            }
             Ok((Err(error), _)) => store(error).into(),
             // Somebody else answers where ours should. Whoever it is gets no traffic; another address will do.
             Ok((_, Ok(Err(health::Error::NotOurs)))) => Setback::Again,

@@ -45,15 +45,16 @@ impl Lookers {
 
     /// Ends those that wait. Blocks for moments.
     pub(crate) fn close(&self) {
-        drop(self.list().take());
+        let waiting = self.list().take();
+        // After the lock.
+        drop(waiting);
     }
 
     /// Has a question answered within a time. Blocks.
     pub(crate) fn ask(&self, program: &Path, ask: &Ask, limit: Duration) -> Result<Told, Error> {
-        let waiting = match &mut *self.list() {
-            Some(waiting) => waiting.pop(),
-            None => return apart::ask(program, ask, limit),
-        };
+        // Not in a match: the lock would be held until its arms are done.
+        let taken = self.list().as_mut().map(Vec::pop);
+        let Some(waiting) = taken else { return apart::ask(program, ask, limit) };
         let failed = |source: io::Error| Error::Io { path: ask.path().to_owned(), source };
         let text = serde_json::to_vec(ask).map_err(|error| failed(error.into()))?;
         let looker = waiting.map_or_else(|| Looker::start(program), Ok).map_err(failed)?;
@@ -130,5 +131,43 @@ impl Drop for Looker {
         if self.child.kill().and_then(|()| self.child.wait()).is_err() {
             tracing::debug!("a process that forks for looks could not be ended");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn one_look_waits_for_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+            path
+        };
+        let (begun, go_on) = (dir.path().join("begun"), dir.path().join("go-on"));
+        for pipe in [&begun, &go_on] {
+            nix::unistd::mkfifo(pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }
+        let slow = program(
+            "slow",
+            &format!("echo > {}; cat {}; echo '{{\"Failed\":\"NoFile\"}}'", begun.display(), go_on.display()),
+        );
+        let quick = program("quick", "exit 1");
+        let question = Ask::signers(&dir.path().join("data.db"));
+        let (lookers, limit) = (Lookers::default(), Duration::from_mins(1));
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| lookers.ask(&slow, &question, limit));
+            // Opens when the other end is: it has begun.
+            std::fs::read(&begun).unwrap();
+            assert!(lookers.ask(&quick, &question, limit).is_err());
+            assert!(!first.is_finished());
+            std::fs::write(&go_on, "").unwrap();
+            assert!(first.join().unwrap().is_ok());
+        });
     }
 }

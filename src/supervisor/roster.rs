@@ -111,10 +111,9 @@ pub(super) fn keys(
 pub(super) async fn follow(fleet: &Arc<Fleet>, tenant: &TenantId, running: &Arc<Running>) {
     let (of, id) = (Arc::clone(fleet), tenant.clone());
     let kind = fleet.tenants.find(tenant).map(|tenant| tenant.kind);
-    // In what was a spare a moment ago nobody has done anything, so that its file is trusted like a sleeper's: another
-    // process to look at it would take longer than the rest of a claim.
-    let is_fresh = kind == Some(Kind::Personal) && !running.has_users();
-    let served = if is_fresh { Served::No } else { Served::Yes };
+    // In what was a spare until a moment ago nobody has done anything, so that its file is trusted like a sleeper's: another
+    // process to look at it would take longer than the rest of a claim. Once in the life of a process.
+    let served = if running.takes_its_first() { Served::No } else { Served::Yes };
     let changed = match tokio::task::spawn_blocking(move || keys(&of, &id, served)).await {
         Ok(Ok((signers, changed))) => {
             running.renew(signers);

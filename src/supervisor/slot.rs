@@ -82,6 +82,8 @@ pub(crate) struct Running {
     pub(crate) log_start: u64,
     signers: ArcSwap<Signers>,
     minted: ArcSwapOption<Minted>,
+    /// Whether it was started for nobody, and nobody was let in since.
+    is_untouched: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -96,7 +98,13 @@ struct Minted {
 impl Running {
     pub(crate) fn new(address: SocketAddr, epoch: u64, signers: Signers, log_start: u64) -> Self {
         let signers = ArcSwap::from_pointee(signers);
-        Self { address, epoch, log_start, signers, minted: ArcSwapOption::empty() }
+        let (minted, is_untouched) = (ArcSwapOption::empty(), AtomicBool::new(false));
+        Self { address, epoch, log_start, signers, minted, is_untouched }
+    }
+
+    /// The same, started for nobody.
+    pub(crate) fn of_spare(self, is_spare: bool) -> Self {
+        Self { is_untouched: AtomicBool::new(is_spare), ..self }
     }
 
     /// A fresh token of the control superuser.
@@ -109,9 +117,10 @@ impl Running {
         mint(&self.signers.load().superuser, SystemTime::now(), PROOF_TTL)
     }
 
-    /// Whether anybody can act in it.
-    pub(crate) fn has_users(&self) -> bool {
-        !self.signers.load().users.is_empty()
+    /// Whether this is the first time that somebody is let into a process that was started for nobody. What the file
+    /// says plays no part in it: whoever is in there may write it.
+    pub(crate) fn takes_its_first(&self) -> bool {
+        self.is_untouched.swap(false, Ordering::SeqCst)
     }
 
     /// Mints from other keys from now on: somebody came or went.

@@ -6,8 +6,9 @@
 //! does from there on exactly what any other jailer does. It goes when its socket closes, whatever became of us. Whoever
 //! finds none, or one that does not answer, starts a jailer of its own.
 //!
-//! An order whose answer is lost may have been obeyed all the same. The lock on the data directory tells, as it does for
-//! any process that is not known.
+//! An order whose answer does not come in time may have been obeyed all the same: the answer is looked for once more when
+//! the jailer is certainly gone. If it died between the two, the lock on the data directory tells, as it does for any
+//! process that is not known.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -24,6 +25,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustix::net::AddressFamily;
+use rustix::net::RecvFlags;
 use rustix::net::SendFlags;
 use rustix::net::SocketFlags;
 use rustix::net::SocketType;
@@ -75,8 +77,7 @@ impl Standby {
             }
             Err(error) => {
                 tracing::debug!(%error, "the waiting jailer does not answer");
-                server.take().into_iter().for_each(end);
-                Ok(None)
+                Ok(server.take().and_then(last_word))
             }
         }
     }
@@ -113,7 +114,9 @@ impl Standby {
     fn close(&self) {
         self.is_closed.store(true, Ordering::SeqCst);
         let waiting = self.lock().take();
-        waiting.into_iter().for_each(end);
+        if let Some(pid) = waiting.and_then(last_word) {
+            tracing::warn!(instance.pid = pid.as_raw_nonzero(), "a start that nobody waits for was left behind");
+        }
     }
 }
 
@@ -130,12 +133,17 @@ fn exchange(line: &OwnedFd, order: &[u8]) -> io::Result<io::Result<Pid>> {
     Ok(Pid::from_raw(answer).filter(|_| answer > 0).ok_or_else(|| io::Error::from_raw_os_error(answer.wrapping_neg())))
 }
 
-fn end(mut server: Server) {
-    drop(server.line);
+/// Ends a jailer, and only then looks whether it had obeyed all the same: a process of ours that nobody knows would never
+/// be reaped.
+fn last_word(mut server: Server) -> Option<Pid> {
     // It holds nothing and is nobody; after SIGKILL it takes as long as the kernel needs.
     if server.process.kill().and_then(|()| server.process.wait()).is_err() {
         tracing::debug!("the waiting jailer could not be ended");
     }
+    let mut answer = [0; size_of::<i32>()];
+    let (read, _) = rustix::net::recv(&server.line, &mut answer, RecvFlags::DONTWAIT).ok()?;
+    let answer = i32::from_ne_bytes(answer);
+    Pid::from_raw(answer).filter(|_| read == size_of::<i32>() && answer > 0)
 }
 
 impl Fleet {
@@ -161,9 +169,13 @@ impl Fleet {
         );
     }
 
-    /// Ends the jailer that waits.
+    /// Ends the jailer that waits, and those that look where a taking over was cut short.
     pub(crate) async fn stand_down(self: &Arc<Self>) {
         let fleet = Arc::clone(self);
-        drop(tokio::task::spawn_blocking(move || fleet.standby.close()).await);
+        let work = move || {
+            fleet.standby.close();
+            fleet.lookers.close();
+        };
+        drop(tokio::task::spawn_blocking(work).await);
     }
 }
