@@ -33,6 +33,7 @@ mod headers;
 mod io;
 mod meters;
 mod named;
+mod pace;
 mod path;
 mod place;
 mod pool;

@@ -38,6 +38,7 @@ use super::headers;
 use super::io::Upgraded;
 use super::meters::Answerer;
 use super::meters::Meters;
+use super::pace::Pace;
 use super::path;
 use super::place::Domain;
 use super::place::Place;
@@ -92,6 +93,7 @@ pub(crate) struct Service {
     pub(super) trusted: TrustedProxies,
     meters: Meters,
     slow_request: Duration,
+    pace: Pace,
     tasks: TaskTracker,
 }
 
@@ -139,7 +141,7 @@ impl Passage {
 
 impl Service {
     /// A service of one worker, whose tasks are `tasks`.
-    pub(crate) fn new(blueprint: Blueprint, tasks: TaskTracker) -> Self {
+    pub(crate) fn new(blueprint: Blueprint, pace: Pace, tasks: TaskTracker) -> Self {
         let Blueprint { config, access, metrics, slow_request, router } = blueprint;
         Self {
             forwarder: Forwarder::new(config.response_timeout, config.body_idle_timeout),
@@ -153,6 +155,7 @@ impl Service {
             access,
             router,
             slow_request,
+            pace,
             tasks,
         }
     }
@@ -174,6 +177,7 @@ impl Service {
     /// Answers a request. Every failure is an answer.
     pub(crate) async fn serve(&self, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
         let started = Instant::now();
+        let _turn = self.pace.begin();
         let tag = Tag::of(request.headers());
         let origin = request.headers().get(header::ORIGIN).cloned();
         let is_https = peer.is_trusted && forwarded_proto(request.headers()) == "https";

@@ -37,6 +37,7 @@ use super::h2::Streams;
 use super::h2::Watched;
 use super::io::ClientIo;
 use super::io::Upgraded;
+use super::pace::Pace;
 use super::preface;
 use super::preface::Protocol;
 use super::service::Blueprint;
@@ -85,11 +86,19 @@ impl Worker {
         let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name(format!("gateway-{index}")).spawn(move || {
             let _end: oneshot::Sender<()> = end;
-            match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+            let pace = Pace::of_this_thread();
+            let runtime = Builder::new_current_thread()
+                .enable_all()
+                .on_thread_unpark({
+                    let pace = pace.clone();
+                    move || pace.woken()
+                })
+                .build_local(LocalOptions::default());
+            match runtime {
                 Ok(runtime) => {
                     // The starter waits for this; if it is gone, the queue is closed as well.
                     let _ = ready.send(Ok(()));
-                    run(runtime, blueprint, queue, drain);
+                    run(runtime, blueprint, pace, queue, drain);
                 }
                 Err(error) => {
                     let _ = ready.send(Err(error));
@@ -110,11 +119,11 @@ impl Worker {
     }
 }
 
-fn run(runtime: LocalRuntime, blueprint: Blueprint, queue: mpsc::Receiver<Accepted>, drain: Drain) {
+fn run(runtime: LocalRuntime, blueprint: Blueprint, pace: Pace, queue: mpsc::Receiver<Accepted>, drain: Drain) {
     let config = Arc::clone(&blueprint.config);
     runtime.block_on(async move {
         let tasks = TaskTracker::new();
-        let service = Rc::new(Service::new(blueprint, tasks.clone()));
+        let service = Rc::new(Service::new(blueprint, pace, tasks.clone()));
         serve(&service, queue, &config, &drain, &tasks).await;
         tasks.close();
         if tokio::time::timeout(config.drain_timeout, tasks.wait()).await.is_err() {

@@ -190,3 +190,32 @@ async fn readers_that_take_nothing_or_a_drip_are_cut_and_hold_no_memory() {
     let download = ada.get(&path).await.bytes().await.unwrap();
     assert_eq!(download.len(), 32 << 20, "who reads gets all");
 }
+
+/// How the kernel schedules the only worker: the 41st field of its `stat` (proc(5)), 0 as usual, 3 as a batch thread.
+fn policy_of_the_worker(app: &TestApp) -> Option<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", app.pid())).unwrap();
+    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
+    let stat = stats.into_iter().find(|stat| stat.contains("(gateway-0)"))?;
+    stat.rsplit(") ").next()?.split(' ').nth(38).map(str::to_owned)
+}
+
+#[tokio::test]
+async fn a_worker_with_much_to_do_lets_others_finish_and_with_little_takes_its_turn_at_once() {
+    let app = TestApp::with("server.workers = 1\n").await;
+    let ada = app.user("ada").await;
+    let ask = || async { ada.request(Method::GET, NOTES).send().await.unwrap().status() };
+    assert!(ask().await.is_success());
+    assert_eq!(policy_of_the_worker(&app).as_deref(), Some("0"));
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while policy_of_the_worker(&app).as_deref() != Some("3") {
+        assert!(std::time::Instant::now() < deadline, "an ordinary thread under load");
+        let statuses: Vec<_> = stream::iter(0..256).map(|_| ask()).buffer_unordered(16).collect().await;
+        assert!(statuses.iter().all(reqwest::StatusCode::is_success), "{statuses:?}");
+    }
+    eventually("an ordinary thread again", async || {
+        let status = ask().await;
+        assert!(status.is_success(), "{status}");
+        (policy_of_the_worker(&app).as_deref() == Some("0")).then_some(())
+    })
+    .await;
+}
