@@ -270,6 +270,6 @@ def burst_report(found):
                          "" if name == "bare" else kit.ratio(r["last"]["p50"], base)])
     rounds = next(iter(found.values()))["bare"]["mean"]["n"]
     return [f"### {' and '.join(found)} wakes at once\n\nMilliseconds from the first request to an answer, medians of "
-            f"{rounds} rounds, against spawning all at once: pocketfleet starts one per core at a time, two at "
-            "least (`instances.max_starting`), so the first are answered early and the last wait for the others.\n",
+            f"{rounds} rounds, against spawning all at once: pocketfleet starts one more than there are cores at "
+            "a time (`instances.max_starting`), so the first are answered early and the last wait for the others.\n",
             kit.table(["wakes", "", "first", "mean", "last", "range of last", "last, of bare"], rows)]

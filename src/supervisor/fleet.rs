@@ -129,7 +129,7 @@ impl Fleet {
 
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        let starts = if parts.config.max_starting == 0 { cores.max(2) } else { parts.config.max_starting };
+        let starts = if parts.config.max_starting == 0 { cores + 1 } else { parts.config.max_starting };
         let (most, in_all) = (parts.config.max_waiting_per_instance, parts.config.max_waiting);
         let waiting = WaitingRoom::new(most, in_all, parts.config.refusal_pause);
         Arc::new(Self {

@@ -1,8 +1,9 @@
 //! How many processes may start at once, and who goes first.
 //!
-//! A start is about 30 ms of pure CPU. Started all together, fifty of them finish together, late; a few at a time,
-//! the first is ready after one start's time and the mean is halved. Wake-ups with a client waiting go before the
-//! others. Nothing is held across an await but a [`Permit`].
+//! A start is about 30 ms of CPU, with pauses for the disk and for answers. Started all together, fifty of them finish
+//! together, late; a few at a time, the first is ready after one start's time and the mean is halved. One more than
+//! there are cores fills the pauses: with as many as cores, a tenth of two cores idled. Wake-ups with a client waiting go
+//! before the others. Nothing is held across an await but a [`Permit`].
 
 use std::collections::VecDeque;
 use std::sync::Arc;
