@@ -109,7 +109,7 @@ class Contestant:
 
 
 def overload(bench):
-    rounds, seconds = (1, 3) if bench.quick else (5, 6)
+    rounds, seconds = (1, 3) if bench.quick else (9, 6)
     program = bench_sockets.build()
     fleet, tenant, token, copy, bare_token, record = kit.prepared(bench, "overload")
     kit.Client(fleet.address, token).call("GET", record)

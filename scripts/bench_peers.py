@@ -76,8 +76,9 @@ http://{listen} {{
 }}
 """
 
-# The second HAProxy.
+# The second HAProxy, and a second nginx whose workers are batch threads, as pocketfleet's are under load.
 CHECKING = "haproxy, checking the token"
+BATCH = "nginx, batch threads"
 
 
 class Peer:
@@ -105,13 +106,15 @@ class Peer:
         self.bench.stop(self.process)
 
 
-def nginx(bench, name, upstream):
-    return Peer(bench, name, upstream, [kit.which("nginx"), "-p", bench.temp, "-c"], NGINX)
+def nginx(bench, name, upstream, prefix=()):
+    return Peer(bench, name, upstream, [*prefix, kit.which("nginx"), "-p", bench.temp, "-c"], NGINX)
 
 
 def start(bench, upstream, path, token, key):
     """Starts what there is; returns the peers by name. `key` is what tokens are signed with."""
     peers = {"nginx": nginx(bench, "nginx", upstream)}
+    if chrt := kit.which("chrt"):
+        peers[BATCH] = nginx(bench, BATCH, upstream, [chrt, "--batch", "0"])
     if haproxy := kit.which("haproxy"):
         for name, check in (("haproxy", ""), (CHECKING, CHECK.format(key=key))):
             peers[name] = Peer(bench, name, upstream, [haproxy, "-db", "-q", "-f"], HAPROXY, check=check)
