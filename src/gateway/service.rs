@@ -164,6 +164,10 @@ impl Service {
         &self.config
     }
 
+    pub(super) fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
     pub(crate) fn forwarder(&self) -> &Forwarder {
         &self.forwarder
     }
@@ -177,7 +181,6 @@ impl Service {
     /// Answers a request. Every failure is an answer.
     pub(crate) async fn serve(&self, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
         let started = Instant::now();
-        let _turn = self.pace.begin();
         let tag = Tag::of(request.headers());
         let origin = request.headers().get(header::ORIGIN).cloned();
         let is_https = peer.is_trusted && forwarded_proto(request.headers()) == "https";
@@ -193,6 +196,7 @@ impl Service {
         self.compression.apply(wish, &mut response);
         response.headers_mut().insert(X_REQUEST_ID, tag.header());
         let elapsed = started.elapsed();
+        self.pace.answered(elapsed);
         self.meters.answered(seen.by, response.status(), elapsed);
         if response.status().is_server_error() || elapsed >= self.slow_request {
             log(&method, &uri, response.status(), elapsed, &seen, &tag);

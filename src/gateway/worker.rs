@@ -37,6 +37,7 @@ use super::h2::Streams;
 use super::h2::Watched;
 use super::io::ClientIo;
 use super::io::Upgraded;
+use super::pace;
 use super::pace::Pace;
 use super::preface;
 use super::preface::Protocol;
@@ -86,9 +87,10 @@ impl Worker {
         let (ready, is_ready) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name(format!("gateway-{index}")).spawn(move || {
             let _end: oneshot::Sender<()> = end;
-            let pace = Pace::of_this_thread();
+            let (pace, was_ordinary) = (Pace::of_this_thread(), pace::is_ordinary());
             let runtime = Builder::new_current_thread()
                 .enable_all()
+                .on_thread_start(move || pace::begin_ordinary(was_ordinary))
                 .on_thread_unpark({
                     let pace = pace.clone();
                     move || pace.woken()
@@ -149,6 +151,7 @@ async fn serve(
             accepted = queue.recv() => accepted,
             _ = sweep.tick() => {
                 service.forwarder().pool().sweep();
+                service.pace().rested();
                 continue;
             }
         };

@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream;
 use reqwest::Method;
+use serde_json::Value;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpSocket;
@@ -191,12 +192,18 @@ async fn readers_that_take_nothing_or_a_drip_are_cut_and_hold_no_memory() {
     assert_eq!(download.len(), 32 << 20, "who reads gets all");
 }
 
-/// How the kernel schedules the only worker: the 41st field of its `stat` (proc(5)), 0 as usual, 3 as a batch thread.
+const ORDINARY: &str = "0";
+const BATCH: &str = "3";
+
+/// How the kernel schedules a thread: the 41st field of its `stat` (proc(5)).
+fn policy(stat: &str) -> Option<String> {
+    stat.rsplit(") ").next()?.split(' ').nth(38).map(str::to_owned)
+}
+
 fn policy_of_the_worker(app: &TestApp) -> Option<String> {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", app.pid())).unwrap();
     let stats = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
-    let stat = stats.into_iter().find(|stat| stat.contains("(gateway-0)"))?;
-    stat.rsplit(") ").next()?.split(' ').nth(38).map(str::to_owned)
+    policy(&stats.into_iter().find(|stat| stat.contains("(gateway-0)"))?)
 }
 
 #[tokio::test]
@@ -205,17 +212,43 @@ async fn a_worker_with_much_to_do_lets_others_finish_and_with_little_takes_its_t
     let ada = app.user("ada").await;
     let ask = || async { ada.request(Method::GET, NOTES).send().await.unwrap().status() };
     assert!(ask().await.is_success());
-    assert_eq!(policy_of_the_worker(&app).as_deref(), Some("0"));
+    assert_eq!(policy_of_the_worker(&app).as_deref(), Some(ORDINARY));
     let deadline = std::time::Instant::now() + PATIENCE;
-    while policy_of_the_worker(&app).as_deref() != Some("3") {
+    let mut crowd = stream::repeat_with(ask).buffer_unordered(16).enumerate();
+    while let Some((number, status)) = crowd.next().await {
+        assert!(status.is_success(), "{status}");
+        if number % 16 == 0 && policy_of_the_worker(&app).as_deref() == Some(BATCH) {
+            break;
+        }
         assert!(std::time::Instant::now() < deadline, "an ordinary thread under load");
-        let statuses: Vec<_> = stream::iter(0..256).map(|_| ask()).buffer_unordered(16).collect().await;
-        assert!(statuses.iter().all(reqwest::StatusCode::is_success), "{statuses:?}");
     }
+    drop(crowd);
     eventually("an ordinary thread again", async || {
         let status = ask().await;
         assert!(status.is_success(), "{status}");
-        (policy_of_the_worker(&app).as_deref() == Some("0")).then_some(())
+        (policy_of_the_worker(&app).as_deref() == Some(ORDINARY)).then_some(())
     })
     .await;
+    let instance = app.tenant(&ada.id)["pid"].as_i64().unwrap();
+    let stat = std::fs::read_to_string(format!("/proc/{instance}/stat")).unwrap();
+    assert_eq!(policy(&stat).as_deref(), Some(ORDINARY), "instances inherit nothing");
+}
+
+#[tokio::test]
+async fn those_who_only_wait_are_no_crowd() {
+    let app = TestApp::with("server.workers = 1\n").await;
+    let ada = app.user("ada").await;
+    let first: Value = ada.get("/api/v1/events/poll?topics=system").await.json().await.unwrap();
+    let path = format!("/api/v1/events/poll?topics=system&timeout=55&since={}", first["next"].as_str().unwrap());
+    let polls = futures_util::future::join_all((0..16).map(|_| ada.get(&path)));
+    let alone = async {
+        for _ in 0..600 {
+            assert!(ada.request(Method::GET, NOTES).send().await.unwrap().status().is_success());
+            assert_eq!(policy_of_the_worker(&app).as_deref(), Some(ORDINARY), "one request at a time");
+        }
+    };
+    tokio::select! {
+        _ = polls => panic!("nothing was said"),
+        () = alone => {}
+    }
 }
