@@ -180,7 +180,7 @@ def overload_report(found):
         f"medians of {found['rounds']} rounds. *Peak* is what 64 connections get that ask again at once; then twice as many "
         f"are due a second, answered or not, over {found['connections']} connections: *served* counts what is answered with "
         "200 before the load ends. Times in milliseconds from when a request was due; CPU in cores, of the proxy, the "
-        "instance and the load.\n",
+        "instance and the load. nginx is as it comes; pocketfleet's workers are batch threads under this load.\n",
         kit.table(["through", "peak a second", "CPU at the peak", "sent", "served", "of the peak", "served p50", "served p99",
                    "refused p50", "refused p99", "CPU"], rows),
         f"Answers: {'. '.join(answers)}.\n",

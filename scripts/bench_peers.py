@@ -3,12 +3,14 @@ kept alive, TCP_NODELAY (the default of all of them), bodies streamed, no access
 
 nginx is the measure and has to be there; HAProxy and Caddy are left out where they are missing. HAProxy comes a second
 time: checking the token's signature and time, as pocketfleet does for every request and the others do for none. The
-nginx and Caddy of Debian have nothing that does.
+nginx and Caddy of Debian have nothing that does. nginx comes a second time as well, with batch threads (`SCHED_BATCH`), as
+pocketfleet's workers are under load.
 """
 
 import itertools
 import os
 import re
+import subprocess
 
 import bench_kit as kit
 
@@ -76,7 +78,7 @@ http://{listen} {{
 }}
 """
 
-# The second HAProxy, and a second nginx whose workers are batch threads, as pocketfleet's are under load.
+# The second ones.
 CHECKING = "haproxy, checking the token"
 BATCH = "nginx, batch threads"
 
@@ -85,10 +87,11 @@ class Peer:
     numbers = itertools.count()
 
     def __init__(self, bench, name, upstream, command, config, env=None, **values):
-        self.bench, self.name, self.log = bench, name, f"{name.split()[0].strip(',')}.log"
+        self.bench, self.name = bench, name
         self.listen = f"127.0.0.1:{kit.free_port()}"
         # Caddy can tell the language of its configuration by the name of the file only.
-        file = bench.temp / f"{re.sub(r'[^a-z]+', '-', name.lower())}.conf"
+        plain = re.sub(r"[^a-z]+", "-", name.lower())
+        self.log, file = f"{plain}.log", bench.temp / f"{plain}.conf"
         number = next(Peer.numbers)
         file.write_text(config.format(temp=bench.temp, listen=self.listen, upstream=upstream, number=number, **values))
         self.process = bench.start([*command, file], self.log, env={**os.environ, **(env or {})})
@@ -113,8 +116,11 @@ def nginx(bench, name, upstream, prefix=()):
 def start(bench, upstream, path, token, key):
     """Starts what there is; returns the peers by name. `key` is what tokens are signed with."""
     peers = {"nginx": nginx(bench, "nginx", upstream)}
-    if chrt := kit.which("chrt"):
-        peers[BATCH] = nginx(bench, BATCH, upstream, [chrt, "--batch", "0"])
+    chrt = [kit.which("chrt"), "--batch", "0"]
+    if chrt[0] and subprocess.run([*chrt, "true"], capture_output=True, timeout=10).returncode == 0:
+        peers[BATCH] = nginx(bench, BATCH, upstream, chrt)
+    else:
+        kit.say(f"warm: chrt is missing, or not allowed; {BATCH} is left out")
     if haproxy := kit.which("haproxy"):
         for name, check in (("haproxy", ""), (CHECKING, CHECK.format(key=key))):
             peers[name] = Peer(bench, name, upstream, [haproxy, "-db", "-q", "-f"], HAPROXY, check=check)

@@ -85,6 +85,7 @@ pub(crate) struct Upgrades {
 impl Upgrades {
     pub(crate) fn new(policy: UpgradePolicy) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        // Fewer than starts are let through at once where there are two cores and more: a client's finds a place.
         let (gate, unclear) = (StartGate::new(cores.max(2)), DashMap::new());
         Self { policy, asked: DashSet::new(), done: broadcast::Sender::new(NEWS), gate, unclear }
     }
