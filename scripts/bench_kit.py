@@ -180,6 +180,8 @@ def children_of(pid):
 class Bench:
     def __init__(self, options):
         self.quick = options.quick
+        # Of the scenario `warm` only this kind of request.
+        self.kind = getattr(options, "kind", "")
         self.temp = pathlib.Path(tempfile.mkdtemp(prefix="pocketfleet-bench-"))
         # Tenants may have users of their own, who reach their folders by this one.
         self.temp.chmod(0o711)
