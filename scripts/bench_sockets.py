@@ -1,5 +1,5 @@
-"""The scenario `sockets` of scripts/bench: fan-out against Bun, Node with `ws` and a plain axum server, latency, idle
-memory.
+"""The scenarios `sockets` and `streams` of scripts/bench: fan-out against Bun, Node with `ws` and a plain axum server,
+latency, idle memory; and fan-out to streams of server-sent events against Bun and Node.
 
 `npm` fetches the program `bun` and the package `ws` once, into a folder below target/; without npm both are left out,
 without Node `ws` is. The load is scripts/socket-load.
@@ -21,12 +21,26 @@ LOAD = pathlib.Path(__file__).resolve().parent / "socket-load"
 PACKAGES = {"bun": "1.4.5", "ws": "8.23.0"}
 BUN_SERVER = """
 const [host, port] = process.argv[2].split(":");
+const streams = new Set();
 const server = Bun.serve({
+  idleTimeout: 0,
   hostname: host, port: Number(port),
   async fetch(request, server) {
-    if (new URL(request.url).pathname === "/publish") {
-      server.publish("all", await request.text());
+    const path = new URL(request.url).pathname;
+    if (path === "/publish") {
+      const text = await request.text();
+      server.publish("all", text);
+      const event = Buffer.from(`data: "${text}"\\n\\n`);
+      for (const stream of streams) stream.enqueue(event);
       return new Response("ok");
+    }
+    if (path === "/stream") {
+      let mine;
+      const body = new ReadableStream({
+        start(stream) { mine = stream; streams.add(stream); stream.enqueue(":\\n\\n"); },
+        cancel() { streams.delete(mine); },
+      });
+      return new Response(body, { headers: { "content-type": "text/event-stream" } });
     }
     return server.upgrade(request) ? undefined : new Response("no", { status: 400 });
   },
@@ -38,11 +52,19 @@ const { createServer } = require("node:http");
 const { WebSocketServer } = require("ws");
 const [host, port] = process.argv[2].split(":");
 const sockets = new WebSocketServer({ noServer: true, clientTracking: true, perMessageDeflate: false });
+const streams = new Set();
 const server = createServer((request, response) => {
+  if (request.url === "/stream") {
+    response.writeHead(200, { "content-type": "text/event-stream" }).flushHeaders();
+    streams.add(response);
+    return response.on("close", () => streams.delete(response));
+  }
   const parts = [];
   request.on("data", (part) => parts.push(part)).on("end", () => {
     const text = Buffer.concat(parts);
     for (const socket of sockets.clients) socket.send(text, { binary: false });
+    const event = Buffer.from(`data: "${text}"\\n\\n`);
+    for (const stream of streams) stream.write(event);
     response.end("ok");
   });
 });
@@ -60,6 +82,7 @@ SETTINGS = {
     "POCKETFLEET_EVENTS__CONNECTS_PER_IP": "10000000",
 }
 LISTEN = "/ws?subscribe=system"
+STREAM = "/api/v1/events?topics=system"
 PUBLISH = "/api/v1/admin/realtime/publish"
 
 
@@ -113,8 +136,8 @@ def peer(bench, command):
     return process, address
 
 
-def load(program, address, path, publish, body, sockets, window, rate, seconds, headers=()):
-    command = [program, "load", address, path, publish, body, str(sockets), str(window), str(rate), str(seconds), *headers]
+def load(program, address, path, publish, body, sockets, window, rate, seconds, headers=(), kind="load"):
+    command = [program, kind, address, path, publish, body, str(sockets), str(window), str(rate), str(seconds), *headers]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"bench: the load failed: {done.stderr.strip()}")
@@ -184,6 +207,38 @@ def sockets(bench):
     found["idle"] = idle(bench, program, fleet, headers, 500 if bench.quick else 10_000)
     fleet.stop()
     return found
+
+
+def streams(bench):
+    program, others = build(), from_npm(bench)
+    fleet, headers = events_fleet(bench, "streams")
+    started = {name: peer(bench, command) for name, command in others.items()}
+    ours = json.dumps({"topic": "system", "event": "Bench", "data": {"text": "x" * 990}})
+    rounds, seconds = (1, 1) if bench.quick else (5, 3)
+    found = {}
+    for number, window in [(200, 4)] if bench.quick else [(1000, 4), (1000, 1)]:
+        runs = {name: [] for name in ("pocketfleet", *others)}
+        for _ in range(rounds):
+            for name in kit.shuffled(runs):
+                to = (fleet.address, STREAM, PUBLISH, ours) if name == "pocketfleet" else \
+                    (started[name][1], "/stream", "/publish", "x" * 1024)
+                its = headers if name == "pocketfleet" else ()
+                runs[name].append(load(program, *to, number, window, 0, seconds, its, "streams"))
+                time.sleep(0.5)
+        found[f"{number}, {window}"] = {name: medians(results) for name, results in runs.items()}
+    for process, _ in started.values():
+        bench.stop(process)
+    fleet.stop()
+    return found
+
+
+def streams_report(found):
+    rows = [[case, name.split()[0], f"{r['deliveries_per_s']:,.0f}", kit.ratio(r["deliveries_per_s"], results["bun"]["deliveries_per_s"])
+             if "bun" in results else "–", f"{r['each_p50_us'] / 1000:.1f}", f"{r['each_p99_us'] / 1000:.1f}"]
+            for case, results in found.items() for name, r in results.items()]
+    return ["### Events to streams\n\nThe same over server-sent events (`GET /api/v1/events`), for clients without sockets; Bun "
+            "with a `ReadableStream` each, Node with a response each.\n",
+            kit.table(["streams, in flight", "server", "deliveries/s", "of bun", "p50 ms", "p99 ms"], rows)]
 
 
 def idle(bench, program, fleet, headers, sockets):

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! socket_load load HOST:PORT PATH PUBLISH_PATH BODY SOCKETS WINDOW RATE SECONDS [HEADER...]   fan-out; prints JSON
+//! socket_load streams ...                                   the same for streams of server-sent events
 //! socket_load idle HOST:PORT PATH SOCKETS [HEADER...]       opens sockets, prints "ready", holds them
 //! socket_load requests HOST:PORT PATH CONNECTIONS RATE SECONDS [HEADER...]   GETs, at times of their own; prints JSON
 //! socket_load axum HOST:PORT                                the server: GET /ws listens, POST /publish tells
@@ -57,10 +58,25 @@ fn main() {
             };
             println!("{}", plan.run());
         }
-        ["load", address, path, publish, body, sockets, window, rate, seconds, ref headers @ ..] => {
+        [
+            kind @ ("load" | "streams"),
+            address,
+            path,
+            publish,
+            body,
+            sockets,
+            window,
+            rate,
+            seconds,
+            ref headers @ ..,
+        ] => {
             let address = address.parse().unwrap();
+            let open = |_| match kind {
+                "streams" => Reader { is_stream: true, ..Reader::new(stream(address, path, headers)) },
+                _ => Reader::new(open(address, path, headers)),
+            };
             let load = Load {
-                sockets: (0..sockets.parse().unwrap()).map(|_| Reader::new(open(address, path, headers))).collect(),
+                sockets: (0..sockets.parse().unwrap()).map(open).collect(),
                 window: window.parse().unwrap(),
                 pause: Some(rate.parse::<f64>().unwrap())
                     .filter(|rate| *rate > 0.0)
@@ -81,13 +97,21 @@ fn main() {
 
 /// Opens a socket.
 fn open(address: SocketAddr, path: &str, headers: &[&str]) -> std::net::TcpStream {
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    asked(address, path, headers, upgrade, "HTTP/1.1 101")
+}
+
+/// Opens a stream of server-sent events.
+fn stream(address: SocketAddr, path: &str, headers: &[&str]) -> std::net::TcpStream {
+    asked(address, path, headers, "Accept: text/event-stream\r\n", "HTTP/1.1 200")
+}
+
+fn asked(address: SocketAddr, path: &str, headers: &[&str], more: &str, wanted: &str) -> std::net::TcpStream {
     let mut stream = std::net::TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let head = headers.iter().map(|header| format!("{header}\r\n")).collect::<String>();
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\n{head}Connection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    );
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n{head}{more}\r\n");
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = Vec::new();
     let mut byte = [0];
@@ -95,7 +119,7 @@ fn open(address: SocketAddr, path: &str, headers: &[&str]) -> std::net::TcpStrea
         assert_eq!(stream.read(&mut byte).unwrap(), 1, "refused: {}", String::from_utf8_lossy(&answer));
         answer.push(byte[0]);
     }
-    assert!(answer.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&answer));
+    assert!(answer.starts_with(wanted.as_bytes()), "{}", String::from_utf8_lossy(&answer));
     stream
 }
 
@@ -107,18 +131,27 @@ struct Reader {
     /// Bytes of the current frame's payload that are still to come.
     left: usize,
     messages: usize,
+    /// It is a stream of server-sent events: `left` counts the letters x at the end of what was read.
+    is_stream: bool,
 }
 
 impl Reader {
     fn new(stream: std::net::TcpStream) -> Self {
         stream.set_nonblocking(true).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream: TcpStream::from_std(stream), head: Vec::new(), left: 0, messages: 0 }
+        Self { stream: TcpStream::from_std(stream), head: Vec::new(), left: 0, messages: 0, is_stream: false }
     }
 
-    /// Counts the text frames that end within these bytes.
+    /// Counts the messages that end within these bytes: text frames; of a stream, quotation marks after many letters x.
     fn count(&mut self, mut bytes: &[u8]) -> usize {
         let mut found = 0;
+        if self.is_stream {
+            for byte in bytes {
+                found += usize::from(*byte == b'"' && self.left > 100);
+                self.left = if *byte == b'x' { self.left + 1 } else { 0 };
+            }
+            return found;
+        }
         loop {
             let skip = self.left.min(bytes.len());
             self.left -= skip;
